@@ -1,0 +1,94 @@
+# Every target works in a fresh clone: the environment is built first, once.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help install run test lab refresh pretrain benchmarks lint lock clean
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+help:  ## show this help
+	@echo "make TARGET [VARIABLE=value ...]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "Variables of 'make run' (without them: the embedded example, a few minutes, offline):"
+	@awk -F ' *## ' '/^#: / {sub("#: ", "", $$1); printf "  %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  make run DATA=~/pets BACKBONE=ResNet50"
+	@echo "  make run DATA=\"my photos\" NAME=photos-2 PARAMS=\"seed=3 epochs=10\""
+	@echo
+	@echo "PYTHON=python3.12 chooses the Python (3.11 to 3.13) that the environment in $(VENV) is made from."
+
+#: NAME             ## the run's name: results go to runs/NAME
+#: DATA             ## your images: a folder of class folders, or with train/ val/ test/ around them
+#: BACKBONE         ## a name of keras.applications (MobileNetV2, ResNet50, ...) or a .keras file
+#: WEIGHTS          ## imagenet, None or a weights file
+#: PREPROCESSING    ## how a .keras file of your own wants its pixels
+#: IMAGE_SIZE       ## pixels along an image's side
+#: SEED             ## of the split and of the training
+#: EPOCHS           ## of fine-tuning
+#: UNFREEZE_FROM    ## the first stage that is fine-tuned
+#: LEARNING_RATE    ## of fine-tuning
+#: PARAMS           ## any other parameters: "name=value name=value" (without spaces in a value)
+
+# ---- the environment
+
+install: $(INSTALLED)  ## build the environment (the other targets do it by themselves)
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "Expected Python 3.11, 3.12 or 3.13. Received: PYTHON=$(PYTHON), which is $$($(PYTHON) --version 2>&1 | head -n 1)." >&2; \
+	  echo "Name another one, for example: make $(or $(MAKECMDGOALS),run) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Building the environment in $(VENV), once: about 2 GB, a few minutes." >&2
+	@$(PYTHON) -m venv "$(VENV)"
+	@"$(PY)" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@"$(PY)" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch "$@"
+
+# ---- what one does with it
+
+# A variable counts only if it stands on the command line, so that an environment's own NAME or DATA cannot
+# slip in. The shell reads the value ("$DATA"), not make: spaces and quotes in it need no care.
+given = $(if $(and $(findstring command,$(origin $2)),$($2)),$1 "$$$2")
+
+run: $(INSTALLED)  ## execute 01, 02, 03 on your images or on the embedded example, and write a report
+	@set -f; set -- $(call given,-n,NAME) $(call given,-p data,DATA) $(call given,-p backbone,BACKBONE) \
+	  $(call given,-p weights,WEIGHTS) $(call given,-p preprocessing,PREPROCESSING) \
+	  $(call given,-p image_size,IMAGE_SIZE) $(call given,-p seed,SEED) $(call given,-p epochs,EPOCHS) \
+	  $(call given,-p unfreeze_from,UNFREEZE_FROM) $(call given,-p learning_rate,LEARNING_RATE); \
+	for pair in $(if $(findstring command,$(origin PARAMS)),$$PARAMS); do \
+	  set -- "$$@" -p "$${pair%%=*}" "$${pair#*=}"; done; \
+	"$(PY)" -m helpers.run "$$@"
+
+test: $(INSTALLED)  ## run all tests
+	@"$(PY)" -m pytest
+
+lab: $(INSTALLED)  ## open the notebooks in JupyterLab
+	@"$(PY)" -m jupyterlab notebooks/01_load_data.ipynb
+
+refresh: $(INSTALLED)  ## execute the notebooks again and store their outputs, to be committed
+	@"$(PY)" tests/refresh.py
+
+pretrain: $(INSTALLED)  ## make the embedded example's network again (up to 30 minutes)
+	@mkdir -p runs/pretrain
+	@"$(PY)" -m papermill notebooks/A1_pretrain_a_backbone.ipynb runs/pretrain/A1_pretrain_a_backbone.ipynb -p full True
+
+benchmarks: $(INSTALLED)  ## print side-by-side timings
+	@set -e; for file in tests/benchmarks/*.py; do echo "== $$file"; "$(PY)" "$$file"; done
+
+lint: $(INSTALLED)  ## check style and format
+	@"$(PY)" -m ruff check .
+	@"$(PY)" -m ruff format --check .
+
+lock: $(INSTALLED)  ## resolve requirements.txt again from pyproject.toml
+	@"$(PY)" -m pip install --quiet --disable-pip-version-check uv
+	@"$(PY)" -m uv pip compile --quiet --universal --python-version 3.11 --extra test --no-emit-index-url \
+	  --no-emit-find-links --custom-compile-command "make lock" pyproject.toml -o requirements.txt
+
+clean:  ## remove the environment and caches; runs/ stays
+	rm -rf "$(VENV)" build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

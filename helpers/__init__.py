@@ -1,0 +1,31 @@
+"""Freeze or fine-tune? The helper package that all notebooks import.
+
+Light on purpose: heavy libraries are imported by the modules that use them.
+"""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The repository's root, which relative paths in parameters are resolved against."""
+
+
+def resolve_path(path: str | Path) -> Path:
+    """Returns the absolute path: `~` expanded, a relative path counted from the repository's root.
+
+    JupyterLab and nbval work in `notebooks/`, papermill in the caller's folder: so the same parameter
+    means the same file, whoever executes.
+    """
+    return ROOT / Path(path).expanduser()
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Returns `path`, which now holds `text` (UTF-8): an interrupted write leaves the old file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,164 @@
+"""What a notebook's cell tagged `parameters` declares, and whether given values fit it.
+
+The cell is read with `ast`, not with `papermill.inspect_notebook`: that matches lines by a pattern that sees
+neither `weights: str | None = None` nor a comment with an `=` in it.
+"""
+
+import ast
+import difflib
+import io
+import os
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from helpers import ROOT
+
+EMBEDDED = "digits"
+"""The value of `data` that means the embedded example and not a folder."""
+
+_CHECKED = {"int", "float", "str", "bool", "None", "list", "dict", "tuple"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameters cell: `name: types = default  # meaning`."""
+
+    name: str
+    default: object
+    types: tuple[str, ...]
+    meaning: str
+
+    def __str__(self) -> str:
+        comment = f"  # {self.meaning}" if self.meaning else ""
+        return f"{self.name}: {' | '.join(self.types)} = {self.default!r}{comment}"
+
+
+def declared_parameters(notebook) -> dict[str, Parameter]:
+    """Returns the parameters that a notebook declares, by name, in their order; empty without such a cell.
+
+    Raises:
+        ValueError: A default is not a literal.
+    """
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    source = cells[0].source if cells else ""
+    comments = {
+        token.start[0]: token.string.lstrip("# ").rstrip()
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    declared = {}
+    for line in ast.parse(source).body:
+        target = line.target if isinstance(line, ast.AnnAssign) else getattr(line, "targets", [None])[0]
+        if not isinstance(target, ast.Name) or line.value is None:
+            continue
+        try:
+            default = ast.literal_eval(line.value)
+        except ValueError:
+            raise ValueError(
+                f"Parameter {target.id} must have a literal as its default, and has "
+                f"{ast.unparse(line.value)}: a value derived from others belongs in a later cell."
+            ) from None
+        if isinstance(line, ast.AnnAssign):
+            types = _type_names(line.annotation)
+        else:  # a bare None says nothing about what else it may be
+            types = ("Any",) if default is None else (_type_name(default),)
+        declared[target.id] = Parameter(target.id, default, types, comments.get(line.end_lineno, ""))
+    return declared
+
+
+def fitting_values(given: dict, declared: dict[str, Parameter]) -> dict:
+    """Returns the given values by name, texts converted to the declared types.
+
+    Args:
+        given: Values by name. A text is what somebody typed; other values come from a YAML file.
+        declared: What the notebooks declare.
+
+    Raises:
+        ValueError: With one line for each unknown parameter and each value of a wrong type.
+    """
+    values, problems = {}, []
+    for name, value in given.items():
+        if name == "run_dir":
+            problems.append("run_dir is set by the runner: choose it with NAME=... (-n) or --runs-dir.")
+        elif name not in declared:
+            nearest = difflib.get_close_matches(name, declared, n=1, cutoff=0.3)
+            hint = f" Did you mean {nearest[0]}?" if nearest else ""
+            problems.append(f"There is no parameter {name}.{hint}")
+        else:
+            try:
+                values[name] = _converted(value, declared[name].types)
+            except ValueError:
+                expected = " or ".join(declared[name].types)
+                problems.append(f"{name}: expected {expected}. Received: {value!r} ({_type_name(value)}).")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return values
+
+
+def from_here(name: str, value, here: Path):
+    """Returns the value with a path parameter's path counted from the folder `here`, if it exists there.
+
+    A path inside the repository comes back relative to its root: the run can then move with the repository,
+    and is the same run wherever it was started from.
+    """
+    is_path = {
+        "data": value != EMBEDDED,
+        "weights": value != "imagenet",
+        "backbone": str(value).endswith(".keras"),
+    }
+    if not isinstance(value, str) or not value or not is_path.get(name, False):
+        return value
+    path = here / Path(value).expanduser()
+    if not path.exists() and not value.startswith("~"):
+        return value
+    path = Path(os.path.abspath(path))  # not resolve(): a link keeps the name that the person gave it
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def _type_name(value) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+def _type_names(annotation: ast.expr) -> tuple[str, ...]:
+    match annotation:
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _type_names(left) + _type_names(right)
+        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
+            return (*_type_names(inner), "None")
+        case ast.Constant(value=str(text)):
+            return _type_names(ast.parse(text, mode="eval").body)
+        case ast.Subscript(value=outer):
+            return _type_names(outer)
+    return (ast.unparse(annotation),)
+
+
+def _converted(value, types: tuple[str, ...]):
+    """Returns the value as one of `types`; a text is taken as it is only where no other type fits it."""
+    if not isinstance(value, str):
+        return _checked(value, types)
+    for kind in (int, float):  # first: YAML 1.1 reads 1e-4 as a text
+        if kind.__name__ in types:
+            try:
+                return kind(value)
+            except ValueError:
+                pass
+    if "None" in types and value == "None":  # YAML's is null, papermill's and Python's is None
+        return None
+    try:
+        return _checked(yaml.safe_load(value), tuple(t for t in types if t != "str"))
+    except (ValueError, yaml.YAMLError):
+        return _checked(value, types)
+
+
+def _checked(value, types: tuple[str, ...]):
+    name = _type_name(value)
+    if name == "int" and "int" not in types and "float" in types:
+        return float(value)
+    if name in types or not _CHECKED.issuperset(types):
+        return value
+    if name == "list" and "tuple" in types:  # YAML knows no tuples
+        return value
+    raise ValueError

@@ -1,0 +1,171 @@
+"""One function, one figure: readable in grey, labelled, and described in words for who cannot see it."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from helpers.data import PARTS, read_image
+
+_GREYS = {"train": "0.25", "validation": "0.55", "test": "0.8"}
+
+
+class DescribedFigure(Figure):
+    """A figure that a notebook shows with a description, as alternative text and as plain text."""
+
+    description = ""
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        from IPython.core.pylabtools import print_figure
+
+        png = print_figure(self, fmt="png", base64=True)
+        bundle = {"image/png": png, "text/plain": f"[figure] {self.description}"}
+        return bundle, {"image/png": {"alt": self.description}}
+
+
+def _new_figure(width: float, height: float) -> DescribedFigure:
+    return DescribedFigure(figsize=(width, height), dpi=80, layout="constrained")
+
+
+def plot_counts(images: pd.DataFrame) -> DescribedFigure:
+    """Returns a bar chart: how many images of each class are in train, validation and test.
+
+    Args:
+        images: columns label and split.
+    """
+    counts = pd.crosstab(images["label"], images["split"]).reindex(columns=PARTS, fill_value=0)
+    figure = _new_figure(7, min(1.2 + 0.28 * len(counts), 12))
+    axes = figure.subplots()
+    start = np.zeros(len(counts))
+    for part in PARTS:
+        axes.barh(counts.index, counts[part], left=start, color=_GREYS[part], edgecolor="black", label=part)
+        start += counts[part].to_numpy()
+    axes.invert_yaxis()
+    axes.set(xlabel="images", ylabel="class", title="Images of each class")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside lower center", ncols=3)
+    total = counts.sum(axis=1)
+    figure.description = (
+        f"Bar chart of the number of images in {len(counts)} classes, from {total.min()} ({total.idxmin()}) to "
+        f"{total.max()} ({total.idxmax()}), each bar divided into train, validation and test."
+    )
+    return figure
+
+
+def plot_examples(images: pd.DataFrame, *, per_class: int = 8, classes: int = 10) -> DescribedFigure:
+    """Returns a grid of training images, one row per class.
+
+    Args:
+        images: columns path, label and split.
+        per_class: images in a row.
+        classes: rows at most; the first classes are shown.
+    """
+    train = images[images["split"] == "train"]
+    names = sorted(train["label"].unique())[:classes]
+    figure = _new_figure(0.9 * per_class + 1, 0.9 * len(names) + 0.4)
+    grid = figure.subplots(len(names), per_class, squeeze=False)
+    for row, name in zip(grid, names, strict=True):
+        paths = train.loc[train["label"] == name, "path"]
+        for axes, path in zip(row, paths, strict=False):
+            thumbnail = read_image(path)
+            thumbnail.thumbnail((96, 96))
+            axes.imshow(thumbnail, interpolation="nearest")
+        for axes in row:
+            axes.set(xticks=[], yticks=[])
+            axes.axis("off" if not axes.images else "on")
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    figure.suptitle("Training images")
+    figure.description = f"Grid of up to {per_class} training images each of {', '.join(names)}."
+    return figure
+
+
+def plot_sizes(images: pd.DataFrame) -> DescribedFigure:
+    """Returns a scatter plot of the images' widths and heights in pixels.
+
+    Args:
+        images: columns width and height.
+    """
+    sizes = images.value_counts(["width", "height"]).reset_index()
+    figure = _new_figure(5, 3.6)
+    axes = figure.subplots()
+    area = 15 + 150 * sizes["count"] / sizes["count"].max()
+    axes.scatter(sizes["width"], sizes["height"], s=area, facecolor="0.7", edgecolor="black")
+    axes.set(xlabel="width (pixels)", ylabel="height (pixels)", title="Image sizes; larger dots, more images")
+    axes.set_xlim(0, 1.15 * sizes["width"].max())
+    axes.set_ylim(0, 1.15 * sizes["height"].max())
+    figure.description = (
+        f"Scatter plot of {len(sizes)} different image sizes: width {sizes['width'].min()} to "
+        f"{sizes['width'].max()} pixels, height {sizes['height'].min()} to {sizes['height'].max()} pixels."
+    )
+    return figure
+
+
+def plot_strengths(losses: dict[float, float], chosen: float) -> DescribedFigure:
+    """Returns the cross-validated log-loss of the head against the strength of its regularisation.
+
+    Args:
+        losses: inverse strength C to mean log-loss.
+        chosen: the C that was taken.
+    """
+    figure = _new_figure(5.5, 3.2)
+    axes = figure.subplots()
+    axes.semilogx(list(losses), list(losses.values()), "o-", color="0.3")
+    axes.semilogx([chosen], [losses[chosen]], "D", color="black", markersize=10, label=f"chosen: C = {chosen:g}")
+    axes.set(
+        xlabel="inverse strength C (left: strong regularisation)",
+        ylabel="log-loss, cross-validated",
+        title="How strongly to regularise the head",
+    )
+    axes.legend()
+    figure.description = (
+        f"Curve of the cross-validated log-loss against the inverse regularisation strength C: lowest, "
+        f"{losses[chosen]:.3f}, at C = {chosen:g}."
+    )
+    return figure
+
+
+def plot_history(history: dict[str, list[float]]) -> DescribedFigure:
+    """Returns the curves of log-loss and accuracy over epochs, for training and validation images.
+
+    Args:
+        history: Keras' `History.history` with loss, val_loss, accuracy, val_accuracy.
+    """
+    epochs = np.arange(1, len(history["loss"]) + 1)
+    best = int(np.argmin(history["val_loss"]))
+    figure = _new_figure(9, 3.4)
+    for axes, key, label in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("log-loss", "accuracy"), strict=True):
+        axes.plot(epochs, history[key], "--", color="0.5", label="train")
+        axes.plot(epochs, history[f"val_{key}"], "-", color="black", label="validation")
+        axes.axvline(epochs[best], color="0.7", linestyle=":", label="best epoch")
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend()
+    figure.suptitle("Fine-tuning")
+    figure.description = (
+        f"Curves of log-loss and accuracy over {len(epochs)} epochs, training images dashed, validation images "
+        f"solid; the validation log-loss is lowest in epoch {best + 1}."
+    )
+    return figure
+
+
+def plot_results(arms: dict[str, dict]) -> DescribedFigure:
+    """Returns the arms' test accuracies with their 95 % intervals.
+
+    Args:
+        arms: name to a dict with test_accuracy, low and high, fractions.
+    """
+    figure = _new_figure(7, 1 + 0.5 * len(arms))
+    axes = figure.subplots()
+    for row, (name, arm) in enumerate(arms.items()):
+        axes.plot([100 * arm["low"], 100 * arm["high"]], [row, row], color="0.4", linewidth=3)
+        axes.plot(100 * arm["test_accuracy"], row, "o", color="black", markersize=8)
+        axes.annotate(f"{100 * arm['test_accuracy']:.1f}", (100 * arm["test_accuracy"], row - 0.2), ha="center")
+    axes.set_yticks(range(len(arms)), list(arms))
+    axes.set_ylim(len(arms) - 0.5, -0.7)
+    axes.set(xlabel="test accuracy (%), with its 95 % interval")
+    axes.grid(axis="x", color="0.9")
+    figure.description = "Test accuracy with 95 % interval: " + "; ".join(
+        f"{name} {100 * arm['test_accuracy']:.1f} % ({100 * arm['low']:.1f} to {100 * arm['high']:.1f})"
+        for name, arm in arms.items()
+    )
+    return figure

@@ -1,0 +1,356 @@
+"""A run's folder, and the pipeline that fills it: `python -m helpers.run`.
+
+Notebooks call `open_run`, `require` and `update_metrics`. The command line executes the numbered notebooks
+with papermill, each once: a notebook that has finished is not executed again.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import textwrap
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from helpers import ROOT, resolve_path, write_atomically
+from helpers.execution import Progress, Stopped, code_cells, execute, is_finished, read_executed
+from helpers.parameters import EMBEDDED, Parameter, declared_parameters, fitting_values, from_here
+from helpers.report import COLUMNS, read_metrics, summary_rows, write_report
+
+CHOICES = "choose another folder (make run NAME=..., or another run_dir), or delete this one to start over"
+
+
+# ---- what notebooks call
+
+
+def open_run(run_dir: str | Path, **parameters) -> Path:
+    """Returns the run's folder, made if need be, with these parameters kept in its `parameters.yaml`.
+
+    Args:
+        run_dir: The folder; a relative path is counted from the repository's root.
+        **parameters: What the notebook was asked for: names and plain values.
+
+    Raises:
+        ValueError: The folder was made with another value of one of them. Nothing is written then.
+    """
+    run = resolve_path(run_dir)
+    kept, asked = _read_parameters(run), {name: _plain(value) for name, value in parameters.items()}
+    if differences := _differences(kept, asked):
+        raise ValueError(f"{_shown(run)} was made with {differences}: {CHOICES}.")
+    run.mkdir(parents=True, exist_ok=True)
+    if asked.keys() - kept.keys():
+        write_atomically(run / "parameters.yaml", yaml.safe_dump(kept | asked, allow_unicode=True))
+    return run
+
+
+def require(run: Path, filename: str, made_by: str) -> Path:
+    """Returns the path of a file of the run.
+
+    Raises:
+        FileNotFoundError: It isn't there, because the notebook `made_by` has not been executed.
+    """
+    path = Path(run) / filename
+    if not path.exists():
+        raise FileNotFoundError(
+            f"Expected {filename} in {_shown(run)}, and it isn't there: {made_by} makes it. "
+            f"Run {made_by} first, with the same run_dir."
+        )
+    return path
+
+
+def update_metrics(run: Path, **sections) -> dict:
+    """Returns the contents of `metrics.json`, after merging these sections into the file.
+
+    A dict is merged by key, so that each notebook adds its own arms; anything else is replaced.
+    """
+    metrics = read_metrics(run)
+    for name, section in sections.items():
+        section = _plain(section)
+        both = isinstance(section, dict) and isinstance(metrics.get(name), dict)
+        metrics[name] = metrics[name] | section if both else section
+    text = json.dumps(metrics, indent=2, sort_keys=True, ensure_ascii=False)
+    write_atomically(Path(run) / "metrics.json", text + "\n")
+    return metrics
+
+
+def _read_parameters(run: Path) -> dict:
+    path = run / "parameters.yaml"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+
+
+def _differences(before: dict, now: dict) -> str:
+    """Returns `seed=0, and seed=1 came` for each name that both have with different values."""
+    return "; ".join(
+        f"{name}={before[name]!r}, and {name}={now[name]!r} came"
+        for name in now
+        if name in before and before[name] != now[name]
+    )
+
+
+def _plain(value):
+    """Returns the value in the types that YAML and JSON know."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value  # NumPy's scalars and arrays
+
+
+def _shown(path: Path) -> str:
+    """Returns the path as a person at this prompt would type it."""
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+# ---- the pipeline
+
+
+class Refused(Exception):
+    """The run cannot start as asked; the message is for the person, and nothing was written."""
+
+
+@dataclass
+class Step:
+    """One notebook of the pipeline."""
+
+    template: Path
+    saved: Path  # the executed copy
+    notebook: object  # the template's content
+    declared: dict[str, Parameter]
+    given: dict  # values by name, of those that it declares
+
+    @property
+    def values(self) -> dict:
+        """What the notebook will work with: its defaults, and what was given instead."""
+        defaults = {name: p.default for name, p in self.declared.items() if name != "run_dir"}
+        return defaults | self.given
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 1 a notebook failed, 2 refused before the start, 130 interrupted."""
+    try:
+        templates = _templates()
+        declared = {}
+        for notebook in templates.values():
+            declared |= declared_parameters(notebook)
+        asked = _parser(declared).parse_args(arguments)
+        values = _given_values(asked, declared)
+        runs = Path(asked.runs_dir).expanduser().absolute() if asked.runs_dir else ROOT / "runs"
+        run = runs / (asked.name or run_name(values, declared))
+        steps = [
+            Step(path, run / path.name, notebook, names, {k: v for k, v in values.items() if k in names})
+            for path, notebook in templates.items()
+            for names in [declared_parameters(notebook)]
+        ]
+        with _locked(run):
+            return _run(run, steps)
+    except Refused as refusal:
+        print(_wrapped(str(refusal)), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # before the first cell
+        return 130
+
+
+def run_name(values: dict, declared: dict[str, Parameter]) -> str:
+    """Returns the name of a run that was given none: `digits`, `pets-ResNet50`."""
+
+    def of(name: str, otherwise: str) -> str:
+        return str(values.get(name, declared[name].default if name in declared else otherwise))
+
+    default = str(declared["backbone"].default) if "backbone" in declared else ""
+    if of("data", EMBEDDED) == EMBEDDED and of("backbone", "") == default:
+        return EMBEDDED
+    stem = of("backbone", "").removesuffix(".keras")
+    return "-".join(part for part in (Path(of("data", EMBEDDED)).name, Path(stem).name) if part)
+
+
+def _templates() -> dict:
+    import nbformat
+
+    paths = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if not paths:
+        folder = _shown(ROOT / "notebooks")
+        raise Refused(f"Expected notebooks named like 01_load_data.ipynb in {folder}, and found none.")
+    return {path: nbformat.read(path, as_version=4) for path in paths}
+
+
+def _parser(declared: dict[str, Parameter]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.run",
+        description="Executes the numbered notebooks in order and writes everything to one folder.\n"
+        "The same command again goes on from the first notebook that has not finished.",
+        epilog=_listed(declared),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-n", "--name", type=_name, help="the run's name, and its folder's")
+    several = {"action": "append", "default": []}
+    parser.add_argument("-p", nargs=2, metavar=("NAME", "VALUE"), help="a parameter", **several)
+    parser.add_argument("-f", metavar="FILE", help="a YAML file of parameters; -p has precedence", **several)
+    parser.add_argument("--runs-dir", help="the folder in which the run's folder is made (default: runs)")
+    return parser
+
+
+def _name(text: str) -> str:
+    if not text or text.startswith(".") or "/" in text or "\\" in text:
+        raise argparse.ArgumentTypeError(f"expected a plain name, such as pets-2. Received: {text!r}")
+    return text
+
+
+def _listed(declared: dict[str, Parameter]) -> str:
+    return "\n".join(["parameters:", *(f"  {p}" for name, p in declared.items() if name != "run_dir")])
+
+
+def _given_values(asked: argparse.Namespace, declared: dict[str, Parameter]) -> dict:
+    given = {}
+    for file in asked.f:
+        try:
+            content = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise Refused(f"{file} cannot be read as a file of parameters: {error}") from None
+        if not isinstance(content or {}, dict):
+            raise Refused(f"{file}: expected lines of `name: value`. Received: {type(content).__name__}.")
+        given |= content or {}
+    given |= dict(asked.p)
+    try:
+        values = fitting_values(given, declared)
+    except ValueError as error:
+        known = f"\n\n{_listed(declared)}" if "no parameter" in str(error) else ""
+        raise Refused(f"{error}\nNothing was started.{known}") from None
+    return {name: from_here(name, value, Path.cwd()) for name, value in values.items()}
+
+
+@contextmanager
+def _locked(run: Path):
+    """Keeps a second runner out of the folder; the system gives the lock back however this process ends."""
+    import fcntl
+
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Refused(
+                f"Another run is writing to {_shown(run)} at this moment. Wait for it, or choose another "
+                "folder with NAME=... (-n)."
+            ) from None
+        yield
+
+
+def _run(run: Path, steps: list[Step]) -> int:
+    remaining = _remaining(run, steps)
+    if done := _names(step for step in steps if step not in remaining):
+        goes_on = f"going on with {remaining[0].template.stem}" if remaining else "nothing is left to do"
+        print(f"{_shown(run)}: {done} finished before; {goes_on}.", file=sys.stderr)
+    try:
+        if remaining:
+            _execute(run, remaining)
+    except Stopped as stop:
+        return _tell(run, steps, str(stop), status=1)
+    except KeyboardInterrupt:
+        return _tell(run, steps, "Interrupted.", status=130)
+    report = write_report(run)
+    print(f"\n{_table(read_metrics(run))}Report: {_shown(report)}")
+    return 0
+
+
+def _tell(run: Path, steps: list[Step], why: str, *, status: int) -> int:
+    """Returns the exit status, after saying why the run stopped, what is kept and how to go on."""
+    done = _names(step for step in steps if (saved := read_executed(step.saved)) and is_finished(saved))
+    kept = f"Finished and kept: {done}. " if done else "No notebook has finished yet. "
+    goes_on = "The same command goes on from there" + ("" if status == 130 else ", once the cause is removed")
+    report = f"Report so far: {_shown(write_report(run))}"
+    print("\n" + _wrapped(f"{why}\n\n{kept}{goes_on}.\n{report}"), file=sys.stderr)
+    return status
+
+
+def _names(steps) -> str:
+    return ", ".join(step.template.stem for step in steps)
+
+
+def _remaining(run: Path, steps: list[Step]) -> list[Step]:
+    """Returns the steps from the first unfinished one on.
+
+    Raises:
+        Refused: The folder holds results of other parameters or of another version of a notebook.
+    """
+    first, protected, failed = None, set(), set()
+    for number, step in enumerate(steps):
+        saved = read_executed(step.saved)
+        if saved is None or not is_finished(saved):
+            first = number if first is None else first
+            if saved is not None and not _made_since(run, saved):
+                failed |= step.declared.keys()
+            continue
+        protected |= step.declared.keys()
+        before = {name: p.default for name, p in declared_parameters(saved).items()}
+        before |= saved.metadata.papermill.get("parameters", {})
+        if differences := _differences(before, step.values):
+            raise Refused(f"{_shown(step.saved)} was made with {differences}: {CHOICES}.")
+        if _code(saved) != _code(step.notebook):
+            changed = f"{step.template.name} has been edited since {_shown(step.saved)} was made from it"
+            raise Refused(f"{changed}: {CHOICES}.")
+
+    # A notebook that stopped before it saved anything leaves nothing to protect: a mistyped weights file can
+    # be corrected under the same name.
+    kept = _read_parameters(run)
+    still = {name: value for name, value in kept.items() if name in protected or name not in failed}
+    asked = {name: value for step in steps for name, value in step.values.items()}
+    if differences := _differences(still, asked):
+        raise Refused(f"{_shown(run)} was made with {differences}: {CHOICES}.")
+    if still != kept:
+        write_atomically(run / "parameters.yaml", yaml.safe_dump(still, allow_unicode=True))
+    return [] if first is None else steps[first:]
+
+
+def _made_since(run: Path, saved) -> bool:
+    """Whether the run's folder has results that are not older than this notebook's start."""
+    from datetime import datetime
+
+    if not (start := saved.metadata.get("papermill", {}).get("start_time")):
+        return False
+    notes = {".lock", "parameters.yaml", "report.html"}
+    files = (f for f in run.rglob("*") if f.is_file() and f.name not in notes and f.suffix != ".ipynb")
+    return any(f.stat().st_mtime >= datetime.fromisoformat(start).timestamp() for f in files)
+
+
+def _code(notebook) -> list[str]:
+    return [cell.source for cell in code_cells(notebook)]
+
+
+def _execute(run: Path, steps: list[Step]) -> None:
+    with Progress({step.template.stem: step.notebook for step in steps}, run.parent) as progress:
+        for step in steps:
+            run_dir = str(run.relative_to(ROOT) if run.is_relative_to(ROOT) else run)
+            own = {"run_dir": run_dir} if "run_dir" in step.declared else {}
+            execute(step.template, step.saved, own | step.given, progress)
+
+
+def _table(metrics: dict) -> str:
+    """Returns the arms in columns, and the answer below them; empty if no notebook has written metrics."""
+    rows = [COLUMNS, *summary_rows(metrics)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    table = "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]]) if rows[1:] else ""
+    return "".join(part + "\n\n" for part in [table, _wrapped(metrics.get("answer", ""))] if part)
+
+
+def _wrapped(text: str) -> str:
+    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    return "\n".join(
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent)
+        for line in text.split("\n")
+        for indent in [" " * (len(line) - len(line.lstrip()))]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

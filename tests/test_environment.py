@@ -1,0 +1,115 @@
+"""One environment, described three times: pyproject.toml, requirements.txt, environment.yml."""
+
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+CONDA_PYTHON = "3.12"  # environment.yml names one version of Python, requirements.txt serves three
+
+
+def declared() -> dict[str, Requirement]:
+    """Returns the direct dependencies in pyproject.toml, those of the tests included, by name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+
+
+def pins(python: str) -> dict[str, str]:
+    """Returns the versions in requirements.txt that hold for one version of Python on Linux, by name."""
+    found = {}
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if not line or line.startswith((" ", "#")):
+            continue
+        requirement = Requirement(line)
+        about = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
+        if requirement.marker is None or requirement.marker.evaluate(about):
+            (specifier,) = requirement.specifier
+            assert specifier.operator == "==", f"{line}: expected a pin"
+            name = canonicalize_name(requirement.name)
+            assert name not in found, f"{name} is pinned twice for Python {python}"
+            found[name] = specifier.version
+    return found
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_every_dependency_is_pinned_within_its_range(python):
+    pinned = pins(python)
+    for name, requirement in declared().items():
+        assert name in pinned, f"{name} is missing in requirements.txt: make lock"
+        assert requirement.specifier.contains(pinned[name]), f"{requirement}, but {pinned[name]} is pinned"
+    assert "setuptools" in pinned, "pip installs the package itself with it, without build isolation"
+
+
+def test_environment_yml_has_the_same_versions_and_nothing_else():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert conda == [f"python={CONDA_PYTHON}", "pip"]
+    options = [line for line in pip["pip"] if line.startswith("-")]
+    assert options == ["-c requirements.txt", "-e ."]
+    versions = {
+        canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, pip["pip"][: -len(options)])
+    }
+    pinned = pins(CONDA_PYTHON)
+    assert versions == {name: f"=={pinned[name]}" for name in declared()}
+
+
+def test_environment_yml_says_what_each_dependency_is_for():
+    for line in (ROOT / "environment.yml").read_text().splitlines():
+        if re.match(r"\s+- [\w-]+==", line):
+            assert re.search(r"\s# \w+", line), f"no comment behind {line.strip()}"
+
+
+def text_files() -> dict[str, str]:
+    """Returns the repository's text files, committed or about to be, by relative path."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    contents = {}
+    for name in filter(None, listing.stdout.split("\0")):
+        try:
+            contents[name] = (ROOT / name).read_text(encoding="utf-8")
+        except (UnicodeDecodeError, FileNotFoundError, IsADirectoryError):
+            continue
+    return contents
+
+
+def test_no_file_names_a_machine_or_a_registry():
+    folders = "|".join(["root", "home", "work", "tmp", "Users"])
+    machine = re.compile(rf"(?<![\w.~$)}}>/-])/({folders})/\w")
+    registry = re.compile(r"https?://[^\s\"']*(/simple\b|pythonhosted|py" + "pi)|index" + "-url\\s*[=h]")
+    files = text_files()
+    assert "pyproject.toml" in files
+    found = [
+        f"{name}: {match[0]}"
+        for name, text in files.items()
+        for pattern in (machine, registry)
+        for match in [pattern.search(text)]
+        if match
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_import_helpers_is_fast_and_light():
+    def seconds(code: str) -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        return time.perf_counter() - started
+
+    bare = min(seconds("pass") for _ in range(3))
+    assert min(seconds("import helpers") for _ in range(3)) - bare < 0.5
+    heavy = {"tensorflow", "keras", "pandas", "numpy", "papermill", "nbconvert"}
+    seconds(
+        f"import sys, helpers, helpers.run; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+    )

@@ -1,0 +1,171 @@
+"""The committed notebooks: their style, and that they still give the outputs that are stored in them."""
+
+import ast
+import subprocess
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from helpers.parameters import declared_parameters
+
+sys.path.insert(0, str(Path(__file__).parent))  # refresh.py is a script, not part of the package
+from refresh import MOST_BYTES, copy_tree, environment, execute, faults, notebook_paths  # noqa: E402
+
+NUMBERED = [path for path in notebook_paths() if path.name[0].isdigit()]
+notebooks = pytest.mark.parametrize("path", notebook_paths(), ids=lambda path: path.stem)
+
+
+def read(path: Path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def code_lines(cell) -> list[str]:
+    return [line for line in cell.source.splitlines() if line.strip()]
+
+
+def test_the_walk_is_there():
+    assert [path.stem[:3] for path in NUMBERED][:3] == ["01_", "02_", "03_"]
+
+
+@notebooks
+def test_the_title_is_a_question(path):
+    first = read(path).cells[0]
+    assert first.cell_type == "markdown"
+    title = first.source.splitlines()[0]
+    assert title.startswith("# ") and title.endswith("?"), title
+
+
+@notebooks
+def test_it_is_short(path):
+    notebook = read(path)
+    code = code_cells(notebook)
+    assert 20 <= len(notebook.cells) <= 45
+    assert len(code) <= 20
+    assert sum(len(code_lines(cell)) for cell in code) <= 100
+    assert [cell.source for cell in code if len(code_lines(cell)) > 20] == []
+
+
+@notebooks
+def test_prose_stands_between_the_code(path):
+    runs = groupby(read(path).cells, key=lambda cell: cell.cell_type == "code")
+    assert max(len(list(cells)) for is_code, cells in runs if is_code) <= 3
+
+
+@notebooks
+def test_parameters_are_literals_with_a_type_and_a_meaning(path):
+    notebook = read(path)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in tags(cell)]
+    lines = ast.parse(cell.source).body
+    assert all(isinstance(line, ast.AnnAssign) for line in lines), "expected `name: type = value  # meaning`"
+    declared = declared_parameters(notebook)  # fails on anything but literals
+    assert [line.target.id for line in lines] == list(declared)
+    assert [name for name, parameter in declared.items() if not parameter.meaning] == []
+
+
+def test_a_parameter_means_the_same_in_all_notebooks():
+    declared = [(path.stem, p) for path in NUMBERED for p in declared_parameters(read(path)).values()]
+    for _, parameter in declared:
+        others = {(p.default, p.types) for _, p in declared if p.name == parameter.name}
+        assert len(others) == 1, f"{parameter.name}: {others}"
+
+
+@notebooks
+def test_logic_is_in_the_package(path):
+    forbidden = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.For, ast.While, ast.Lambda)
+    for cell in code_cells(read(path)):
+        tree = ast.parse(cell.source)  # fails on magics, which papermill and plain Python do not share
+        assert [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, forbidden)] == []
+        assert "sys.path" not in cell.source
+
+
+@notebooks
+def test_outputs_are_complete_and_clean(path):
+    notebook = read(path)
+    code = code_cells(notebook)
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run make refresh"
+    assert faults(notebook) == []
+    assert path.stat().st_size <= MOST_BYTES
+
+
+@notebooks
+def test_few_outputs_are_left_uncompared(path):
+    code = code_cells(read(path))
+    assert len([cell for cell in code if "nbval-ignore-output" in tags(cell)]) <= len(code) / 5
+    assert [cell.source for cell in code if {"nbval-skip", "raises-exception"} & set(tags(cell))] == []
+
+
+@notebooks
+def test_cells_have_ids_and_figures_an_alternative_in_words(path):
+    notebook = read(path)
+    assert all(cell.get("id") for cell in notebook.cells)
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            for kind in output.get("data", {}):
+                if kind.startswith("image/"):
+                    words = output.metadata.get(kind, {}).get("alt", "")
+                    assert len(words) > 20, f"In [{cell.execution_count}]: alt={words!r}"
+
+
+def test_faults_of_stored_outputs_are_found():
+    def stored(output) -> list[str]:
+        return faults(new_notebook(cells=[new_code_cell("x", outputs=[output], execution_count=1)]))
+
+    assert stored(new_output("stream", text="1,797 images, 3/4 of them gray\n")) == []
+    assert stored(new_output("display_data", {"text/html": "<table><tr><td>1</td></tr></table>"})) == []
+    assert "stderr" in stored(new_output("stream", name="stderr", text="W0000"))[0]
+    assert (
+        "path" in stored(new_output("stream", text="saved to " + "/".join(["", "somewhere", "runs", "x"])))[0]
+    )
+    assert "progress" in stored(new_output("stream", text="\r 45%|####   | 9/20"))[0]
+    assert "ValueError: no" in stored(new_output("error", ename="ValueError", evalue="no", traceback=[]))[0]
+    assert "bytes" in stored(new_output("stream", text="x" * MOST_BYTES))[0]
+
+
+def test_outputs_are_made_where_jupyterlab_makes_them(tmp_path):
+    tree = copy_tree(tmp_path / "repository")
+    (tree / "notebooks").mkdir(exist_ok=True)
+    source = (
+        "from pathlib import Path; import helpers\n"
+        "from tqdm import tqdm; import sys\n"
+        "print(Path.cwd().name, Path(helpers.__file__).is_relative_to(Path.cwd().parent))\n"
+        "for _ in tqdm(range(3), file=sys.stdout): pass"
+    )
+    notebook = execute(new_notebook(cells=[new_code_cell(source)]), tree)
+    assert notebook.cells[0].outputs[0].text == "notebooks True\n"
+    assert notebook.cells[0].metadata == {} and faults(notebook) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not NUMBERED, reason="there are no notebooks")
+def test_stored_outputs_come_out_again(tmp_path):
+    tree = copy_tree(tmp_path / "repository")
+    names = [path.name for path in notebook_paths()]  # in one go: each needs what the one before has made
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-q",
+        "--rootdir=.",
+    ]
+    options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=600"]
+    done = subprocess.run(
+        [*command, *options, *names],
+        cwd=tree / "notebooks", env=environment(tree), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]

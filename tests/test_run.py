@@ -1,0 +1,485 @@
+"""The pipeline, on toy notebooks in a toy copy of the repository: no Keras, a second for each kernel."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+import helpers
+from helpers import resolve_path, write_atomically
+from helpers.execution import Progress, is_finished, read_executed, without_progress_bars
+from helpers.parameters import declared_parameters, fitting_values, from_here
+from helpers.report import summary_rows
+from helpers.run import open_run, read_metrics, require, run_name, update_metrics
+
+LOAD = """\
+from pathlib import Path
+from tqdm import tqdm
+from IPython.display import HTML
+import sys, time
+from helpers.run import open_run
+run = open_run(run_dir, data=data, seed=seed)
+(run / "images.csv").write_text("path,label")
+for _ in tqdm(range(20), file=sys.stdout, leave=False, mininterval=0): pass
+print("20 images", Path.cwd() == Path(sys.modules["helpers"].__file__).parent.parent)
+time.sleep(0.5)
+HTML('<style scoped>td {}</style><table border="1"><tr><td>3</td><td>20</td></tr></table>')"""
+
+TRAIN = """\
+from helpers.run import open_run, require, update_metrics
+run = open_run(run_dir, weights=weights)
+require(run, "images.csv", "01_load_data")
+if weights == "broken": raise ValueError("weights: expected a file.\\nReceived: broken.")
+arm = dict(test_accuracy=0.94, low=0.92, high=0.96, seconds=2.5, trainable_weights=1200)
+update_metrics(run, arms={"frozen": arm}, answer="Freeze: it is cheaper.")
+None"""
+
+FIGURE = """\
+import base64
+from IPython.display import Image, display
+pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+display(Image(base64.b64decode(pixel)), metadata={"image/png": {"alt": 'One <pixel> of "grey".'}})"""
+
+
+def write_notebook(path: Path, title: str, parameters: str, *code: str) -> None:
+    cells = [
+        new_markdown_cell(f"# {title}\n\nSee [02](02_train.ipynb) and [the package](../helpers/run.py).")
+    ]
+    cells.append(new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    for source in code:
+        cells += [new_markdown_cell("## A step"), new_code_cell(source)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=cells), path)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    """A copy of the package, so that its repository root is the toy's."""
+    folder = tmp_path_factory.mktemp("package") / "helpers"
+    shutil.copytree(Path(helpers.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def make_toy(folder: Path, package: Path) -> Path:
+    shutil.copytree(package, folder / "helpers")
+    run_dir = 'run_dir: str = "runs/digits"  # where results go\n'
+    write_notebook(
+        folder / "notebooks" / "01_load_data.ipynb",
+        "What is there?",
+        run_dir + 'data: str = "digits"  # a folder of images\nseed: int = 0  # of the split',
+        LOAD,
+    )
+    write_notebook(
+        folder / "notebooks" / "02_train.ipynb",
+        "How good is it?",
+        run_dir + 'weights: str | None = "imagenet"  # a file, a=b\nrate: float = 1e-3  # of the head',
+        TRAIN,
+        FIGURE,
+    )
+    write_notebook(
+        folder / "notebooks" / "A1_appendix.ipynb", "Why?", "full: bool = False  # all of it", "1 / 0"
+    )
+    return folder
+
+
+@pytest.fixture
+def toy(tmp_path, package) -> Path:
+    return make_toy(tmp_path / "toy", package)
+
+
+def command(toy: Path, *arguments: str, cwd: str = ".") -> dict:
+    return {
+        "args": [sys.executable, "-m", "helpers.run", *arguments],
+        "cwd": toy / cwd,
+        "env": os.environ | {"PYTHONPATH": str(toy), "COLUMNS": "100"},
+        "text": True,
+    }
+
+
+def run(toy: Path, *arguments: str, cwd: str = ".") -> subprocess.CompletedProcess:
+    done = subprocess.run(**command(toy, *arguments, cwd=cwd), capture_output=True, timeout=120)
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, package):
+    """A toy whose pipeline went through from a subfolder, although a broken kernel has the usual name."""
+    toy = make_toy(tmp_path_factory.mktemp("finished") / "toy", package)
+    spec = toy / "jupyter" / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"argv": ["false"], "display_name": "broken", "language": "python"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(toy / "jupyter"))
+        return toy, run(toy, "-p", "rate", "0.01", cwd="notebooks")
+
+
+# ---- the whole pipeline
+
+
+def test_it_goes_through(finished):
+    toy, done = finished
+    assert done.returncode == 0, done.stderr
+    row = "frozen          0.940  0.920 to 0.960      2.5              1,200"
+    assert row in done.stdout
+    report = toy / "runs" / "digits" / "report.html"
+    assert done.stdout.endswith(f"\n\nFreeze: it is cheaper.\n\nReport: {report}\n")
+    made = {path.name for path in (toy / "runs" / "digits").iterdir()} - {".lock"}
+    notebooks = {"01_load_data.ipynb", "02_train.ipynb"}  # no appendix
+    assert made == notebooks | {"images.csv", "metrics.json", "parameters.yaml", "report.html"}
+    kept = yaml.safe_load((toy / "runs" / "digits" / "parameters.yaml").read_text())
+    assert kept == {"data": "digits", "seed": 0, "weights": "imagenet"}
+
+
+def test_notebooks_are_executed_from_the_root_and_stored_without_progress_bars(finished):
+    stored = nbformat.read(finished[0] / "runs" / "digits" / "01_load_data.ipynb", as_version=4)
+    assert stored.cells[-1].outputs[0].text == "20 images True\n"
+
+
+def test_what_has_finished_is_not_executed_again(finished):
+    toy, _ = finished
+    before = contents(toy / "runs")
+    again = run(toy, "-p", "rate", "1e-2", "-p", "seed", "0")
+    assert again.returncode == 0
+    assert "nothing is left to do" in again.stderr
+    assert "1,200" in again.stdout and "Report: runs/digits/report.html" in again.stdout
+    assert contents(toy / "runs") == before
+
+
+@pytest.mark.parametrize("given", [("-p", "rate", "0.1"), ("-p", "seed", "1"), ("-f", "seed.yaml"), ()])
+def test_other_parameters_are_refused_and_nothing_is_touched(finished, given):
+    toy, _ = finished
+    (toy / "seed.yaml").write_text("seed: 2\n")
+    before = contents(toy / "runs")
+    refused = run(toy, *given)
+    assert refused.returncode == 2
+    assert re.search(r"made with (rate=0.01, and rate=0.\d+|seed=0, and seed=[12]) came", refused.stderr)
+    assert "NAME=..." in " ".join(refused.stderr.split())
+    assert contents(toy / "runs") == before
+
+
+def test_an_edited_notebook_is_refused(finished):
+    toy, _ = finished
+    path = toy / "notebooks" / "01_load_data.ipynb"
+    before, runs = path.read_text(), contents(toy / "runs")
+    path.write_text(before.replace("20 images", "21 images"))
+    try:
+        refused = run(toy, "-p", "rate", "0.01")
+    finally:
+        path.write_text(before)
+    assert refused.returncode == 2 and "01_load_data.ipynb has been edited" in refused.stderr
+    assert contents(toy / "runs") == runs
+
+
+def test_durations_of_an_earlier_run_weigh_the_cells(finished):
+    toy, _ = finished
+    notebooks = {"01_load_data": nbformat.read(toy / "notebooks" / "01_load_data.ipynb", as_version=4)}
+    with Progress(notebooks, toy / "runs") as progress:
+        first, loading = progress._weights["01_load_data"]
+        assert first < 0.5 < loading
+    with Progress(notebooks, toy / "nowhere") as progress:
+        assert progress._weights["01_load_data"] == [1.0, 1.0]
+
+
+def test_the_report_opens_offline(finished):
+    html = (finished[0] / "runs" / "digits" / "report.html").read_text()
+    assert html.startswith('<!DOCTYPE html>\n<html lang="en">') and html.count("<h1") == 1
+    assert "<title>Freeze or fine-tune? digits</title>" in html
+    assert 'name="viewport"' in html and "@media print" in html
+    assert re.findall(r"<(?:script|link|iframe)\b", html) == []
+    assert all(src.startswith("data:") for src in re.findall(r'\bsrc="([^"]*)"', html))
+    assert "@import" not in html and "url(" not in html
+
+
+def test_the_report_has_everything_in_its_place(finished):
+    from bs4 import BeautifulSoup
+
+    page = BeautifulSoup((finished[0] / "runs" / "digits" / "report.html").read_text(), "html.parser")
+    assert page.find(class_="answer").text == "Freeze: it is cheaper."
+    summary, parameters = page.header.find_all("table")
+    assert [c.text for c in summary.tbody.find_all(["th", "td"])][:2] == ["frozen", "0.940"]
+    rows = {row.th.text: [c.text for c in row.find_all("td")] for row in parameters.tbody.find_all("tr")}
+    assert rows["rate"] == ["0.01", "of the head"] and rows["weights"][1] == "a file, a=b"
+    assert [b.text for b in parameters.find_all("strong")] == ["0.01"]
+    assert [a["href"] for a in page.nav.find_all("a")][:2] == ["#01_load_data", "#01_load_data-a-step"]
+    targets = {tag["id"] for tag in page.find_all(id=True)}
+    assert {a["href"][1:] for a in page.find_all("a")} <= targets  # links lead somewhere
+    assert len(targets) == len(page.find_all(id=True))
+    assert len(page.find_all("style")) == 1 and page.find_all("table", border=True) == []
+    assert page.img["alt"] == 'One <pixel> of "grey".'
+    assert page.main.table.find_all("td")[-1].text == "20"
+    assert len(page.find_all("details")) == 5 and "injected" not in page.text
+    assert page.find(class_="failure") is None
+
+
+# ---- what goes wrong on the way
+
+
+def test_a_failing_cell_is_named_and_the_run_goes_on_once_the_cause_is_removed(toy):
+    failed = run(toy, "-n", "mine", "-p", "weights", "broken")
+    assert failed.returncode == 1
+    assert '02_train stopped in In [3], at `if weights == "broken": raise' in " ".join(failed.stderr.split())
+    assert "ValueError: weights: expected a file.\nReceived: broken.\n" in failed.stderr
+    assert "kept: 01_load_data." in failed.stderr and "runs/mine/report.html" in failed.stderr
+    report = (toy / "runs" / "mine" / "report.html").read_text()
+    assert "02_train did not finish." in report.split("<nav")[0]
+    first = (toy / "runs" / "mine" / "01_load_data.ipynb").read_bytes()
+
+    better = run(toy, "-n", "mine", "-p", "weights", "None")
+    assert better.returncode == 0, better.stderr
+    assert "going on with 02_train" in better.stderr
+    assert (toy / "runs" / "mine" / "01_load_data.ipynb").read_bytes() == first
+    assert yaml.safe_load((toy / "runs" / "mine" / "parameters.yaml").read_text())["weights"] is None
+    assert 'class="failure"' not in (toy / "runs" / "mine" / "report.html").read_text()
+
+
+def test_results_of_a_notebook_that_failed_later_are_protected(toy):
+    path = toy / "notebooks" / "01_load_data.ipynb"
+    path.write_text(path.read_text().replace("time.sleep(0.5)", "raise KeyError(0)"))
+    assert run(toy).returncode == 1
+    before = contents(toy / "runs")
+    refused = run(toy, "-p", "seed", "1")
+    assert refused.returncode == 2 and "seed=0, and seed=1 came" in refused.stderr
+    assert contents(toy / "runs") == before
+
+
+def test_a_dead_kernel_is_explained_and_counts_as_unfinished(toy):
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    write_notebook(toy / "notebooks" / "01_load_data.ipynb", "Dead?", "seed: int = 0  # any", kill)
+    died = run(toy, "--runs-dir", "elsewhere", "-n", "x")
+    assert died.returncode == 1 and "01_load_data stopped" in died.stderr
+    assert "memory" in died.stderr and "No notebook has finished" in died.stderr
+    assert not is_finished(read_executed(toy / "elsewhere" / "x" / "01_load_data.ipynb"))
+    assert "memory" in (toy / "elsewhere" / "x" / "report.html").read_text()
+
+
+def test_an_interruption_keeps_what_has_finished(toy):
+    write_notebook(
+        toy / "notebooks" / "02_train.ipynb", "Long?", 'run_dir: str = ""  # where',
+        "open(run_dir + '/on', 'w')", "import time; time.sleep(60)",
+    )  # fmt: skip
+    process = subprocess.Popen(**command(toy), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (toy / "runs" / "digits" / "on").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Interrupted." in errors and "kept: 01_load_data." in errors and "Traceback" not in errors
+    about = nbformat.read(toy / "runs" / "digits" / "02_train.ipynb", as_version=4).metadata.papermill
+    assert about.exception is True  # so that it is executed again
+
+
+def test_two_runs_cannot_write_to_one_folder(toy):
+    folder = toy / "runs" / "digits"
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        second = run(toy)
+    assert second.returncode == 2 and "Another run is writing to runs/digits" in second.stderr
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+# ---- what is refused before anything starts
+
+
+def test_all_wrong_parameters_are_reported_together(toy):
+    arguments = "-p sead 1 -p rate fast -p seed 1.5 -p full True -p run_dir x".split()
+    refused = run(toy, *arguments)
+    assert refused.returncode == 2
+    assert "no parameter sead. Did you mean seed?" in refused.stderr
+    assert "rate: expected float. Received: 'fast'" in refused.stderr
+    assert "seed: expected int. Received: '1.5'" in refused.stderr
+    assert "no parameter full" in refused.stderr  # of an appendix
+    assert "run_dir is set by the runner" in refused.stderr
+    assert "seed: int = 0  # of the split" in refused.stderr  # what there is
+    assert not (toy / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("-n", "a/b"), ("-n", "..", "-h"[:0] or "-p"), ("-f", "none.yaml"), ("-x",)]
+)
+def test_wrong_usage_exits_with_2(toy, arguments):
+    assert run(toy, *arguments).returncode == 2
+
+
+DECLARED = """\
+whole: int = 1  # meaning = one
+part: float = 0.5
+word: str = "a"
+maybe: str | None = None
+flag: bool = False
+size: "Optional[int]" = None
+either: int | str = "auto"
+many: list[int] = [1, 2]
+untyped = 3
+free = None"""
+
+
+def declared():
+    return declared_parameters(
+        new_notebook(cells=[new_code_cell(DECLARED, metadata={"tags": ["parameters"]})])
+    )
+
+
+def test_parameters_are_read_as_declared():
+    assert declared()["whole"].meaning == "meaning = one"
+    assert declared()["maybe"].types == ("str", "None")
+    assert declared()["size"].types == ("int", "None")
+    assert declared()["many"].default == [1, 2]
+    assert declared()["untyped"].types == ("int",)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("whole", "7", 7), ("part", "7", 7.0), ("part", "1e-4", 1e-4), ("word", "1e5", "1e5"),
+        ("word", "", ""), ("word", "None", "None"), ("maybe", "None", None), ("maybe", "null", None),
+        ("maybe", "1e5", "1e5"),
+        ("flag", "true", True), ("flag", "False", False), ("size", "64", 64), ("size", "None", None),
+        ("either", "8", 8), ("either", "auto", "auto"), ("many", "[3, 4]", [3, 4]), ("untyped", "5", 5),
+        ("free", "x", "x"), ("part", 2, 2.0), ("maybe", None, None),
+    ],
+)  # fmt: skip
+def test_texts_become_the_declared_types(name, text, value):
+    (found,) = fitting_values({name: text}, declared()).values()
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("whole", "7.5"),
+        ("whole", "true"),
+        ("part", "x"),
+        ("flag", "1"),
+        ("word", 5),
+        ("word", None),
+        ("many", "3"),
+    ],
+)
+def test_other_types_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}: expected .* Received: "):
+        fitting_values({name: value}, declared())
+
+
+def test_a_derived_default_is_refused():
+    cell = new_code_cell("a: int = 1\nb: int = 2 * a", metadata={"tags": ["parameters"]})
+    with pytest.raises(ValueError, match="b must have a literal"):
+        declared_parameters(new_notebook(cells=[cell]))
+
+
+def test_paths_count_from_where_the_person_stands(tmp_path, monkeypatch):
+    (tmp_path / "my pets").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert from_here("data", "my pets", tmp_path) == str(tmp_path / "my pets")
+    assert from_here("data", "~/my pets", helpers.ROOT) == str(tmp_path / "my pets")
+    assert from_here("data", "data", helpers.ROOT) == "data"  # in the repository: relative to its root
+    assert from_here("data", "../helpers", helpers.ROOT / "tests") == "helpers"
+    for name, value in [
+        ("data", "digits"),
+        ("weights", "imagenet"),
+        ("backbone", "ResNet50"),
+        ("word", "my pets"),
+    ]:
+        (tmp_path / value).mkdir(exist_ok=True)
+        assert from_here(name, value, tmp_path) == value
+
+
+def test_a_run_is_named_after_what_it_is_made_of():
+    cell = new_code_cell('data: str = "digits"\nbackbone: str = "data/letters.keras"')
+    cell.metadata.tags = ["parameters"]
+    known = declared_parameters(new_notebook(cells=[cell]))
+    assert run_name({}, known) == "digits"
+    assert run_name({"backbone": "ResNet50"}, known) == "digits-ResNet50"
+    assert run_name({"data": "a/my pets"}, known) == "my pets-letters"
+    assert run_name({"data": "a/pets", "backbone": "b/own.keras"}, known) == "pets-own"
+
+
+# ---- what notebooks call
+
+
+def test_open_run_keeps_parameters_and_refuses_others(tmp_path):
+    run_dir = tmp_path / "runs" / "x"
+    assert open_run(run_dir, seed=np.int64(3), data=Path("pets")) == run_dir
+    assert open_run(run_dir, seed=3, epochs=5) == run_dir
+    kept = (run_dir / "parameters.yaml").read_bytes()
+    assert yaml.safe_load(kept) == {"seed": 3, "data": "pets", "epochs": 5}
+    with pytest.raises(ValueError, match="made with seed=3, and seed=4 came: choose another folder"):
+        open_run(run_dir, seed=4, rate=0.1)
+    assert contents(run_dir) == {"parameters.yaml": kept}
+
+
+def test_require_names_the_notebook_to_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"Expected images.csv in .* Run 01_load_data first"):
+        require(tmp_path, "images.csv", "01_load_data")
+    (tmp_path / "images.csv").touch()
+    assert require(tmp_path, "images.csv", "01_load_data") == tmp_path / "images.csv"
+
+
+def test_metrics_are_merged_by_arm(tmp_path):
+    assert read_metrics(tmp_path) == {}
+    update_metrics(
+        tmp_path, arms={"frozen": {"test_accuracy": np.float32(0.5), "trainable_weights": np.int64(7)}}
+    )
+    update_metrics(tmp_path, arms={"fine-tuned": {"test_accuracy": 0.75}}, answer="Yes.")
+    update_metrics(tmp_path, arms={"frozen": {"test_accuracy": 0.25}}, answer="No.")
+    frozen, tuned = {"test_accuracy": 0.25}, {"test_accuracy": 0.75}
+    assert read_metrics(tmp_path) == {"answer": "No.", "arms": {"frozen": frozen, "fine-tuned": tuned}}
+    assert [row[:2] for row in summary_rows(read_metrics(tmp_path))] == [
+        ("frozen", "0.250"),
+        ("fine-tuned", "0.750"),
+    ]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    update_metrics(tmp_path, answer="Yes.")
+    before = contents(tmp_path)
+    with pytest.raises(TypeError):
+        update_metrics(tmp_path, answer=object())
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(tmp_path / "metrics.json", "half \ud800")
+    assert contents(tmp_path) == before
+
+
+def test_relative_paths_count_from_the_root(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_path("data/digits") == helpers.ROOT / "data" / "digits"
+    assert resolve_path("~/pets") == tmp_path / "pets"
+    assert resolve_path(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("texts", "settled"),
+    [
+        (["\r  0%|   | 0/2", "\r 50%|#  | 1/2", "\r          \r"], ""),
+        (["start\n", "\r100%|###| 2/2 [00:00<00:00]\n", "end\n"], "start\nend\n"),
+        (["\r 10%|", "\r        \r", "done\n"], "done\n"),
+        (["accuracy 95%|5 wrong\n", "a\r\nb\n", "no end"], "accuracy 95%|5 wrong\na\nb\nno end"),
+        (["a: 0%|  | 0/2\x1b[A\r 50%| | 1/2\n"], ""),
+    ],
+)
+def test_progress_bars_are_left_out(texts, settled):
+    cell = new_code_cell("x", outputs=[new_output("stream", text=text) for text in texts])
+    (cleaned,) = without_progress_bars(new_notebook(cells=[cell])).cells
+    assert "".join(output.text for output in cleaned.outputs) == settled
+    assert len(cleaned.outputs) == bool(settled)
