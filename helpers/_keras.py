@@ -8,7 +8,7 @@ import os
 import sys
 from contextlib import contextmanager
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # warnings and worse, once TensorFlow has started
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what is fatal also arrives as an exception
 
 
 @contextmanager

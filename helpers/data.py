@@ -326,7 +326,7 @@ def shrink_pixels(pixels: np.ndarray, *, side: int) -> np.ndarray:
 
 def _open_pixels(images: pd.DataFrame, image_size: tuple[int, int]) -> np.ndarray:
     name = hashlib.sha256("".join(images["sha256"]).encode()).hexdigest()[:16]
-    store = ROOT / "runs" / "pixels" / f"{name}-{image_size[0]}x{image_size[1]}.npy"
+    store = ROOT / "runs" / "pixels" / f"{name}-{image_size[0]}x{image_size[1]}-crop.npy"
     if not store.exists():
         store.parent.mkdir(parents=True, exist_ok=True)
         partial = store.with_name(f"{store.name}.partial-{os.getpid()}")

@@ -24,10 +24,11 @@ from tqdm import tqdm
 from helpers._keras import keras
 
 # One class an entry. Characters share a class where they look alike once stretched to 20x32: C and c, but
-# also Greek Π and Cyrillic П. No digit is here, and no letter that looks like one; left out are, as
-#   0: O o Q D Θ Φ Ω ϴ   1: I i l J j ι   2: Z z Σ Շ   3: Ξ З Э ξ ვ Ɔ   4: Ч Δ y կ Ɥ   5: S s ζ Б
-#   6: G b Ь Ъ б δ σ α   7: T Ղ τ (the shear to an upright left edge turns T into 7)   8: B β ß ð В
-#   9: g q Я ρ ყ.
+# also Greek Π and Cyrillic П. There is no digit, and no letter that looks like one, in print or at 8x8:
+#   0: O o Q D Θ Φ Ω   1: I i l J j ι   2: Z z Σ   3: Ξ З Э ξ Ɔ   4: Ч Վ Պ y Δ ʇ   5: S s ζ Б Ђ
+#   6: G b Ь Ъ Є б δ σ   7: T τ Ղ (slid upright, a T has the left half of its bar cut off)   8: B β ß В ღ α
+#   9: g q Я ρ
+# are left out. Plain A, a, e and f stay: people write them differently from 4, 8, 6 and 1.
 LETTERS = tuple(
     "A a Cc d E e F f H h Kk L M m N n Pp R r t Uu Vv Ww Xx "  # Latin
     "Þ þ Ħ Łł Æ æ Ʊ Ƕ Ŋ ŋ ɲ ɰ ʞ "  # Latin with additions, and phonetic
@@ -35,7 +36,7 @@ LETTERS = tuple(
     "Дд Ж И Л Цц Шш Щщ Ы Ю Ћ Љ Њ Ѥ Ѧ Ѩ Ѫ Ѭ Ғ Ҥ Ҧ Ӿ "  # Cyrillic
     "Աա Ե Է Ը Խ խ Մ Ն Ր բ ը թ ն պ ռ տ փ "  # Armenian
     "თ ლ ფ "  # Georgian
-    "\u05d0 \u05d4 \u05de \u05e2 \u05e6 \u05e9 \u05ea "  # Hebrew (escaped: it would turn the line's direction)
+    "\u05d0 \u05d4 \u05de \u05e2 \u05e6 \u05e9 \u05ea "  # Hebrew, which would turn the line round
     "ກ ທ ນ ຜ ຟ ມ ຫ "  # Lao
     "ⴼ ⴽ ⵄ ⵌ ⵎ ⵐ ⵡ ⵣ".split()  # Tifinagh
 )
@@ -70,15 +71,15 @@ class _Masters(NamedTuple):
 
 
 def render_letters(count: int, *, seed: int, threads: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `count` distorted letters in the digits' form, and their classes.
+    """Returns `count` distorted letters in the digits' form, and their classes; shows a progress bar.
 
     Args:
         count: how many letters; at least 1.
         seed: same seed, same letters, however many threads draw them.
-        threads: NumPy works outside Python's lock here, so threads do.
+        threads: drawn at once; NumPy works outside Python's lock.
 
     Returns:
-        images: uint8, (count, 8, 8, 3), in 0..255: the ink in a 4x4 block, 0..16, times 255/16, as grey RGB.
+        images: uint8, (count, 8, 8, 3), in 0..255, as from `counts_to_images`.
         labels: int64, (count,): positions in `LETTERS`, all classes equally likely.
 
     Raises:
@@ -86,13 +87,15 @@ def render_letters(count: int, *, seed: int, threads: int = 2) -> tuple[np.ndarr
     """
     if count < 1:
         raise ValueError(f"Expected a count of at least 1 letter. Received: count={count}")
-    masters = _load_masters()
-    sizes = [min(_CHUNK, count - first) for first in range(0, count, _CHUNK)]
+    masters, sizes = _load_masters(), [min(_CHUNK, count - first) for first in range(0, count, _CHUNK)]
 
     def draw(chunk: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng([seed, chunk])
         labels = rng.integers(len(LETTERS), size=sizes[chunk])
-        return _draw(masters, labels, rng)[-1], labels
+        which = rng.integers(
+            masters.start[labels], masters.start[labels + 1]
+        )  # a face, a character of the class
+        return _draw(masters, which, rng)[-1], labels
 
     with ThreadPoolExecutor(threads) as pool:
         chunks = tqdm(pool.map(draw, range(len(sizes))), "letters", len(sizes), leave=False, file=sys.stdout)
@@ -101,28 +104,31 @@ def render_letters(count: int, *, seed: int, threads: int = 2) -> tuple[np.ndarr
 
 
 def render_steps(letter: str, *, seed: int) -> dict[str, np.ndarray]:
-    """Returns one letter at each step of the way from a distorted outline to 8x8 counts, for a figure.
+    """Returns one letter at each step of the way from print to 8x8 counts, for a figure.
 
     Args:
-        letter: a character of one of the classes in `LETTERS`.
+        letter: a character of one of the classes in `LETTERS`; another character of the class may be drawn.
         seed: of the face and the distortion.
 
     Returns:
-        Ink as larger numbers, by step: "drawn" bool (48, 48), "stretched" bool (32, 32), "even ink" bool
-        (32, 32), "upright" bool (32, 32), "counted" uint8 (8, 8) in 0..16.
+        Ink as True or as larger numbers, by step: "printed" bool (104, 104), "drawn" bool (48, 48),
+        "stretched", "even ink" and "upright" bool (32, 32), "counted" uint8 (8, 8) in 0..16.
 
     Raises:
         ValueError: if the letter belongs to no class.
     """
-    found = [label for label, characters in enumerate(LETTERS) if letter and letter in characters]
+    found = [label for label, characters in enumerate(LETTERS) if letter in tuple(characters)]
     if not found:
         raise ValueError(f"Expected a letter from {' '.join(LETTERS)}. Received: letter={letter!r}")
-    steps = _draw(_load_masters(), np.array(found), np.random.default_rng(seed))
-    return dict(zip(("drawn", "stretched", "even ink", "upright", "counted"), (s[0] for s in steps), strict=True))
+    masters, rng = _load_masters(), np.random.default_rng(seed)
+    which = rng.choice(np.flatnonzero(masters.label == found[0]), 1)
+    steps = (masters.outline[which] < 0, *_draw(masters, which, rng))
+    names = ("printed", "drawn", "stretched", "even ink", "upright", "counted")
+    return {name: step[0] for name, step in zip(names, steps, strict=True)}
 
 
 def counts_to_images(counts: np.ndarray) -> np.ndarray:
-    """Returns uint8 grey RGB images (n, 8, 8, 3), 0..255, from ink counts (n, 8, 8), 0..16, of letters or digits.
+    """Returns uint8 grey RGB images (n, 8, 8, 3), 0..255, from ink counts (n, 8, 8), 0..16, of characters.
 
     >>> counts_to_images(np.array([[[0, 8, 16]]]))[0, 0, :, 0].tolist()
     [0, 128, 255]
@@ -163,7 +169,7 @@ def build_letter_network(class_count: int, *, widths: tuple[int, ...] = (32, 64,
 
 
 def _add_block(x, width: int, *, strides: int, name: str):
-    """Returns the output of a basic residual block; a 1x1 convolution fits the shortcut where shapes differ."""
+    """Returns the output of a residual block, its shortcut by a 1x1 convolution where shapes differ."""
     shortcut = x
     if strides != 1 or x.shape[-1] != width:
         shortcut = _convolve(x, width, kernel=1, strides=strides, name=name, part="_0")
@@ -176,17 +182,14 @@ def _add_block(x, width: int, *, strides: int, name: str):
 
 def _convolve(x, width: int, *, name: str, part: str, kernel: int = 3, strides: int = 1):
     """Returns a convolution followed by batch normalisation, which makes a bias superfluous."""
-    x = keras.layers.Conv2D(
-        width, kernel, strides=strides, padding="same", use_bias=False, name=f"{name}{part}_conv"
-    )(x)
-    return keras.layers.BatchNormalization(name=f"{name}{part}_bn")(x)
+    name += part
+    conv = keras.layers.Conv2D(width, kernel, strides, padding="same", use_bias=False, name=f"{name}_conv")
+    return keras.layers.BatchNormalization(name=f"{name}_bn")(conv(x))
 
 
-def _draw(masters: _Masters, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """Returns the letters after each step, the last being their ink counts: see `render_steps`."""
-    count = len(labels)
-    first, end = masters.start[labels], masters.start[labels + 1]
-    which = rng.integers(first, end)  # a face and a character of the class
+def _draw(masters: _Masters, which: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Returns the masters at `which` after each step, the last being the ink counts: see `render_steps`."""
+    count = len(which)
     places = _distort(count, rng)
     with_pen = rng.random(count) < 0.5
     # Half are redrawn with a pen of one width, half keep the printed contrast of thick and thin strokes.
@@ -202,7 +205,7 @@ def _draw(masters: _Masters, labels: np.ndarray, rng: np.random.Generator) -> tu
 
 
 def _distort(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns where on its master each pixel of the sheet looks: float32 (count, 2, sheet, sheet), y before x.
+    """Returns where on its master each pixel of a sheet looks: float32 (count, 2, sheet, sheet), y before x.
 
     Rotation, slant and aspect, a perspective, and two smooth random fields for what one hand makes longer
     or rounder than another. Size and position don't matter: stretching to the ink box undoes them.
@@ -226,7 +229,9 @@ def _distort(count: int, rng: np.random.Generator) -> np.ndarray:
 @functools.cache
 def _spline(knots: int) -> np.ndarray:
     """Returns the cubic interpolation from knots to a line of the sheet: float32 (sheet, knots)."""
-    return ndimage.zoom(np.eye(knots, dtype=np.float32), (_SHEET / knots, 1), order=3, grid_mode=True, mode="nearest")
+    return ndimage.zoom(
+        np.eye(knots, dtype=np.float32), (_SHEET / knots, 1), order=3, grid_mode=True, mode="nearest"
+    )
 
 
 def _look_up(field: np.ndarray, which: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -285,7 +290,7 @@ def _set_upright(bitmaps: np.ndarray) -> np.ndarray:
 @functools.cache
 def _load_masters() -> _Masters:
     """Returns every letter in every face as two distance fields, from which strokes of any width are cut."""
-    fonts = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    fonts, distance = Path(matplotlib.get_data_path(), "fonts", "ttf"), ndimage.distance_transform_edt
     outline, pen, labels = [], [], []
     for file, alphabet in FACES:
         font = FT2Font(fonts / file)
@@ -296,12 +301,10 @@ def _load_masters() -> _Masters:
                 if code is None:
                     continue
                 ink = _print(font, code)
-                distance = ndimage.distance_transform_edt
                 outline.append((distance(~ink) - distance(ink)).astype(np.float32))
                 pen.append(distance(~_thin(ink)).astype(np.float32))
                 labels.append(label)
-    order = np.argsort(labels, kind="stable")
-    label = np.array(labels)[order]
+    order, label = np.argsort(labels, kind="stable"), np.sort(labels)
     start = np.searchsorted(label, np.arange(len(LETTERS) + 1))
     return _Masters(np.stack(outline)[order], np.stack(pen)[order], label, start)
 
@@ -331,7 +334,7 @@ def _print(font: FT2Font, code: int) -> np.ndarray:
 
 
 def _thin(ink: np.ndarray) -> np.ndarray:
-    """Returns the one-pixel line in the middle of the strokes (Zhang and Suen 1984, 10.1145/357994.358023)."""
+    """Returns the line in the middle of the strokes (Zhang and Suen 1984, doi 10.1145/357994.358023)."""
     around = ((1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1))  # north, then clockwise
     while True:
         before = ink

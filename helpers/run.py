@@ -136,17 +136,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 a notebook failed, 2 refused before the start, 130 interrupted."""
     try:
         templates = _templates()
-        declared = {}
-        for notebook in templates.values():
-            declared |= declared_parameters(notebook)
+        declared = {name: p for _, _, own in templates for name, p in own.items()}
         asked = _parser(declared).parse_args(arguments)
         values = _given_values(asked, declared)
         runs = Path(asked.runs_dir).expanduser().absolute() if asked.runs_dir else ROOT / "runs"
         run = runs / (asked.name or run_name(values, declared))
         steps = [
-            Step(path, run / path.name, notebook, names, {k: v for k, v in values.items() if k in names})
-            for path, notebook in templates.items()
-            for names in [declared_parameters(notebook)]
+            Step(path, run / path.name, notebook, own, {k: v for k, v in values.items() if k in own})
+            for path, notebook, own in templates
         ]
         with _locked(run):
             return _run(run, steps)
@@ -170,14 +167,22 @@ def run_name(values: dict, declared: dict[str, Parameter]) -> str:
     return "-".join(part for part in (Path(of("data", EMBEDDED)).name, Path(stem).name) if part)
 
 
-def _templates() -> dict:
+def _templates() -> list[tuple]:
+    """Returns the numbered notebooks in their order: path, content, declared parameters."""
     import nbformat
 
     paths = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     if not paths:
         folder = _shown(ROOT / "notebooks")
         raise Refused(f"Expected notebooks named like 01_load_data.ipynb in {folder}, and found none.")
-    return {path: nbformat.read(path, as_version=4) for path in paths}
+    templates = []
+    for path in paths:
+        try:
+            notebook = nbformat.read(path, as_version=4)
+            templates.append((path, notebook, declared_parameters(notebook)))
+        except (ValueError, SyntaxError) as error:
+            raise Refused(f"{_shown(path)} cannot be executed: {error}") from None
+    return templates
 
 
 def _parser(declared: dict[str, Parameter]) -> argparse.ArgumentParser:

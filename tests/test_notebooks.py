@@ -9,11 +9,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from refresh import MOST_BYTES, copy_tree, environment, execute, faults, notebook_paths
 
 from helpers.parameters import declared_parameters
-
-sys.path.insert(0, str(Path(__file__).parent))  # refresh.py is a script, not part of the package
-from refresh import MOST_BYTES, copy_tree, environment, execute, faults, notebook_paths  # noqa: E402
 
 NUMBERED = [path for path in notebook_paths() if path.name[0].isdigit()]
 notebooks = pytest.mark.parametrize("path", notebook_paths(), ids=lambda path: path.stem)
