@@ -51,8 +51,8 @@ def load_backbone(
     Args:
         backbone: a name in `keras.applications` ("ResNet50"), or the path of a `.keras` file. A classifier's
             softmax layer is cut off.
-        weights: "imagenet" (downloaded by Keras), None for random weights, or the path of a weights file.
-            Not used with a `.keras` file, which brings its own.
+        weights: "imagenet" (downloaded by Keras), None or "None" for random weights, or the path of a
+            weights file. Not used with a `.keras` file, which brings its own.
         image_size: height and width of the images in pixels; 0 for the size the network was made for.
         preprocessing: "auto", or a key of `PREPROCESSING`. "auto" is right for `keras.applications` and for
             files whose input is uint8, as the models that this project saves.
@@ -145,7 +145,7 @@ def _load_application(name: str, weights: str | None, image_size: int) -> keras.
                 f"cache ({_first_line(error)}). Without a network, name a file that was downloaded elsewhere: "
                 f'weights="path/to/file.weights.h5" (make run WEIGHTS=path).'
             ) from None
-    if weights is not None:
+    if weights not in (None, "None"):
         _load_weights(network, name, weights)
     return network
 
@@ -202,8 +202,7 @@ def _load_file(backbone: str, image_size: int) -> keras.Model:
     size = (image_size or shape[1] or 224, image_size or shape[2] or 224)
     if shape[1:3] != size and None not in shape[1:3]:
         raise ValueError(
-            f"{path} takes images of {shape[1]}x{shape[2]} pixels. Received `image_size` {image_size}; "
-            f"leave it at 0."
+            f"{path} takes images of {shape[1]}x{shape[2]} pixels. Received `image_size` {image_size}; leave it at 0."
         )
     if None in shape[1:3]:
         images = keras.Input((*size, 3), dtype=network.inputs[0].dtype)
@@ -381,9 +380,9 @@ def freeze(model: keras.Model, *, unfreeze_from: str | None = None, batch_norm: 
     model.trainable = True  # a model that is frozen as a whole hides what its layers say
     for index, (stage, segments) in enumerate(stages.items()):
         layers = [layer for part, _ in segments for layer in part if isinstance(layer, keras.Layer)]
-        for layer in (flat for layer in layers for flat in _leaves(layer)):
-            frozen_norm = batch_norm == "frozen" and isinstance(layer, keras.layers.BatchNormalization)
-            layer.trainable = index >= max(first, 1) and not frozen_norm
+        for leaf in (leaf for layer in layers for leaf in _leaves(layer)):
+            frozen_norm = batch_norm == "frozen" and isinstance(leaf, keras.layers.BatchNormalization)
+            leaf.trainable = index >= max(first, 1) and not frozen_norm
         rows[stage] = {
             "weights": sum(layer.count_params() for layer in layers),
             "trainable": sum(int(np.prod(weight.shape)) for layer in layers for weight in layer.trainable_weights),

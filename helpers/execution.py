@@ -117,9 +117,7 @@ def without_progress_bars(notebook):
 def code_cells(notebook) -> list:
     """Returns the notebook's own code cells: not the one that papermill injects, no empty ones."""
     return [
-        cell
-        for cell in notebook.cells
-        if cell.cell_type == "code" and cell.source.strip() and not _is_injected(cell)
+        cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip() and not _is_injected(cell)
     ]
 
 

@@ -24,11 +24,11 @@ from tqdm import tqdm
 from helpers._keras import keras
 
 # One class an entry. Characters share a class where they look alike once stretched to 20x32: C and c, but
-# also Greek Π and Cyrillic П. There is no digit, and no letter that looks like one, in print or at 8x8:
+# also Greek Π and Cyrillic П. There is no digit, and no letter that reads as one in print:
 #   0: O o Q D Θ Φ Ω   1: I i l J j ι   2: Z z Σ   3: Ξ З Э ξ Ɔ   4: Ч Վ Պ y Δ ʇ   5: S s ζ Б Ђ
 #   6: G b Ь Ъ Є б δ σ   7: T τ Ղ (slid upright, a T has the left half of its bar cut off)   8: B β ß В ღ α
 #   9: g q Я ρ
-# are left out. Plain A, a, e and f stay: people write them differently from 4, 8, 6 and 1.
+# are left out. A, a, e and f stay, although a distorted one may come near to 4, 8, 6 or 1 in so few pixels.
 LETTERS = tuple(
     "A a Cc d E e F f H h Kk L M m N n Pp R r t Uu Vv Ww Xx "  # Latin
     "Þ þ Ħ Łł Æ æ Ʊ Ƕ Ŋ ŋ ɲ ɰ ʞ "  # Latin with additions, and phonetic
@@ -92,9 +92,7 @@ def render_letters(count: int, *, seed: int, threads: int = 2) -> tuple[np.ndarr
     def draw(chunk: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng([seed, chunk])
         labels = rng.integers(len(LETTERS), size=sizes[chunk])
-        which = rng.integers(
-            masters.start[labels], masters.start[labels + 1]
-        )  # a face, a character of the class
+        which = rng.integers(masters.start[labels], masters.start[labels + 1])  # a face, a character of the class
         return _draw(masters, which, rng)[-1], labels
 
     with ThreadPoolExecutor(threads) as pool:
@@ -229,9 +227,7 @@ def _distort(count: int, rng: np.random.Generator) -> np.ndarray:
 @functools.cache
 def _spline(knots: int) -> np.ndarray:
     """Returns the cubic interpolation from knots to a line of the sheet: float32 (sheet, knots)."""
-    return ndimage.zoom(
-        np.eye(knots, dtype=np.float32), (_SHEET / knots, 1), order=3, grid_mode=True, mode="nearest"
-    )
+    return ndimage.zoom(np.eye(knots, dtype=np.float32), (_SHEET / knots, 1), order=3, grid_mode=True, mode="nearest")
 
 
 def _look_up(field: np.ndarray, which: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -156,7 +156,7 @@ def plot_results(arms: dict[str, dict]) -> DescribedFigure:
     """
     figure = _new_figure(7, 1 + 0.5 * len(arms))
     axes = figure.subplots()
-    for row, (name, arm) in enumerate(arms.items()):
+    for row, arm in enumerate(arms.values()):
         axes.plot([100 * arm["low"], 100 * arm["high"]], [row, row], color="0.4", linewidth=3)
         axes.plot(100 * arm["test_accuracy"], row, "o", color="black", markersize=8)
         axes.annotate(f"{100 * arm['test_accuracy']:.1f}", (100 * arm["test_accuracy"], row - 0.2), ha="center")

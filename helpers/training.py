@@ -206,7 +206,9 @@ def load_class_names(path: str | Path) -> list[str]:
         raise ValueError(f"Expected a classifier saved by 02 or 03. {path} holds no class names.") from None
 
 
-def warmup_cosine(learning_rate: float, *, epochs: int, steps_per_epoch: int) -> keras.optimizers.schedules.CosineDecay:
+def warmup_cosine(
+    learning_rate: float, *, epochs: int, steps_per_epoch: int
+) -> keras.optimizers.schedules.CosineDecay:
     """Returns a learning rate that rises from 0 in the first tenth of training, then falls to 0 on a cosine.
 
     Warm-up spares the pretrained weights Adam's first steps, which are as large as the rate allows while

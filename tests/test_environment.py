@@ -55,9 +55,7 @@ def test_environment_yml_has_the_same_versions_and_nothing_else():
     assert conda == [f"python={CONDA_PYTHON}", "pip"]
     options = [line for line in pip["pip"] if line.startswith("-")]
     assert options == ["-c requirements.txt", "-e ."]
-    versions = {
-        canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, pip["pip"][: -len(options)])
-    }
+    versions = {canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, pip["pip"][: -len(options)])}
     pinned = pins(CONDA_PYTHON)
     assert versions == {name: f"=={pinned[name]}" for name in declared()}
 
@@ -110,6 +108,4 @@ def test_import_helpers_is_fast_and_light():
     bare = min(seconds("pass") for _ in range(3))
     assert min(seconds("import helpers") for _ in range(3)) - bare < 0.5
     heavy = {"tensorflow", "keras", "pandas", "numpy", "papermill", "nbconvert"}
-    seconds(
-        f"import sys, helpers, helpers.run; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
-    )
+    seconds(f"import sys, helpers, helpers.run; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)")

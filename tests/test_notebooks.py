@@ -123,9 +123,7 @@ def test_faults_of_stored_outputs_are_found():
     assert stored(new_output("stream", text="1,797 images, 3/4 of them gray\n")) == []
     assert stored(new_output("display_data", {"text/html": "<table><tr><td>1</td></tr></table>"})) == []
     assert "stderr" in stored(new_output("stream", name="stderr", text="W0000"))[0]
-    assert (
-        "path" in stored(new_output("stream", text="saved to " + "/".join(["", "somewhere", "runs", "x"])))[0]
-    )
+    assert "path" in stored(new_output("stream", text="saved to " + "/".join(["", "somewhere", "runs", "x"])))[0]
     assert "progress" in stored(new_output("stream", text="\r 45%|####   | 9/20"))[0]
     assert "ValueError: no" in stored(new_output("error", ename="ValueError", evalue="no", traceback=[]))[0]
     assert "bytes" in stored(new_output("stream", text="x" * MOST_BYTES))[0]

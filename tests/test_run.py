@@ -54,9 +54,7 @@ display(Image(base64.b64decode(pixel)), metadata={"image/png": {"alt": 'One <pix
 
 
 def write_notebook(path: Path, title: str, parameters: str, *code: str) -> None:
-    cells = [
-        new_markdown_cell(f"# {title}\n\nSee [02](02_train.ipynb) and [the package](../helpers/run.py).")
-    ]
+    cells = [new_markdown_cell(f"# {title}\n\nSee [02](02_train.ipynb) and [the package](../helpers/run.py).")]
     cells.append(new_code_cell(parameters, metadata={"tags": ["parameters"]}))
     for source in code:
         cells += [new_markdown_cell("## A step"), new_code_cell(source)]
@@ -88,9 +86,7 @@ def make_toy(folder: Path, package: Path) -> Path:
         TRAIN,
         FIGURE,
     )
-    write_notebook(
-        folder / "notebooks" / "A1_appendix.ipynb", "Why?", "full: bool = False  # all of it", "1 / 0"
-    )
+    write_notebook(folder / "notebooks" / "A1_appendix.ipynb", "Why?", "full: bool = False  # all of it", "1 / 0")
     return folder
 
 
@@ -314,9 +310,7 @@ def test_all_wrong_parameters_are_reported_together(toy):
     assert not (toy / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    "arguments", [("-n", "a/b"), ("-n", "..", "-h"[:0] or "-p"), ("-f", "none.yaml"), ("-x",)]
-)
+@pytest.mark.parametrize("arguments", [("-n", "a/b"), ("-n", "..", "-h"[:0] or "-p"), ("-f", "none.yaml"), ("-x",)])
 def test_wrong_usage_exits_with_2(toy, arguments):
     assert run(toy, *arguments).returncode == 2
 
@@ -335,9 +329,7 @@ free = None"""
 
 
 def declared():
-    return declared_parameters(
-        new_notebook(cells=[new_code_cell(DECLARED, metadata={"tags": ["parameters"]})])
-    )
+    return declared_parameters(new_notebook(cells=[new_code_cell(DECLARED, metadata={"tags": ["parameters"]})]))
 
 
 def test_parameters_are_read_as_declared():
@@ -437,9 +429,7 @@ def test_require_names_the_notebook_to_run(tmp_path):
 
 def test_metrics_are_merged_by_arm(tmp_path):
     assert read_metrics(tmp_path) == {}
-    update_metrics(
-        tmp_path, arms={"frozen": {"test_accuracy": np.float32(0.5), "trainable_weights": np.int64(7)}}
-    )
+    update_metrics(tmp_path, arms={"frozen": {"test_accuracy": np.float32(0.5), "trainable_weights": np.int64(7)}})
     update_metrics(tmp_path, arms={"fine-tuned": {"test_accuracy": 0.75}}, answer="Yes.")
     update_metrics(tmp_path, arms={"frozen": {"test_accuracy": 0.25}}, answer="No.")
     frozen, tuned = {"test_accuracy": 0.25}, {"test_accuracy": 0.75}
