@@ -1,0 +1,40 @@
+"""Every figure can be drawn, has labelled axes, and carries its description into the notebook."""
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from helpers import plots
+from helpers.data import check_images, find_images, split_images
+
+HISTORY = {"loss": [1.0, 0.5], "val_loss": [0.9, 0.7], "accuracy": [0.5, 0.8], "val_accuracy": [0.5, 0.7]}
+ARMS = {
+    "raw pixels": {"test_accuracy": 0.8, "low": 0.7, "high": 0.9},
+    "frozen": {"test_accuracy": 0.9, "low": 0.8, "high": 1},
+}
+
+
+@pytest.fixture
+def images(make_images, tmp_path):
+    return split_images(check_images(find_images(make_images(tmp_path, {"ants": 6, "bees": 9})))[0])
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        (lambda images: plots.plot_counts(images), "2 classes, from 6 (ants) to 9 (bees)"),
+        (lambda images: plots.plot_examples(images), "ants, bees"),
+        (lambda images: plots.plot_sizes(images), "width 16 to 16 pixels"),
+        (lambda images: plots.plot_strengths({0.1: 0.5, 1.0: 0.4, 10.0: 0.6}, 1.0), "0.400, at C = 1"),
+        (lambda images: plots.plot_history(HISTORY), "lowest in epoch 2"),
+        (lambda images: plots.plot_results(ARMS), "frozen 90.0 % (80.0 to 100.0)"),
+    ],
+    ids=["counts", "examples", "sizes", "strengths", "history", "results"],
+)
+def test_figures_are_labelled_and_described(images, draw, words):
+    figure = draw(images)
+    assert words in figure.description
+    for axes in figure.axes:
+        assert axes.get_xlabel() or not axes.get_xticks().size
+    data, metadata = InteractiveShell.instance().display_formatter.format(figure)
+    assert data["image/png"] and words in data["text/plain"]
+    assert metadata["image/png"]["alt"] == figure.description
