@@ -1,0 +1,196 @@
+"""The walk from 01 to 03, as papermill executes it: other data, every parameter, and what goes wrong."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+import yaml
+from refresh import ROOT, copy_tree
+
+from helpers.execution import kernel_manager_class
+from helpers.parameters import declared_parameters
+
+NOTEBOOKS = ("01_load_data", "02_transfer_learning", "03_fine_tuning")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return copy_tree(tmp_path_factory.mktemp("walk") / "repository")
+
+
+@pytest.fixture(scope="module")
+def backbone(tree):
+    """A network of one's own that is not ours: scaled input, Sequential, no BatchNormalization, a classifier."""
+    from helpers._keras import keras
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    network = keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            layers.Conv2D(8, 3, activation="relu", name="block1_conv"),
+            layers.Conv2D(8, 3, activation="relu", name="block2_conv"),
+            layers.Conv2D(8, 3, activation="relu", name="block3_conv"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(7, activation="softmax", name="predictions"),
+        ]
+    )
+    network.save(tree / "own.keras")
+    return "own.keras"
+
+
+def walk(tree, names, parameters: dict) -> None:
+    """Executes notebooks as `papermill notebooks/NAME.ipynb out.ipynb -p ...` does in the repository's root."""
+    for name in names:
+        template = tree / "notebooks" / f"{name}.ipynb"
+        declared = declared_parameters(nbformat.read(template, as_version=4))
+        papermill.execute_notebook(
+            template,
+            tree / f"executed_{name}.ipynb",
+            parameters={key: value for key, value in parameters.items() if key in declared},
+            cwd=tree,
+            progress_bar=False,
+            kernel_manager_class=kernel_manager_class(),
+        )
+
+
+@pytest.fixture(autouse=True)
+def in_the_tree(tree, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tree))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+
+@pytest.fixture(scope="module")
+def other_parameters(tree, backbone):
+    return {
+        "run_dir": "runs/shapes",
+        "data": "my shapes",
+        "validation_fraction": 0.3,
+        "test_fraction": 0.4,
+        "images_per_class": 12,
+        "seed": 3,
+        "backbone": backbone,
+        "weights": "None",
+        "preprocessing": "unit",
+        "image_size": 20,
+        "unfreeze_from": "block3",
+        "learning_rate": 0.01,
+        "epochs": 3,
+        "patience": 2,
+        "batch_size": 5,
+    }
+
+
+def test_every_parameter_at_another_value(tree, make_images, other_parameters):
+    make_images(tree / "my shapes", {"one": 30, "two": 30, "three": 30}, size=24)
+    (tree / "my shapes" / "two" / "damaged.png").write_bytes(b"\x89PNG")
+    for name in NOTEBOOKS:
+        declared = declared_parameters(nbformat.read(tree / "notebooks" / f"{name}.ipynb", as_version=4))
+        assert all(other_parameters[key] != parameter.default for key, parameter in declared.items())
+    walk(tree, NOTEBOOKS, other_parameters)
+    run = tree / "runs" / "shapes"
+    kept = yaml.safe_load((run / "parameters.yaml").read_text())
+    assert kept == {key: value for key, value in other_parameters.items() if key != "run_dir"}
+    images = pd.read_csv(run / "images.csv")
+    assert images.groupby("split").size().to_dict() == {"train": 24, "validation": 12, "test": 36}
+    assert "damaged.png" in json.dumps(nbformat.read(tree / "executed_01_load_data.ipynb", as_version=4))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(metrics["arms"]) == {"majority class", "raw pixels", "frozen", "fine-tuned"}
+    assert metrics["arms"]["fine-tuned"]["trainable_weights"] == 8 * 8 * 9 + 8 + 8 * 3 + 3
+    assert metrics["arms"]["frozen"]["trainable_weights"] == 8 * 3 + 3
+    assert metrics["arms"]["majority class"]["test_accuracy"] == pytest.approx(1 / 3)
+    assert metrics["arms"]["frozen"]["test_accuracy"] > 0.9, "the classes differ in brightness"
+    assert "36 test images" in metrics["answer"]
+
+
+def test_saved_models_differ_only_where_it_was_unfrozen(tree):
+    script = """
+import sys, json, numpy, keras, helpers
+run = sys.argv[1]
+models = [keras.models.load_model(f"{run}/{name}.keras") for name in ("frozen", "fine_tuned")]
+images = numpy.random.default_rng(0).integers(0, 256, (4, 20, 20, 3)).astype("uint8")
+changed = {a.path for a, b in zip(*(m.weights for m in models)) if not numpy.array_equal(a, b)}
+shapes = [m.predict(images, verbose=0).shape for m in models]
+print(json.dumps([sorted(changed), shapes, [str(m.inputs[0].dtype) for m in models]]))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tree / "runs" / "shapes")], capture_output=True, text=True, check=True
+    )
+    changed, shapes, dtypes = json.loads(result.stdout.splitlines()[-1])
+    assert changed == ["block3_conv/bias", "block3_conv/kernel", "head/bias", "head/kernel"]
+    assert shapes == [[4, 3], [4, 3]] and dtypes == ["uint8", "uint8"]
+
+
+def test_other_parameters_are_refused_and_nothing_is_lost(tree, other_parameters):
+    run = tree / "runs" / "shapes"
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(papermill.PapermillExecutionError, match="learning_rate=0.01, and learning_rate=0.5 came"):
+        walk(tree, NOTEBOOKS[2:], other_parameters | {"learning_rate": 0.5})
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_02_before_01(tree):
+    with pytest.raises(papermill.PapermillExecutionError, match="images.csv.*01_load_data"):
+        walk(tree, NOTEBOOKS[1:2], {"run_dir": "runs/too_early"})
+
+
+def test_the_runner_tells_a_missing_folder_in_one_paragraph(tree):
+    command = [sys.executable, "-m", "helpers.run", "-n", "lost", "-p", "data", "no/such/folder"]
+    result = subprocess.run(
+        command, cwd=tree, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tree)}
+    )
+    assert result.returncode == 1
+    assert (
+        "01_load_data" in result.stderr
+        and "no/such/folder" in result.stderr
+        and "Check the spelling" in result.stderr
+    )
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_real_photos_and_imagenet_weights(tree, real_data):
+    """Ants and bees with MobileNetV2: features that are worth something, on images that nobody drew."""
+    weights = real_data / "weights" / "mobilenet_v2_1.0_224_notop.weights.h5"
+    parameters = {"run_dir": "runs/ants", "data": str(real_data / "data" / "hymenoptera"), "backbone": "MobileNetV2"}
+    walk(tree, NOTEBOOKS[:2], parameters | {"weights": str(weights)})
+    metrics = json.loads((tree / "runs" / "ants" / "metrics.json").read_text())
+    images = pd.read_csv(tree / "runs" / "ants" / "images.csv")
+    assert (images["split"] == "test").sum() == 153
+    assert metrics["arms"]["frozen"]["test_accuracy"] >= 0.95
+    assert metrics["arms"]["frozen"]["low"] > metrics["arms"]["raw pixels"]["high"]
+
+
+def test_imagenet_photos_are_recognised(real_data):
+    """The preprocessing is the one that the weights were trained with: most photos get their own class."""
+    from helpers._keras import keras
+    from helpers.backbones import _preprocess
+    from helpers.data import read_pixels
+
+    weights = real_data / "weights" / "mobilenet_v2_1.0_224_top.weights.h5"
+    network = keras.applications.MobileNetV2(weights=str(weights))
+    folders = sorted((real_data / "data" / "imagenet_samples").iterdir())
+    pixels = np.stack([read_pixels(next(folder.iterdir()), (224, 224)) for folder in folders])
+    images = keras.Input((224, 224, 3), dtype="uint8")
+    model = keras.Model(images, network(_preprocess(images, "tf")))
+    predicted = model.predict(pixels, verbose=0).argmax(axis=1)
+    assert (predicted == 4 * np.arange(len(folders))).mean() > 0.8
+
+
+def test_squeezenet_needs_its_preprocessing_named(real_data):
+    from helpers.backbones import describe_stages, load_backbone
+
+    path = str(real_data / "weights" / "squeezenet_imagenet_notop.keras")
+    with pytest.raises(ValueError, match="`preprocessing` has to be named"):
+        load_backbone(path)
+    network = load_backbone(path, preprocessing="caffe")
+    assert len(describe_stages(network)) >= 9 and network.output_shape == (None, 512)
+
+
+def test_the_repository_was_not_touched():
+    assert not (ROOT / "runs" / "shapes").exists()
