@@ -169,3 +169,38 @@ def plot_results(arms: dict[str, dict]) -> DescribedFigure:
         for name, arm in arms.items()
     )
     return figure
+
+
+def plot_image_rows(rows: dict[str, np.ndarray], *, per_row: int = 16) -> DescribedFigure:
+    """Returns images in rows, by what they are.
+
+    Args:
+        rows: title to uint8 images (images, height, width, 3).
+        per_row: images side by side.
+    """
+    lines = [
+        (title, images[i : i + per_row]) for title, images in rows.items() for i in range(0, len(images), per_row)
+    ]
+    figure = _new_figure(0.55 * per_row + 1, 0.6 * len(lines) + 0.2)
+    for line, (title, images) in zip(figure.subplots(len(lines), per_row, squeeze=False), lines, strict=True):
+        for axes in line:
+            axes.set(xticks=[], yticks=[])
+        for axes, image in zip(line, images, strict=False):
+            axes.imshow(image, interpolation="nearest")
+        line[0].set_ylabel(title, rotation=0, ha="right", va="center")
+    figure.description = "Rows of images: " + "; ".join(f"{len(images)} {title}" for title, images in rows.items())
+    return figure
+
+
+def plot_steps(steps: dict[str, np.ndarray]) -> DescribedFigure:
+    """Returns one image at each step of its making, left to right.
+
+    Args:
+        steps: name of the step to an array (height, width), larger is brighter.
+    """
+    figure = _new_figure(1.5 * len(steps), 1.8)
+    for axes, (name, image) in zip(figure.subplots(1, len(steps)), steps.items(), strict=True):
+        axes.imshow(image, cmap="gray", interpolation="nearest")
+        axes.set(xticks=[], yticks=[], title=f"{name}\n{image.shape[0]}x{image.shape[1]}")
+    figure.description = f"One image at each step of its making: {', '.join(steps)}."
+    return figure

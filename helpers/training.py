@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
-from tqdm import tqdm
+from tqdm import TqdmWarning, tqdm
 
 from helpers._keras import keras
 
@@ -234,6 +234,8 @@ def warmup_cosine(
 
 def show_progress() -> keras.callbacks.Callback:
     """Returns a Keras callback for `fit(verbose=0)` that shows epochs with the time left, then vanishes."""
-    from tqdm.keras import TqdmCallback  # here, since it imports Keras itself, with all its messages
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # it looks for widgets, which are not used here
+        from tqdm.keras import TqdmCallback  # here, since it imports Keras itself, with all its messages
 
     return TqdmCallback(verbose=0, tqdm_class=tqdm, leave=False, file=sys.stdout, desc="training")

@@ -1,5 +1,6 @@
 """Every figure can be drawn, has labelled axes, and carries its description into the notebook."""
 
+import numpy as np
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -27,8 +28,10 @@ def images(make_images, tmp_path):
         (lambda images: plots.plot_strengths({0.1: 0.5, 1.0: 0.4, 10.0: 0.6}, 1.0), "0.400, at C = 1"),
         (lambda images: plots.plot_history(HISTORY), "lowest in epoch 2"),
         (lambda images: plots.plot_results(ARMS), "frozen 90.0 % (80.0 to 100.0)"),
+        (lambda images: plots.plot_image_rows({"letters": np.zeros((20, 8, 8, 3))}), "20 letters"),
+        (lambda images: plots.plot_steps({"printed": np.eye(9), "counted": np.eye(3)}), "printed, counted"),
     ],
-    ids=["counts", "examples", "sizes", "strengths", "history", "results"],
+    ids=["counts", "examples", "sizes", "strengths", "history", "results", "rows", "steps"],
 )
 def test_figures_are_labelled_and_described(images, draw, words):
     figure = draw(images)
