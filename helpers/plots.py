@@ -110,7 +110,7 @@ def plot_strengths(losses: dict[float, float], chosen: float) -> DescribedFigure
     figure = _new_figure(5.5, 3.2)
     axes = figure.subplots()
     axes.semilogx(list(losses), list(losses.values()), "o-", color="0.3")
-    axes.semilogx([chosen], [losses[chosen]], "D", color="black", markersize=10, label=f"chosen: C = {chosen:g}")
+    axes.semilogx([chosen], [losses[chosen]], "D", color="black", markersize=10, label=f"chosen: C = {chosen:.2g}")
     axes.set(
         xlabel="inverse strength C (left: strong regularisation)",
         ylabel="log-loss, cross-validated",
@@ -119,7 +119,7 @@ def plot_strengths(losses: dict[float, float], chosen: float) -> DescribedFigure
     axes.legend()
     figure.description = (
         f"Curve of the cross-validated log-loss against the inverse regularisation strength C: lowest, "
-        f"{losses[chosen]:.3f}, at C = {chosen:g}."
+        f"{losses[chosen]:.3f}, at C = {chosen:.2g}."
     )
     return figure
 
