@@ -75,7 +75,8 @@ refresh: $(INSTALLED)  ## execute the notebooks again and store their outputs, t
 
 pretrain: $(INSTALLED)  ## make the embedded example's network again (up to 30 minutes)
 	@mkdir -p runs/pretrain
-	@"$(PY)" -m papermill notebooks/A1_pretrain_a_backbone.ipynb runs/pretrain/A1_pretrain_a_backbone.ipynb -p full True
+	@"$(PY)" -m papermill notebooks/A1_pretrain_a_backbone.ipynb runs/pretrain/A1_pretrain_a_backbone.ipynb \
+	  -p full True --no-progress-bar --stdout-file /dev/stderr
 
 benchmarks: $(INSTALLED)  ## print side-by-side timings
 	@set -e; for file in tests/benchmarks/*.py; do echo "== $$file"; "$(PY)" "$$file"; done

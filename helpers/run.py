@@ -1,7 +1,7 @@
 """A run's folder, and the pipeline that fills it: `python -m helpers.run`.
 
-Notebooks call `open_run`, `require` and `update_metrics`. The command line executes the numbered notebooks
-with papermill, each once: a notebook that has finished is not executed again.
+Notebooks call `open_run`, `require`, `keep_parameters` and `update_metrics`. The command line executes the
+numbered notebooks with papermill, each once: a notebook that has finished is not executed again.
 """
 
 import argparse
@@ -27,24 +27,31 @@ CHOICES = "choose another folder (make run NAME=..., or another run_dir), or del
 # ---- what notebooks call
 
 
-def open_run(run_dir: str | Path, **parameters) -> Path:
-    """Returns the run's folder, made if need be, with these parameters kept in its `parameters.yaml`.
+def open_run(run_dir: str | Path, parameters: dict) -> Path:
+    """Returns the run's folder, made if need be, after making sure that it holds no results of other parameters.
 
     Args:
         run_dir: The folder; a relative path is counted from the repository's root.
-        **parameters: What the notebook was asked for: names and plain values.
+        parameters: What the notebook was asked for: names and plain values.
 
     Raises:
-        ValueError: The folder was made with another value of one of them. Nothing is written then.
+        ValueError: Results in the folder were made with another value of one of them.
     """
     run = resolve_path(run_dir)
-    kept, asked = _read_parameters(run), {name: _plain(value) for name, value in parameters.items()}
-    if differences := _differences(kept, asked):
+    if differences := _differences(_read_parameters(run), _plain(parameters)):
         raise ValueError(f"{_shown(run)} was made with {differences}: {CHOICES}.")
     run.mkdir(parents=True, exist_ok=True)
-    if asked.keys() - kept.keys():
-        write_atomically(run / "parameters.yaml", yaml.safe_dump(kept | asked, allow_unicode=True))
     return run
+
+
+def keep_parameters(run: Path, parameters: dict) -> None:
+    """Adds the parameters to the run's `parameters.yaml`: from now on, `open_run` refuses others.
+
+    A notebook calls it right before it saves results. One that failed earlier has nothing to protect, so that
+    a mistyped parameter can be corrected in the same folder.
+    """
+    kept = _read_parameters(run) | _plain(parameters)
+    write_atomically(Path(run) / "parameters.yaml", yaml.safe_dump(kept, allow_unicode=True))
 
 
 def require(run: Path, filename: str, made_by: str) -> Path:
@@ -284,15 +291,13 @@ def _remaining(run: Path, steps: list[Step]) -> list[Step]:
     Raises:
         Refused: The folder holds results of other parameters or of another version of a notebook.
     """
-    first, protected, failed = None, set(), set()
+    asked = {name: value for step in steps for name, value in step.values.items()}
+    if differences := _differences(_read_parameters(run), asked):
+        raise Refused(f"{_shown(run)} was made with {differences}: {CHOICES}.")
     for number, step in enumerate(steps):
         saved = read_executed(step.saved)
         if saved is None or not is_finished(saved):
-            first = number if first is None else first
-            if saved is not None and not _made_since(run, saved):
-                failed |= step.declared.keys()
-            continue
-        protected |= step.declared.keys()
+            return steps[number:]
         before = {name: p.default for name, p in declared_parameters(saved).items()}
         before |= saved.metadata.papermill.get("parameters", {})
         if differences := _differences(before, step.values):
@@ -300,28 +305,7 @@ def _remaining(run: Path, steps: list[Step]) -> list[Step]:
         if _code(saved) != _code(step.notebook):
             changed = f"{step.template.name} has been edited since {_shown(step.saved)} was made from it"
             raise Refused(f"{changed}: {CHOICES}.")
-
-    # A notebook that stopped before it saved anything leaves nothing to protect: a mistyped weights file can
-    # be corrected under the same name.
-    kept = _read_parameters(run)
-    still = {name: value for name, value in kept.items() if name in protected or name not in failed}
-    asked = {name: value for step in steps for name, value in step.values.items()}
-    if differences := _differences(still, asked):
-        raise Refused(f"{_shown(run)} was made with {differences}: {CHOICES}.")
-    if still != kept:
-        write_atomically(run / "parameters.yaml", yaml.safe_dump(still, allow_unicode=True))
-    return [] if first is None else steps[first:]
-
-
-def _made_since(run: Path, saved) -> bool:
-    """Whether the run's folder has results that are not older than this notebook's start."""
-    from datetime import datetime
-
-    if not (start := saved.metadata.get("papermill", {}).get("start_time")):
-        return False
-    notes = {".lock", "parameters.yaml", "report.html"}
-    files = (f for f in run.rglob("*") if f.is_file() and f.name not in notes and f.suffix != ".ipynb")
-    return any(f.stat().st_mtime >= datetime.fromisoformat(start).timestamp() for f in files)
+    return []
 
 
 def _code(notebook) -> list[str]:

@@ -22,15 +22,17 @@ from helpers import resolve_path, write_atomically
 from helpers.execution import Progress, is_finished, read_executed, without_progress_bars
 from helpers.parameters import declared_parameters, fitting_values, from_here
 from helpers.report import summary_rows
-from helpers.run import open_run, read_metrics, require, run_name, update_metrics
+from helpers.run import keep_parameters, open_run, read_metrics, require, run_name, update_metrics
 
 LOAD = """\
 from pathlib import Path
 from tqdm import tqdm
 from IPython.display import HTML
 import sys, time
-from helpers.run import open_run
-run = open_run(run_dir, data=data, seed=seed)
+from helpers.run import keep_parameters, open_run
+parameters = {"data": data, "seed": seed}
+run = open_run(run_dir, parameters)
+keep_parameters(run, parameters)
 (run / "images.csv").write_text("path,label")
 for _ in tqdm(range(20), file=sys.stdout, leave=False, mininterval=0): pass
 print("20 images", Path.cwd() == Path(sys.modules["helpers"].__file__).parent.parent)
@@ -38,10 +40,11 @@ time.sleep(0.5)
 HTML('<style scoped>td {}</style><table border="1"><tr><td>3</td><td>20</td></tr></table>')"""
 
 TRAIN = """\
-from helpers.run import open_run, require, update_metrics
-run = open_run(run_dir, weights=weights)
+from helpers.run import keep_parameters, open_run, require, update_metrics
+run = open_run(run_dir, {"weights": weights})
 require(run, "images.csv", "01_load_data")
 if weights == "broken": raise ValueError("weights: expected a file.\\nReceived: broken.")
+keep_parameters(run, {"weights": weights})
 arm = dict(test_accuracy=0.94, low=0.92, high=0.96, seconds=2.5, trainable_weights=1200)
 update_metrics(run, arms={"frozen": arm}, answer="Freeze: it is cheaper.")
 None"""
@@ -409,14 +412,16 @@ def test_a_run_is_named_after_what_it_is_made_of():
 # ---- what notebooks call
 
 
-def test_open_run_keeps_parameters_and_refuses_others(tmp_path):
+def test_a_run_keeps_parameters_and_refuses_others(tmp_path):
     run_dir = tmp_path / "runs" / "x"
-    assert open_run(run_dir, seed=np.int64(3), data=Path("pets")) == run_dir
-    assert open_run(run_dir, seed=3, epochs=5) == run_dir
+    for parameters in ({"seed": np.int64(3), "data": Path("pets")}, {"seed": 3, "epochs": 5}):
+        assert open_run(run_dir, parameters) == run_dir
+        keep_parameters(run_dir, parameters)
     kept = (run_dir / "parameters.yaml").read_bytes()
     assert yaml.safe_load(kept) == {"seed": 3, "data": "pets", "epochs": 5}
     with pytest.raises(ValueError, match="made with seed=3, and seed=4 came: choose another folder"):
-        open_run(run_dir, seed=4, rate=0.1)
+        open_run(run_dir, {"seed": 4, "rate": 0.1})
+    assert open_run(run_dir, {"rate": 0.1}) == run_dir, "not kept before there are results"
     assert contents(run_dir) == {"parameters.yaml": kept}
 
 

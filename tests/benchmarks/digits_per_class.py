@@ -8,26 +8,22 @@ that hold for all n were chosen on draws from 100 on, the table is made from the
 """
 
 import argparse
-import sys
+import os
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegressionCV
-from sklearn.model_selection import StratifiedKFold, train_test_split
+from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 from tqdm import tqdm
 
-from helpers import ROOT
-from helpers._keras import keras
+from helpers.backbones import cut, freeze, keras, load_backbone
 from helpers.letters import counts_to_images
+from helpers.training import attach_head, compute_activations, fit_head, set_seed, warmup_cosine
 
-UNFREEZE_FROM, LEARNING_RATE, EPOCHS, BATCH_SIZE, WARM_UP = "conv3", 1e-3, 40, 32, 0.1
+os.environ["TQDM_DISABLE"] = "1"  # of what is inside a draw
+UNFREEZE_FROM, LEARNING_RATE, EPOCHS, BATCH_SIZE = "conv3", 1e-3, 40, 32
 """One choice for every n, made on draws from 100 on."""
 
 
@@ -39,62 +35,32 @@ def draw_digits(classes: np.ndarray, per_class: int, *, seed: int) -> tuple[np.n
     return np.concatenate(train), test
 
 
-def fit_head(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns kernel (channels, classes) and bias (classes,) of the best L2-regularised linear head.
-
-    Its strength is the one of least cross-validated log-loss. The features are centred and brought to unit
-    mean variance by one factor for all, so that a strength means the same for any backbone.
-    """
-    mean, scale = features.mean(0), np.sqrt(features.var(0).mean())
-    head = LogisticRegressionCV(
-        Cs=np.logspace(-2, 2, 9),
-        cv=StratifiedKFold(5, shuffle=True, random_state=0),
-        scoring="neg_log_loss",
-        l1_ratios=(0,),
-        max_iter=1000,
-        use_legacy_attributes=False,
-    ).fit((features - mean) / scale, labels)
-    kernel = head.coef_.T / scale
-    return kernel, head.intercept_ - mean @ kernel
+def fine_tune(model: keras.Model, images: np.ndarray, labels: np.ndarray, *, seed: int) -> None:
+    """Trains the classifier from its solved head on, as 03 does, but for all epochs: no digit is left to stop it."""
+    set_seed(seed)
+    freeze(model, unfreeze_from=UNFREEZE_FROM)
+    prefix, suffix = cut(model, UNFREEZE_FROM)
+    rate = warmup_cosine(LEARNING_RATE, epochs=EPOCHS, steps_per_epoch=-(-len(images) // BATCH_SIZE))
+    suffix.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
+    activations = compute_activations(prefix, images)
+    suffix.fit(activations, labels, batch_size=BATCH_SIZE, epochs=EPOCHS, verbose=0)
 
 
-def fine_tune(backbone: keras.Model, head: tuple, images: np.ndarray, labels: np.ndarray, *, seed: int):
-    """Returns a model to logits, trained from `head` on (LP-FT: Kumar et al. 2022, arXiv 2202.10054)."""
-    keras.utils.set_random_seed(seed)
-    body = keras.models.clone_model(backbone)
-    body.set_weights(backbone.get_weights())
-    stages = [layer.name.split("_")[0] for layer in body.layers]
-    first = stages.index(UNFREEZE_FROM)
-    for position, layer in enumerate(body.layers):
-        # A batch of 32 digits is too few for statistics: BatchNormalization stays in inference mode.
-        layer.trainable = position >= first and not isinstance(layer, keras.layers.BatchNormalization)
-    output = keras.layers.Dense(head[0].shape[1], name="predictions")
-    model = keras.Model(body.input, output(body.output))
-    output.set_weights(head)
-    steps = EPOCHS * -(-len(images) // BATCH_SIZE)
-    warm_up = round(WARM_UP * steps)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - warm_up, warmup_target=LEARNING_RATE, warmup_steps=warm_up
-    )
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(rate), loss)
-    model.fit(images, labels, batch_size=BATCH_SIZE, epochs=EPOCHS, verbose=0)
-    return model
-
-
-def score_draw(backbone: keras.Model, per_class: int, *, seed: int) -> dict[str, float]:
+def score_draw(backbone_path: str, per_class: int, *, seed: int) -> dict[str, float]:
     """Returns the test accuracy of each classifier on one draw."""
     digits = load_digits()
     images, labels, pixels = counts_to_images(digits.images), digits.target, digits.data / 16
     train, test = draw_digits(labels, per_class, seed=seed)
     support_vectors = SVC(C=10).fit(pixels[train], labels[train])
-    features = backbone.predict(images, batch_size=600, verbose=0)
-    kernel, bias = fit_head(features[train], labels[train])
-    tuned = fine_tune(backbone, (kernel, bias), images[train], labels[train], seed=seed)
+    backbone = load_backbone(backbone_path)
+    features = compute_activations(backbone, images, batch_size=600)
+    head = fit_head(features[train], labels[train])
+    model = attach_head(backbone, head, class_names=[str(digit) for digit in range(10)])
+    fine_tune(model, images[train], labels[train], seed=seed)
     answers = {
         "raw-pixel SVM": support_vectors.predict(pixels[test]),
-        "frozen": (features[test] @ kernel + bias).argmax(1),
-        "fine-tuned": tuned.predict(images[test], batch_size=800, verbose=0).argmax(1),
+        "frozen": head.predict(features[test]),
+        "fine-tuned": model.predict(images[test], batch_size=800, verbose=0).argmax(1),
     }
     keras.backend.clear_session()
     return {name: float(np.mean(answer == labels[test])) for name, answer in answers.items()}
@@ -105,15 +71,14 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--per-class", type=int, nargs="+", default=[5, 10, 20])
     parser.add_argument("--first-draw", type=int, default=0)
-    parser.add_argument("--backbone", default=ROOT / "data" / "letters.keras")
+    parser.add_argument("--backbone", default="data/letters.keras")
     options = parser.parse_args()
-    backbone = keras.models.load_model(options.backbone)
     seeds = range(options.first_draw, options.first_draw + options.draws)
     draws = [(per_class, seed) for per_class in options.per_class for seed in seeds]
     started = time.perf_counter()
     rows = [
-        {"digits per class": per_class} | score_draw(backbone, per_class, seed=seed)
-        for per_class, seed in tqdm(draws, leave=False)
+        {"digits per class": per_class} | score_draw(options.backbone, per_class, seed=seed)
+        for per_class, seed in tqdm(draws, leave=False, disable=False)
     ]
     groups = pd.DataFrame(rows).groupby("digits per class")
     mean, deviation = groups.mean(), groups.std(ddof=min(1, options.draws - 1))
