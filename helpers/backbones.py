@@ -69,6 +69,8 @@ def load_backbone(
     if preprocessing not in ("auto", *PREPROCESSING):
         known = "; ".join(f"{name!r}: {meaning}" for name, meaning in PREPROCESSING.items())
         raise ValueError(f'Expected `preprocessing` "auto" or one of {known}. Received {preprocessing!r}.')
+    if image_size < 0:
+        raise ValueError(f"Expected `image_size` above 0, or 0 for the network's own. Received {image_size}.")
     if backbone.endswith(".keras"):
         network = _load_file(backbone, image_size)
     else:

@@ -21,7 +21,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from helpers import ROOT, resolve_path
+from helpers import ROOT, resolve_path, write_atomically
 
 PARTS = ("train", "validation", "test")
 _PART_NAMES = {
@@ -232,6 +232,8 @@ def split_images(
     Raises:
         ValueError: a fraction is out of range, or a class has too few images to be in every part.
     """
+    if seed < 0:
+        raise ValueError(f"Expected `seed` of at least 0. Received {seed}.")
     for name, value in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
         if not 0 < value < 1:
             raise ValueError(f"Expected `{name}` between 0 and 1, both excluded. Received {value}.")
@@ -277,6 +279,16 @@ def count_images(images: pd.DataFrame) -> pd.DataFrame:
     """Returns the number of images of each class (rows) in each part (columns), with totals."""
     counts = pd.crosstab(images["label"], images["split"], margins=True, margins_name="total")
     return counts.reindex(columns=[*PARTS, "total"], fill_value=0).rename_axis(index=None, columns=None)
+
+
+def save_images(images: pd.DataFrame, path: str | Path) -> None:
+    """Writes the table as CSV, whole or not at all."""
+    write_atomically(Path(path), images.to_csv(index=False))
+
+
+def load_images(path: str | Path) -> pd.DataFrame:
+    """Returns a table that `save_images` wrote; labels such as "007" or "NA" stay the texts that they are."""
+    return pd.read_csv(path, dtype={"path": str, "label": str, "split": str, "sha256": str}, keep_default_na=False)
 
 
 def encode_labels(images: pd.DataFrame) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -1,6 +1,7 @@
 """What is frozen is computed once; the head is solved; the rest is fine-tuned from there."""
 
 import json
+import math
 import os
 import sys
 import warnings
@@ -207,8 +208,8 @@ def load_class_names(path: str | Path) -> list[str]:
 
 
 def warmup_cosine(
-    learning_rate: float, *, epochs: int, steps_per_epoch: int
-) -> keras.optimizers.schedules.CosineDecay:
+    learning_rate: float, *, images: int, batch_size: int, epochs: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
     """Returns a learning rate that rises from 0 in the first tenth of training, then falls to 0 on a cosine.
 
     Warm-up spares the pretrained weights Adam's first steps, which are as large as the rate allows while
@@ -216,16 +217,18 @@ def warmup_cosine(
 
     Args:
         learning_rate: the highest rate.
+        images: number of training images.
+        batch_size: images per step.
         epochs: length of the training.
-        steps_per_epoch: optimizer steps in one epoch.
 
     Raises:
         ValueError: a value is not positive.
     """
-    for name, value in (("learning_rate", learning_rate), ("epochs", epochs), ("steps_per_epoch", steps_per_epoch)):
+    values = {"learning_rate": learning_rate, "images": images, "batch_size": batch_size, "epochs": epochs}
+    for name, value in values.items():
         if not value > 0:
             raise ValueError(f"Expected `{name}` above 0. Received {value}.")
-    steps = epochs * steps_per_epoch
+    steps = epochs * math.ceil(images / batch_size)
     warmup = max(1, steps // 10)
     return keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warmup), warmup_target=learning_rate, warmup_steps=warmup

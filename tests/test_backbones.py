@@ -73,7 +73,10 @@ def train(model: keras.Model, images: np.ndarray, *, epochs: int = 2) -> None:
 # ---- stages
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+SLOW = ("ResNet50V2", "EfficientNetV2B0", "DenseNet121")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in FAMILIES])
 def test_stages_and_cuts_of_every_family(name):
     network = load_backbone(name, weights=None, image_size=48)
     table = describe_stages(network)

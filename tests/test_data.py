@@ -95,6 +95,11 @@ def test_fractions_out_of_range_are_refused(name, value):
         split_images(table({"a": 9, "b": 9}), **{name: value})
 
 
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="`seed` of at least 0.*-1"):
+        split_images(table({"a": 9, "b": 9}), seed=-1)
+
+
 def test_trap_cutting_a_shuffled_stream_mixes_the_parts_and_a_split_table_does_not():
     import tensorflow as tf
 
@@ -214,6 +219,13 @@ def test_exif_rotation_is_applied_and_size_is_as_seen(tmp_path):
     assert (images.loc[0, "width"], images.loc[0, "height"]) == (20, 40)
     upright = read_pixels(images.loc[0, "path"], (40, 20))
     assert upright[:8].mean() > 240 and upright[12:].mean() < 15  # white on top
+
+
+def test_labels_stay_texts_in_the_table(tmp_path):
+    labels = ["007", "NA", "nan", "true", "1e3", 'a "quoted", label', "é\nü"]
+    images = table({label: 2 for label in labels}, "train").assign(width=3, height=4, sha256="0" * 64)
+    data.save_images(images, tmp_path / "images.csv")
+    pd.testing.assert_frame_equal(data.load_images(tmp_path / "images.csv"), images)
 
 
 # ---- pixels

@@ -135,7 +135,8 @@ def fine_tune(seed: int):
     before = copy_weights(model)
     set_seed(seed)
     suffix.compile(
-        keras.optimizers.Adam(warmup_cosine(0.01, epochs=3, steps_per_epoch=3)), "sparse_categorical_crossentropy"
+        keras.optimizers.Adam(warmup_cosine(0.01, epochs=3, images=24, batch_size=8)),
+        "sparse_categorical_crossentropy",
     )
     suffix.fit(
         compute_activations(prefix, images), labels, epochs=3, batch_size=8, verbose=0, callbacks=[show_progress()]
@@ -158,14 +159,14 @@ def test_same_seed_same_bits_and_another_seed_another_result():
 
 
 def test_learning_rate_rises_from_zero_and_falls_to_zero():
-    schedule = warmup_cosine(1e-3, epochs=10, steps_per_epoch=10)
+    schedule = warmup_cosine(1e-3, epochs=10, images=95, batch_size=10)
     rates = np.array([float(schedule(step)) for step in range(101)])
     assert rates[0] == 0 and rates.argmax() == 10 and rates.max() == pytest.approx(1e-3)
     assert (np.diff(rates[:11]) > 0).all() and (np.diff(rates[10:]) < 0).all()
     assert rates[100] == pytest.approx(0, abs=1e-9)
-    for bad in ({"learning_rate": 0}, {"epochs": 0}, {"steps_per_epoch": -1}):
+    for bad in ({"learning_rate": 0}, {"epochs": 0}, {"batch_size": 0}):
         with pytest.raises(ValueError, match=f"`{next(iter(bad))}` above 0"):
-            warmup_cosine(**{"learning_rate": 1e-3, "epochs": 1, "steps_per_epoch": 1} | bad)
+            warmup_cosine(**{"learning_rate": 1e-3, "epochs": 1, "images": 9, "batch_size": 2} | bad)
 
 
 # ---- one file

@@ -40,7 +40,7 @@ def fine_tune(model: keras.Model, images: np.ndarray, labels: np.ndarray, *, see
     set_seed(seed)
     freeze(model, unfreeze_from=UNFREEZE_FROM)
     prefix, suffix = cut(model, UNFREEZE_FROM)
-    rate = warmup_cosine(LEARNING_RATE, epochs=EPOCHS, steps_per_epoch=-(-len(images) // BATCH_SIZE))
+    rate = warmup_cosine(LEARNING_RATE, images=len(images), batch_size=BATCH_SIZE, epochs=EPOCHS)
     suffix.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
     activations = compute_activations(prefix, images)
     suffix.fit(activations, labels, batch_size=BATCH_SIZE, epochs=EPOCHS, verbose=0)
