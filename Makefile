@@ -31,7 +31,7 @@ help:  ## show this help
 #: EPOCHS           ## of fine-tuning
 #: UNFREEZE_FROM    ## the first stage that is fine-tuned
 #: LEARNING_RATE    ## of fine-tuning
-#: PARAMS           ## any other parameters: "name=value name=value" (without spaces in a value)
+#: PARAMS           ## any parameters: "name=value name=value" (without spaces in a value)
 
 # ---- the environment
 
@@ -51,16 +51,17 @@ $(INSTALLED): requirements.txt pyproject.toml
 
 # ---- what one does with it
 
-# A variable counts only if it stands on the command line, so that an environment's own NAME or DATA cannot
-# slip in. The shell reads the value ("$DATA"), not make: spaces and quotes in it need no care.
-given = $(if $(and $(findstring command,$(origin $2)),$($2)),$1 "$$$2")
+# Every variable on the command line, other than make's own and those below, is a parameter of the notebooks: the
+# runner names the nearest one to a mistyped name. (Not so those of the environment, whose NAME or DATA is not meant.)
+# The shell reads the values ("$$DATA"), not make: spaces and quotes in them need no care.
+given := $(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$v))
+parameters := $(filter-out NAME PARAMS PYTHON VENV MAKE%,$(given))
 
 run: $(INSTALLED)  ## execute 01, 02, 03 on your images or on the embedded example, and write a report
-	@set -f; set -- $(call given,-n,NAME) $(call given,-p data,DATA) $(call given,-p backbone,BACKBONE) \
-	  $(call given,-p weights,WEIGHTS) $(call given,-p preprocessing,PREPROCESSING) \
-	  $(call given,-p image_size,IMAGE_SIZE) $(call given,-p seed,SEED) $(call given,-p epochs,EPOCHS) \
-	  $(call given,-p unfreeze_from,UNFREEZE_FROM) $(call given,-p learning_rate,LEARNING_RATE); \
-	for pair in $(if $(findstring command,$(origin PARAMS)),$$PARAMS); do \
+	@set -f; set --; \
+	$(foreach v,$(parameters),set -- "$$@" -p "$$(echo $v | tr A-Z a-z)" "$$$v";) \
+	$(if $(filter NAME,$(given)),[ -z "$$NAME" ] || set -- "$$@" -n "$$NAME";) \
+	for pair in $(if $(filter PARAMS,$(given)),$$PARAMS); do \
 	  set -- "$$@" -p "$${pair%%=*}" "$${pair#*=}"; done; \
 	"$(PY)" -m helpers.run "$$@"
 
@@ -90,6 +91,6 @@ lock: $(INSTALLED)  ## resolve requirements.txt again from pyproject.toml
 	@"$(PY)" -m uv pip compile --quiet --universal --python-version 3.11 --extra test --no-emit-index-url \
 	  --no-emit-find-links --custom-compile-command "make lock" pyproject.toml -o requirements.txt
 
-clean:  ## remove the environment and caches; runs/ stays
-	rm -rf "$(VENV)" build *.egg-info .pytest_cache .ruff_cache
+clean:  ## remove the environment and caches; the runs stay
+	rm -rf "$(VENV)" runs/.pixels build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -76,7 +76,14 @@ def load_backbone(
     else:
         network = _load_application(backbone, weights, image_size)
         preprocessing = _application_preprocessing(backbone) if preprocessing == "auto" else preprocessing
+    if backbone.endswith(".keras") and weights not in ("imagenet", None, "None"):
+        raise ValueError(f"{backbone} brings its own weights. Received `weights` {weights!r}; leave it out.")
     raw = keras.backend.standardize_dtype(network.inputs[0].dtype) == "uint8"
+    if preprocessing != "auto" and raw:
+        raise ValueError(
+            f"{backbone} takes raw images (uint8): its preprocessing is inside. Received `preprocessing` "
+            f'{preprocessing!r}; leave it at "auto".'
+        )
     if preprocessing == "auto" and not raw:
         raise ValueError(
             f"The parameter `preprocessing` has to be named for {backbone}: the file does not say what values "
@@ -130,7 +137,7 @@ def _load_application(name: str, weights: str | None, image_size: int) -> keras.
         nearest = next(key for key in known if key.lower() == nearest[0])
         raise ValueError(
             f"Expected `backbone` to be a network of keras.applications or a .keras file. Received {name!r}. "
-            f"Did you mean {nearest!r}? Known are {', '.join(sorted(known))}."
+            f"Did you mean {nearest!r}? Files end in .keras. Known are {', '.join(sorted(known))}."
         )
     build = getattr(keras.applications, name)
     size = image_size or _SIZES.get(name, 224)
@@ -208,7 +215,12 @@ def _load_file(backbone: str, image_size: int) -> keras.Model:
         )
     if None in shape[1:3]:
         images = keras.Input((*size, 3), dtype=network.inputs[0].dtype)
-        network = keras.Model(images, keras.Function.call(network, images))
+        try:
+            network = keras.Model(images, keras.Function.call(network, images))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} does not take `image_size` {size[0]}. Keras says: {_first_line(error)}"
+            ) from None
     return keras.Model(network.inputs[0], _features_tensor(network))
 
 
@@ -411,8 +423,8 @@ def audit_weights(model: keras.Model, before: dict[str, np.ndarray]) -> pd.DataF
         before: `copy_weights(model)` from before it.
 
     Returns:
-        A DataFrame indexed by stage with the columns tensors, trainable, changed and unexpected: the number
-        of frozen tensors that changed, in any bit, and of trainable ones that did not.
+        A DataFrame indexed by stage with counts of tensors: all of them, trainable, changed (in any bit),
+        frozen_changed (a fault) and trainable_unchanged (no gradient arrived there, or nothing was trained).
     """
     rows = {}
     for stage, segments in _stages(model).items():
@@ -425,6 +437,7 @@ def audit_weights(model: keras.Model, before: dict[str, np.ndarray]) -> pd.DataF
             "tensors": len(weights),
             "trainable": int(learns.sum()),
             "changed": int(changed.sum()),
-            "unexpected": int((learns != changed).sum()),
+            "frozen_changed": int((~learns & changed).sum()),
+            "trainable_unchanged": int((learns & ~changed).sum()),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stage")

@@ -8,7 +8,9 @@ The table is a pandas DataFrame with one row per image, sorted by path:
 """
 
 import hashlib
+import io
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -50,7 +52,7 @@ def open_data(data: str) -> Path:
     """
     if data == "digits":
         return _write_digits(ROOT / "data" / "digits")
-    folder = resolve_path(data)
+    folder = resolve_path(str(data) or "?")  # an empty text would be the repository itself
     if not folder.exists():
         nearest = next(parent for parent in folder.parents if parent.exists())
         raise FileNotFoundError(
@@ -110,10 +112,13 @@ def find_images(folder: str | Path) -> pd.DataFrame:
     rows = [
         (_stored_path(path), label.name, part)
         for part, root in roots.items()
-        for label in sorted(entry for entry in root.iterdir() if entry.is_dir() and not _hidden(entry))
+        for label in _folders(root)
         for path in sorted(label.rglob("*"))
-        if path.is_file() and not _hidden(path)
+        if path.is_file() and not any(map(_hidden, (path, *path.parents[: len(path.relative_to(label).parts) - 1])))
     ]
+    for path, *_ in rows:
+        if any("\ud800" <= character <= "\udfff" for character in path):
+            raise ValueError(f"Expected file names in UTF-8. Received {path!r}: rename it.")
     images = pd.DataFrame(rows, columns=["path", "label", "split"])
     if images.empty:
         raise ValueError(
@@ -138,9 +143,10 @@ def find_images(folder: str | Path) -> pd.DataFrame:
 
 def _find_parts(folder: Path) -> dict[str, Path]:
     """Returns the given parts, {"train": ..., "test": ...}; nothing if these are class folders."""
-    children = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not _hidden(entry)]
+    children = _folders(folder)
     parts = {_PART_NAMES.get(child.name.lower()): child for child in children}
     if None in parts or "train" not in parts or len(children) < 2:
+        _refuse_unknown_parts(folder, children)
         return {}
     if len(parts) < len(children):
         names = ", ".join(repr(child.name) for child in children)
@@ -150,8 +156,25 @@ def _find_parts(folder: Path) -> dict[str, Path]:
     return parts
 
 
+def _refuse_unknown_parts(folder: Path, children: list[Path]) -> None:
+    """Raises where class folders hold the same sub-folders: then these are the classes, and those parts."""
+    inner = [{entry.name for entry in _folders(child)} for child in children]
+    common = {name for names in inner for name in names if sum(name in others for others in inner) > 1}
+    if len(common) > 1:
+        raise ValueError(
+            f"Expected class folders, or the parts train, val and test with class folders, in {folder}. Found "
+            f"{', '.join(repr(child.name) for child in children)}, of which several hold "
+            f"{', '.join(map(repr, sorted(common)[:5]))}. Rename the parts to train, val and test, and move what is "
+            f"no part elsewhere."
+        )
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not _hidden(entry)]
+
+
 def _hidden(path: Path) -> bool:
-    return path.name.startswith(".")
+    return path.name.startswith(".") or path.name == "__MACOSX"
 
 
 def _contents(folder: Path) -> str:
@@ -175,7 +198,8 @@ def check_images(images: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises:
         ValueError: not one file can be read.
     """
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # around the threads: within one it would change the others' filters
         results = list(_progress(pool.map(_check_image, images["path"]), "checking images", len(images)))
     checked = images.assign(**pd.DataFrame(results, columns=["width", "height", "sha256", "problem"]))
     bad = checked["problem"] != ""
@@ -186,25 +210,43 @@ def check_images(images: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             f"Expected images. Received {len(problems)} files, none of which can be read: for example "
             f"{path}: {problem}."
         )
-    return checked[~bad].drop(columns="problem").reset_index(drop=True), problems
+    kept = checked[~bad].drop(columns="problem").reset_index(drop=True)
+    lost = set(zip(images["label"], images["split"], strict=True)) - set(
+        zip(kept["label"], kept["split"], strict=True)
+    )
+    for label, part in sorted(lost):
+        path, _, problem = problems[problems["label"] == label].iloc[0]
+        raise ValueError(
+            f"Not one of the files of class {label!r}{f' in {part}' if part else ''} can be read, for example "
+            f"{path}: {problem}. Convert them, or remove the class."
+        )
+    return kept, problems
 
 
 def _check_image(path: str) -> tuple[int, int, str, str]:
     try:
         content = resolve_path(path).read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = read_image(path)
+        image = read_image(io.BytesIO(content))
         return image.width, image.height, hashlib.sha256(content).hexdigest(), ""
     except Exception as error:  # Pillow's plugins raise many kinds; each is a row in the table, with its file
-        message = str(error).replace(repr(str(resolve_path(path))), "the file")
+        message = re.sub(r"cannot identify image file.*", "not an image", str(error))
         return 0, 0, "", f"{type(error).__name__}: {message}"
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """Returns the file's image as RGB, turned upright as its EXIF data say."""
-    with Image.open(resolve_path(path)) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+def read_image(file: str | Path | io.BytesIO) -> Image.Image:
+    """Returns the file's image as RGB, turned upright as its EXIF data say; 16 bits are brought to 8.
+
+    Raises:
+        OSError, ValueError: it is missing, no image, cut off, or of floating-point numbers.
+    """
+    with Image.open(file if isinstance(file, io.BytesIO) else resolve_path(file)) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "F":
+            raise ValueError("an image of floating-point numbers: nothing says which of them is white")
+        if image.mode.startswith("I"):  # `convert` would clip everything above 255 to white
+            array = np.asarray(image)
+            image = Image.fromarray((array >> (8 if array.max() > 255 else 0)).astype("uint8"))
+        return image.convert("RGB")
 
 
 def split_images(
@@ -225,15 +267,17 @@ def split_images(
         images: columns path, label, split.
         validation_fraction: share of the images that are not test images, in (0, 1).
         test_fraction: share of all images, in (0, 1); not used where the folder gave a test part.
-        images_per_class: how many labelled images of each class to keep for training and validation
-            together (the others are left out); 0 keeps all. The 10 of "10" are among the 20 of "20".
+        images_per_class: how many labelled images of each class to keep for training and, unless it is
+            given, validation together (the others are left out); 0 keeps all. The 10 of "10" are among
+            the 20 of "20".
         seed: any integer of at least 0.
 
     Raises:
-        ValueError: a fraction is out of range, or a class has too few images to be in every part.
+        ValueError: a fraction, the seed or the limit is out of range, or a class has too few images to be in
+            every part.
     """
-    if seed < 0:
-        raise ValueError(f"Expected `seed` of at least 0. Received {seed}.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"Expected `seed` of at least 0 and below 2**32. Received {seed}.")
     for name, value in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
         if not 0 < value < 1:
             raise ValueError(f"Expected `{name}` between 0 and 1, both excluded. Received {value}.")
@@ -256,11 +300,14 @@ def _split_class(
     pool = given.index[given.isin(["", "train"])]
     needed = 1 + (not has_test) + (not has_validation)
     if len(pool) < needed or 0 < limit < 1 + (not has_validation):
-        have = f"{len(pool)} readable image{'s' * (len(pool) != 1)}" + (f", limited to {limit}" if limit else "")
+        if 0 < limit < 1 + (not has_validation):
+            raise ValueError(
+                f"Expected `images_per_class` of at least 2: one to train, one to validate. Received {limit}."
+            )
         raise ValueError(
-            f"The class {label!r} has {have} to draw from, and needs at least {needed}, one for each of "
-            f"train{', validation' * (not has_validation)}{', test' * (not has_test)}. Add images of this "
-            f"class, or remove its folder."
+            f"The class {label!r} has {len(pool)} readable image{'s' * (len(pool) != 1)} to draw from, and needs "
+            f"at least {needed}, one for each of train{', validation' * (not has_validation)}"
+            f"{', test' * (not has_test)}. Add images of this class, or remove its folder."
         )
     if not has_test:
         count = min(max(1, round(test_fraction * len(pool))), len(pool) - needed + 1)
@@ -277,13 +324,25 @@ def _split_class(
 
 def count_images(images: pd.DataFrame) -> pd.DataFrame:
     """Returns the number of images of each class (rows) in each part (columns), with totals."""
-    counts = pd.crosstab(images["label"], images["split"], margins=True, margins_name="total")
-    return counts.reindex(columns=[*PARTS, "total"], fill_value=0).rename_axis(index=None, columns=None)
+    counts = pd.crosstab(images["label"], images["split"]).reindex(columns=PARTS, fill_value=0)
+    counts = pd.concat([counts, counts.sum().to_frame("all classes").T])
+    return counts.assign(total=counts.sum(axis=1)).rename_axis(index=None, columns=None)
 
 
 def save_images(images: pd.DataFrame, path: str | Path) -> None:
-    """Writes the table as CSV, whole or not at all."""
-    write_atomically(Path(path), images.to_csv(index=False))
+    """Writes the table as CSV, whole or not at all.
+
+    Raises:
+        ValueError: there is another table already, which models may have been trained on.
+    """
+    path, text = Path(path), images.to_csv(index=False)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"{path} divides other images, or divides them otherwise: files were added, removed or changed since. "
+            f"With this table, images that a model was trained on could become test images. Choose another run_dir "
+            f"(make run NAME=...), or delete the run's folder to start over."
+        )
+    write_atomically(path, text)
 
 
 def load_images(path: str | Path) -> pd.DataFrame:
@@ -301,7 +360,7 @@ def encode_labels(images: pd.DataFrame) -> tuple[dict[str, np.ndarray], list[str
 def load_pixels(images: pd.DataFrame, *, image_size: tuple[int, int]) -> dict[str, np.ndarray]:
     """Returns each part's images as a uint8 array (images, height, width, 3), RGB in 0..255.
 
-    Every image is decoded and resized once, into files below `runs/pixels` that later notebooks and runs
+    Every image is decoded and resized once, into files below `runs/.pixels` that later notebooks and runs
     with the same images and size open again. The arrays are memory maps: the operating system reads what
     is used, so a set larger than memory works.
 
@@ -318,10 +377,14 @@ def load_pixels(images: pd.DataFrame, *, image_size: tuple[int, int]) -> dict[st
     return {part: _open_pixels(images[images["split"] == part], tuple(image_size)) for part in PARTS}
 
 
-def read_pixels(path: str | Path, image_size: tuple[int, int]) -> np.ndarray:
-    """Returns one image file as a uint8 array (height, width, 3), resized as everywhere in this project."""
+def read_pixels(file: str | Path | io.BytesIO, image_size: tuple[int, int]) -> np.ndarray:
+    """Returns one image file as a uint8 array (height, width, 3), resized as everywhere in this project.
+
+    Raises:
+        OSError, ValueError: as `read_image`.
+    """
     height, width = image_size
-    return np.asarray(ImageOps.fit(read_image(path), (width, height), Image.Resampling.BILINEAR))
+    return np.asarray(ImageOps.fit(read_image(file), (width, height), Image.Resampling.BILINEAR))
 
 
 def shrink_pixels(pixels: np.ndarray, *, side: int) -> np.ndarray:
@@ -338,31 +401,36 @@ def shrink_pixels(pixels: np.ndarray, *, side: int) -> np.ndarray:
 
 def _open_pixels(images: pd.DataFrame, image_size: tuple[int, int]) -> np.ndarray:
     name = hashlib.sha256("".join(images["sha256"]).encode()).hexdigest()[:16]
-    store = ROOT / "runs" / "pixels" / f"{name}-{image_size[0]}x{image_size[1]}-crop.npy"
+    store = ROOT / "runs" / ".pixels" / f"{name}-{image_size[0]}x{image_size[1]}-crop.npy"
     if not store.exists():
         store.parent.mkdir(parents=True, exist_ok=True)
         partial = store.with_name(f"{store.name}.partial-{os.getpid()}")
         try:
-            _write_pixels(partial, images["path"].tolist(), image_size)
+            _write_pixels(partial, images, image_size)
             os.replace(partial, store)  # whole or absent: an interruption leaves no half-filled store
         finally:
             partial.unlink(missing_ok=True)
     return np.load(store, mmap_mode="r")
 
 
-def _write_pixels(file: Path, paths: list[str], image_size: tuple[int, int]) -> None:
+def _write_pixels(file: Path, images: pd.DataFrame, image_size: tuple[int, int]) -> None:
+    paths, hashes = images["path"].tolist(), images["sha256"].tolist()
+
     def decode(index: int) -> None:
         try:
-            pixels[index] = read_pixels(paths[index], image_size)
+            content = resolve_path(paths[index]).read_bytes()
+            if hashlib.sha256(content).hexdigest() != hashes[index]:
+                raise ValueError("its content has changed")
+            pixels[index] = read_pixels(io.BytesIO(content), image_size)
         except Exception as error:
             raise ValueError(
-                f"{paths[index]} could be read when images.csv was made, and cannot be read now ({error}). "
-                f"Bring it back, or run 01_load_data again with another run_dir."
+                f"{paths[index]} is not what it was when images.csv was made: {error}. Bring it back, or start "
+                f"again at 01_load_data with another run_dir."
             ) from error
 
-    pixels = np.lib.format.open_memmap(file, mode="w+", dtype="uint8", shape=(len(paths), *image_size, 3))
+    pixels = np.lib.format.open_memmap(file, mode="w+", dtype="uint8", shape=(len(images), *image_size, 3))
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        list(_progress(pool.map(decode, range(len(paths))), "decoding images", len(paths)))
+        list(_progress(pool.map(decode, range(len(images))), "decoding images", len(images)))
     pixels.flush()
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from helpers import ROOT, write_atomically
+from helpers.execution import read_executed
 from helpers.parameters import declared_parameters
 
 ARMS = ("majority class", "raw pixels", "frozen", "fine-tuned")
@@ -51,12 +52,11 @@ def write_report(run: Path) -> Path:
     It loads nothing from the network, and is also written for a run that stopped half-way.
     """
     import jinja2
-    import nbformat
     from markupsafe import Markup
 
     run = Path(run)
     paths = sorted(run.glob("[0-9][0-9]_*.ipynb"))
-    notebooks = {path.stem: nbformat.read(path, as_version=4) for path in paths}
+    notebooks = {path.stem: notebook for path in paths if (notebook := read_executed(path))}
     body, contents = _body(notebooks)
     metrics = read_metrics(run)
     parameters = _parameter_rows(notebooks)

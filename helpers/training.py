@@ -59,7 +59,7 @@ def compute_activations(model: keras.Model, inputs: np.ndarray, *, batch_size: i
         bad = (~np.isfinite(outputs.reshape(len(outputs), -1))).any(axis=1).sum()
         raise ValueError(
             f"{model.name} gives activations that are not finite for {bad} of {len(inputs)} images. The weights "
-            f"are damaged, or the preprocessing is not the network's."
+            f"are damaged, the preprocessing is not the network's, or training at too high a learning rate diverged."
         )
     return outputs
 
@@ -171,8 +171,13 @@ def attach_head(backbone: keras.Model, head: LogisticRegression, *, class_names:
             f"Expected a head from {features} features to {classes} classes. Received one from "
             f"{kernel.shape[0]} features to {kernel.shape[1]} classes."
         )
-    dense = keras.layers.Dense(classes, name="head", dtype="float32")
-    probabilities = keras.layers.Softmax(name="probabilities", dtype="float32")(dense(backbone.outputs[0]))
+    taken = {layer.name for layer in backbone.layers}  # by a backbone that was such a classifier itself
+    head_name, softmax_name = (
+        next(name for name in (base, *(f"{base}_{i}" for i in range(2, 99))) if name not in taken)
+        for base in ("head", "probabilities")
+    )
+    dense = keras.layers.Dense(classes, name=head_name, dtype="float32")
+    probabilities = keras.layers.Softmax(name=softmax_name, dtype="float32")(dense(backbone.outputs[0]))
     dense.set_weights([kernel.astype("float32"), bias.astype("float32")])
     return keras.Model(backbone.inputs[0], probabilities, name=backbone.name)
 
@@ -210,7 +215,7 @@ def load_class_names(path: str | Path) -> list[str]:
 def warmup_cosine(
     learning_rate: float, *, images: int, batch_size: int, epochs: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Returns a learning rate that rises from 0 in the first tenth of training, then falls to 0 on a cosine.
+    """Returns a learning rate that rises in the first tenth of training, then falls to 0 on a cosine.
 
     Warm-up spares the pretrained weights Adam's first steps, which are as large as the rate allows while
     its averages are still empty (Goyal et al. 2017, arXiv 1706.02677; cosine: arXiv 1608.03983).
@@ -229,9 +234,10 @@ def warmup_cosine(
         if not value > 0:
             raise ValueError(f"Expected `{name}` above 0. Received {value}.")
     steps = epochs * math.ceil(images / batch_size)
-    warmup = max(1, steps // 10)
+    warmup = math.ceil(steps / 10)
+    # The first step has a tenth of the rate and not 0: otherwise one epoch of one step would learn nothing.
     return keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warmup), warmup_target=learning_rate, warmup_steps=warmup
+        0.1 * learning_rate, max(1, steps - warmup), warmup_target=learning_rate, warmup_steps=warmup
     )
 
 

@@ -126,7 +126,7 @@ def test_frozen_means_bit_equal(stage):
     known = list(audit.index)
     assert (audit.loc[: known[known.index(stage) - 1], "changed"] == 0).all()
     assert (audit.loc[stage:, "changed"] == 2).all(), "kernel and bias of each stage, no BatchNormalization"
-    assert audit["unexpected"].sum() == 0
+    assert audit[["frozen_changed", "trainable_unchanged"]].to_numpy().sum() == 0
     changed = {path for path, old in before.items() if not np.array_equal(old, copy_weights(network)[path])}
     assert not any("bn" in path for path in changed)
 
@@ -162,8 +162,8 @@ def test_the_audit_finds_what_should_not_have_changed():
     kernel = network.get_layer("conv1_conv").kernel
     kernel.assign(np.nextafter(np.array(kernel), np.inf))  # the least change there is
     audit = audit_weights(network, before)
-    assert audit.loc["conv1", "unexpected"] == 1
-    assert audit.loc["conv3", "unexpected"] == 2, "trainable, and did not change"
+    assert audit.loc["conv1", "frozen_changed"] == 1
+    assert audit.loc["conv3", "trainable_unchanged"] == 2
 
 
 def test_trap_calling_with_training_false_does_not_protect_the_statistics():
@@ -252,10 +252,25 @@ def test_a_file_with_scaled_input_needs_its_preprocessing_named(tmp_path):
     np.testing.assert_allclose(network.predict(random_images(), verbose=0), by_hand, atol=1e-5)
 
 
+def test_what_a_file_brings_is_not_overruled_silently(tmp_path):
+    residual_network(dtype="uint8").save(tmp_path / "own.keras")
+    with pytest.raises(ValueError, match="`preprocessing` 'torch'; leave it"):
+        load_backbone(str(tmp_path / "own.keras"), preprocessing="torch")
+    with pytest.raises(ValueError, match="own weights. Received `weights` 'x.h5'"):
+        load_backbone(str(tmp_path / "own.keras"), weights="x.h5")
+
+
 def test_sequential_models_are_taken_and_others_are_refused(tmp_path):
     layers = keras.layers
     keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3, name="conv1")]).save(tmp_path / "s.keras")
     assert load_backbone(str(tmp_path / "s.keras"), preprocessing="unit").output_shape == (None, 4)
+    flexible = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 5, name="conv1")])
+    flexible.save(tmp_path / "f.keras")
+    assert load_backbone(str(tmp_path / "f.keras"), preprocessing="unit", image_size=9).input_shape == (None, 9, 9, 3)
+    with pytest.raises(ValueError, match="f.keras does not take `image_size` 2"):
+        load_backbone(str(tmp_path / "f.keras"), preprocessing="unit", image_size=2)
+    with pytest.raises(ValueError, match="`image_size` above 0.*-3"):
+        load_backbone(str(tmp_path / "f.keras"), preprocessing="unit", image_size=-3)
     first, second = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
     keras.Model([first, second], layers.Add()([first, second])).save(tmp_path / "two.keras")
     with pytest.raises(ValueError, match="one input and one output.*two.keras"):

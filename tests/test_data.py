@@ -77,7 +77,7 @@ def test_given_parts_are_kept():
     images["path"] = images["split"] + "/" + images["path"]
     split = split_images(images, validation_fraction=0.2, test_fraction=0.9)
     assert paths(split, "test") == paths(images, "test")
-    assert count_images(split).loc["total"].tolist() == [16, 4, 12, 32]
+    assert count_images(split).loc["all classes"].tolist() == [16, 4, 12, 32]
 
 
 @pytest.mark.parametrize(("classes", "needed"), [({"a": 9, "lonely": 1}, 3), ({"a": 9, "lonely": 2}, 3)])
@@ -177,6 +177,26 @@ def test_embedded_digits_are_whole_and_given_in_two_parts(root):
     assert not list(root.glob("data/*partial*"))
 
 
+@pytest.mark.parametrize("names", [("train", "test", "annotations"), ("training_set", "test_set"), ("val", "test")])
+def test_parts_that_are_not_understood_are_refused_and_no_classes(make_images, tmp_path, names):
+    make_images(tmp_path / names[0], {"a": 3, "b": 3})
+    make_images(tmp_path / names[1], {"a": 2, "b": 2})
+    for name in names[2:]:
+        make_images(tmp_path, {name: 1})
+    with pytest.raises(ValueError, match=f"{names[0]}.*several hold 'a', 'b'.*Rename the parts"):
+        find_images(tmp_path)
+
+
+def test_hidden_folders_and_what_macs_leave_behind_are_not_images(make_images, tmp_path):
+    make_images(tmp_path / "train", {"a": 3, "b": 3})
+    make_images(tmp_path / "test", {"a": 2, "b": 2})
+    make_images(tmp_path / "train" / "a", {".ipynb_checkpoints": 2, "sub": 1})
+    make_images(tmp_path, {"__MACOSX": 2, ".cache": 2})
+    (tmp_path / "train" / "a" / ".DS_Store").write_bytes(b"x")
+    found = find_images(tmp_path)
+    assert found["split"].value_counts().to_dict() == {"train": 7, "test": 4}
+
+
 # ---- files
 
 
@@ -197,6 +217,33 @@ def test_formats_that_keras_skips_are_read(make_images, tmp_path, suffix):
     folder = make_images(tmp_path, {"a": 2, "b": 2}, suffix=suffix)
     images, problems = check_images(find_images(folder))
     assert len(images) == 4 and problems.empty
+
+
+def test_a_class_of_which_nothing_is_left_is_named(make_images, tmp_path):
+    make_images(tmp_path / "train", {"a": 3, "b": 3})
+    make_images(tmp_path / "test", {"a": 2, "b": 1})
+    (tmp_path / "test" / "b" / "000.png").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="files of class 'b' in test can be read.*000.png"):
+        check_images(find_images(tmp_path))
+
+
+def test_sixteen_bits_are_brought_to_eight(tmp_path):
+    deep = (np.arange(16 * 16, dtype="uint16") * 257).reshape(16, 16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_pixels(tmp_path / "deep.png", (16, 16))[..., 0], deep >> 8)
+    Image.fromarray(np.ones((4, 4), "float32")).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match="floating-point"):
+        read_pixels(tmp_path / "float.tif", (4, 4))
+
+
+def test_another_table_in_the_same_run_is_refused(tmp_path):
+    images = table({"a": 3, "b": 3}, "train").assign(sha256="0" * 64)
+    data.save_images(images, tmp_path / "images.csv")
+    data.save_images(images, tmp_path / "images.csv")
+    before = (tmp_path / "images.csv").read_bytes()
+    with pytest.raises(ValueError, match="images.csv divides other images.*Choose another run_dir"):
+        data.save_images(images[:5], tmp_path / "images.csv")
+    assert (tmp_path / "images.csv").read_bytes() == before
 
 
 def test_nothing_readable(tmp_path):
@@ -245,6 +292,14 @@ def test_pixels_follow_the_table_and_are_decoded_once(make_images, root, monkeyp
     np.testing.assert_array_equal(again["train"], pixels["train"])
 
 
+def test_a_file_that_has_changed_does_not_enter_the_store(make_images, root):
+    make_images(root / "photos", {"a": 6, "b": 6})
+    images = split_images(check_images(find_images(root / "photos"))[0])
+    Image.new("RGB", (16, 16)).save(root / images.loc[0, "path"])
+    with pytest.raises(ValueError, match=f"{images.loc[0, 'path']} is not what it was.*content has changed"):
+        load_pixels(images, image_size=(8, 8))
+
+
 def test_an_interrupted_store_leaves_nothing_behind_and_names_the_file(make_images, root):
     make_images(root / "photos", {"a": 6, "b": 6})
     images = split_images(check_images(find_images(root / "photos"))[0])
@@ -252,7 +307,7 @@ def test_an_interrupted_store_leaves_nothing_behind_and_names_the_file(make_imag
     (root / gone).unlink()
     with pytest.raises(ValueError, match=gone):
         load_pixels(images, image_size=(8, 8))
-    assert not list((root / "runs" / "pixels").iterdir())
+    assert not list((root / "runs" / ".pixels").iterdir())
 
 
 def test_images_are_cropped_and_not_distorted(tmp_path):

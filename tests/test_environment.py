@@ -1,5 +1,6 @@
 """One environment, described three times: pyproject.toml, requirements.txt, environment.yml."""
 
+import os
 import re
 import subprocess
 import sys
@@ -109,3 +110,32 @@ def test_import_helpers_is_fast_and_light():
     assert min(seconds("import helpers") for _ in range(3)) - bare < 0.5
     heavy = {"tensorflow", "keras", "pandas", "numpy", "papermill", "nbconvert"}
     seconds(f"import sys, helpers, helpers.run; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)")
+
+
+def test_links_in_the_readme_lead_somewhere():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) >= 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        (["DATA=my photos", "NAME=x y", "EPOCHS=3"], {"-n x y", "-p data my photos", "-p epochs 3"}),
+        (["PARAMS=seed=3 patience=1", "BACKBON=x"], {"-p seed 3", "-p patience 1", "-p backbon x"}),
+        ([], set()),
+    ],
+)
+def test_make_run_hands_every_variable_on(tmp_path, variables, expected):
+    """Also a mistyped one: the runner knows what it should have been."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s|" "$word"; done\n')
+    python.chmod(0o755)
+    (tmp_path / ".installed").touch()
+    command = ["make", "--silent", "-o", str(tmp_path / ".installed"), "run", f"VENV={tmp_path}", *variables]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"DATA": "elsewhere"})
+    assert done.returncode == 0, done.stderr
+    start, *words = done.stdout.strip("|").split("|-")
+    assert start == "-m|helpers.run"
+    assert {"-" + word.replace("|", " ") for word in words} == expected

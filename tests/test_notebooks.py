@@ -154,8 +154,6 @@ def test_stored_outputs_come_out_again(tmp_path):
         "pytest",
         "-p",
         "no:cacheprovider",
-        "-p",
-        "no:xdist",
         "-q",
         "--rootdir=.",
     ]

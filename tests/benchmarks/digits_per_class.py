@@ -4,11 +4,10 @@
 
 Each draw sets 800 digits aside for the test (stratified) and takes n per class from the rest. These n, and no
 other digit, train each classifier and choose its settings; the three are scored on the same 800. Settings
-that hold for all n were chosen on draws from 100 on, the table is made from the draws 0, 1, 2 and so on.
+that hold for all n were chosen on other draws (of the same digits), from 100 on; the table is made from 0, 1, 2 ...
 """
 
 import argparse
-import os
 import time
 
 import numpy as np
@@ -22,7 +21,6 @@ from helpers.backbones import cut, freeze, keras, load_backbone
 from helpers.letters import counts_to_images
 from helpers.training import attach_head, compute_activations, fit_head, set_seed, warmup_cosine
 
-os.environ["TQDM_DISABLE"] = "1"  # of what is inside a draw
 UNFREEZE_FROM, LEARNING_RATE, EPOCHS, BATCH_SIZE = "conv3", 1e-3, 40, 32
 """One choice for every n, made on draws from 100 on."""
 
