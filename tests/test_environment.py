@@ -139,3 +139,14 @@ def test_make_run_hands_every_variable_on(tmp_path, variables, expected):
     start, *words = done.stdout.strip("|").split("|-")
     assert start == "-m|helpers.run"
     assert {"-" + word.replace("|", " ") for word in words} == expected
+
+
+def test_a_module_imports_only_from_those_before_it():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    paragraph = readme[readme.index("has a module per thing") : readme.index("A module imports only")]
+    order = ["_keras", *re.findall(r"`(\w+)`", paragraph)]
+    assert {path.stem for path in (ROOT / "helpers").glob("*.py")} == {"__init__", *order}
+    for position, name in enumerate(order):
+        source = (ROOT / "helpers" / f"{name}.py").read_text(encoding="utf-8")
+        used = re.findall(r"^\s*(?:from|import) helpers\.(\w+)", source, re.MULTILINE)
+        assert set(used) <= set(order[:position]), f"{name} imports {used}"
