@@ -344,11 +344,12 @@ def _find_stage(model: keras.Model, stage: str) -> int:
 
 
 def upper_half(model: keras.Model) -> str:
-    """Returns the stage at which the upper half of the network's stages begins: a first guess, no more."""
-    stages = list(_stages(model))
-    if len(stages) < 2:
-        raise ValueError(f"{model.name} has no stage that could learn.")
-    return stages[max(1, len(stages) // 2)]
+    """Returns the stage at which the upper half of a classifier's stages begins: a first guess, no more.
+
+    Its head is not counted, and of an odd number of stages the lower half has one more: `conv4` in ResNet50.
+    """
+    stages = list(_stages(model))[1:-1]
+    return stages[(len(stages) + 1) // 2] if len(stages) > 1 else list(_stages(model))[-1]
 
 
 def cut(model: keras.Model, stage: str) -> tuple[keras.Model, keras.Model]:

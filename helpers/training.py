@@ -46,7 +46,9 @@ def compute_activations(model: keras.Model, inputs: np.ndarray, *, batch_size: i
 
     Raises:
         ValueError: an activation is not finite.
+        MemoryError: the activations would not fit into this machine's memory.
     """
+    _refuse_more_than_memory(len(inputs), model.output_shape[1:])
     outputs = np.empty((len(inputs), *model.output_shape[1:]), dtype="float32")
     forward = _compiled(model)
     starts = range(0, len(inputs), batch_size)
@@ -62,6 +64,18 @@ def compute_activations(model: keras.Model, inputs: np.ndarray, *, batch_size: i
             f"are damaged, the preprocessing is not the network's, or training at too high a learning rate diverged."
         )
     return outputs
+
+
+def _refuse_more_than_memory(count: int, shape: tuple[int, ...]) -> None:
+    """Raises before the work begins: the system would end the process without a word later on."""
+    needed = 4 * count * math.prod(shape)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > 0.4 * memory:  # training makes a copy of them
+        raise MemoryError(
+            f"The activations of {count} images, {'x'.join(map(str, shape))} numbers each, take {needed / 1e9:.1f} GB. "
+            f"This machine has {memory / 1e9:.1f} GB, and training needs them twice. Let `unfreeze_from` name a later "
+            f"stage, whose activations are smaller, or keep fewer images (`images_per_class`)."
+        )
 
 
 def _compiled(model: keras.Model):

@@ -96,7 +96,7 @@ def test_stages_and_cuts_of_every_family(name):
 def test_other_families_have_stages(name):
     network = load_backbone(name, weights=None, image_size=96)
     assert len(describe_stages(network)) >= 3
-    prefix, suffix = cut(network, upper_half(network))
+    prefix, suffix = cut(network, describe_stages(network).index[2])
     images = random_images(1, 96)
     composed = call(suffix, call(prefix, images))
     np.testing.assert_allclose(composed, call(network, images), rtol=1e-4, atol=1e-5)
@@ -109,6 +109,12 @@ def test_unknown_stages_are_answered_with_the_known_ones():
             use()
     with pytest.raises(ValueError, match="'input'"):
         cut(network, "input")
+
+
+def test_the_upper_half_is_counted_without_the_head():
+    network = residual_network(dtype="uint8", classes=3)
+    assert list(describe_stages(network).index) == ["input", "conv1", "conv2", "conv3", "predictions"]
+    assert upper_half(network) == "conv3"
 
 
 # ---- freezing
