@@ -72,9 +72,10 @@ def _refuse_more_than_memory(count: int, shape: tuple[int, ...]) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > 0.4 * memory:  # training makes a copy of them
         raise MemoryError(
-            f"The activations of {count} images, {'x'.join(map(str, shape))} numbers each, take {needed / 1e9:.1f} GB. "
-            f"This machine has {memory / 1e9:.1f} GB, and training needs them twice. Let `unfreeze_from` name a later "
-            f"stage, whose activations are smaller, or keep fewer images (`images_per_class`)."
+            f"The activations of {count} images, {'x'.join(map(str, shape))} numbers each, take "
+            f"{needed / 1e9:.1f} GB. This machine has {memory / 1e9:.1f} GB, and training needs them twice. Let "
+            f"`unfreeze_from` name a later stage, whose activations are smaller, or keep fewer images "
+            f"(`images_per_class`)."
         )
 
 
