@@ -344,6 +344,13 @@ def test_weights_of_another_architecture_are_refused(weights_file, name):
         load_backbone(name, weights=str(weights_file), image_size=32)
 
 
+def test_kernels_that_a_file_did_not_bring_are_noticed(weights_file, monkeypatch):
+    """Keras only warns where a nested layer's group is missing in the file, and goes on with random weights."""
+    monkeypatch.setattr(keras.Model, "load_weights", lambda self, path: None)
+    with pytest.raises(ValueError, match="brings nothing for 27 of its kernels, among them conv1/kernel"):
+        load_backbone("MobileNet", weights=str(weights_file), image_size=32)
+
+
 def test_truncated_weights_are_refused(weights_file, tmp_path):
     cut_off = tmp_path / "cut.weights.h5"
     shutil.copy(weights_file, cut_off)
