@@ -137,14 +137,16 @@ def _load_application(name: str, weights: str | None, image_size: int) -> keras.
         nearest = next(key for key in known if key.lower() == nearest[0])
         raise ValueError(
             f"Expected `backbone` to be a network of keras.applications or a .keras file. Received {name!r}. "
-            f"Did you mean {nearest!r}? Files end in .keras. Known are {', '.join(sorted(known))}."
+            f"Did you mean {nearest!r}? Files end in .keras; help(keras.applications) lists the networks."
         )
     build = getattr(keras.applications, name)
     size = image_size or _SIZES.get(name, 224)
     try:
         network = build(include_top=False, weights=None, input_shape=(size, size, 3))
     except ValueError as error:
-        raise ValueError(f"{name} does not take `image_size` {size}. Keras says: {error}") from None
+        raise ValueError(
+            f"{name} does not take `image_size` {size}; 0 is for the size it was made for. Keras says: {error}"
+        ) from None
     if weights == "imagenet":
         try:
             return build(include_top=False, weights="imagenet", input_shape=(size, size, 3))
@@ -173,7 +175,8 @@ def _load_weights(network: keras.Model, name: str, weights: str) -> None:
     except Exception as error:  # h5py and Keras raise many kinds
         raise ValueError(
             f"Expected `weights` to be a weights file of {name}. {path} cannot be loaded into it: "
-            f"{_first_line(error)} Perhaps it is another network's, of another width (alpha), or cut off."
+            f"{_first_line(error)} Perhaps it is another network's or of another width (alpha), or cut off: "
+            f"compare its size with where it came from, and download it again, or name the file of this network."
         ) from None
     # A random kernel does not equal a pretrained one by chance; a bias or a statistic may.
     same = [
@@ -244,13 +247,14 @@ def _existing_file(parameter: str, path: str) -> Path:
     if not resolved.is_file():
         raise FileNotFoundError(
             f"The parameter `{parameter}` should name a file. Received {str(path)!r}, but there is no file "
-            f"{resolved}. A relative path counts from the repository's root."
+            f"{resolved}. Check the spelling."
         )
     return resolved
 
 
 def _first_line(error: Exception) -> str:
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = line.split(" Example error message")[0]  # Keras goes on with one of many
     return line if line.endswith(".") else f"{line}."
 
 
@@ -336,9 +340,10 @@ def describe_stages(model: keras.Model) -> pd.DataFrame:
 def _find_stage(model: keras.Model, stage: str) -> int:
     known = list(_stages(model))
     if stage not in known[1:]:
+        nearest = difflib.get_close_matches(stage, known[1:], n=1)
         raise ValueError(
             f"Expected a stage of this network to unfreeze from. Received {stage!r}. "
-            f"It can be unfrozen from {', '.join(known[1:])}."
+            f"{f'Did you mean {nearest[0]!r}? ' if nearest else ''}It can be unfrozen from {', '.join(known[1:])}."
         )
     return known.index(stage)
 

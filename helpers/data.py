@@ -57,8 +57,8 @@ def open_data(data: str) -> Path:
         nearest = next(parent for parent in folder.parents if parent.exists())
         raise FileNotFoundError(
             f"The parameter `data` should name a folder of labelled images. Received {data!r}, but there is "
-            f"no {folder} (the nearest folder that exists is {nearest}). Check the spelling; a relative path "
-            f'counts from {ROOT}. `data="digits"` runs the embedded example.'
+            f"no {folder} (the nearest folder that exists is {nearest}). Check the spelling. "
+            f'`data="digits"` runs the embedded example.'
         )
     if not folder.is_dir():
         raise NotADirectoryError(
@@ -179,7 +179,11 @@ def _hidden(path: Path) -> bool:
 
 def _contents(folder: Path) -> str:
     names = [entry.name for entry in sorted(folder.iterdir())]
-    return f"{len(names)} entries ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})" if names else "nothing"
+    return (
+        f"{len(names)} entries ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+        if names
+        else "nothing at all"
+    )
 
 
 def _stored_path(path: Path) -> str:

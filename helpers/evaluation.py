@@ -98,8 +98,8 @@ def describe_comparison(comparison: dict[str, float], *, images: int) -> str:
             f"one seed, though: another may differ."
         )
     return (
-        f"{size} ({interval}): not more than chance in {images} test images explains. They would have shown "
-        f"a difference of about {100 * comparison['detectable']:.1f} points."
+        f"{size} ({interval}): not more than chance in {images} test images explains. A true difference of about "
+        f"{100 * comparison['detectable']:.1f} points would have shown (with a probability of 80 %)."
     )
 
 

@@ -124,18 +124,21 @@ def plot_strengths(losses: dict[float, float], chosen: float) -> DescribedFigure
     return figure
 
 
-def plot_history(history: dict[str, list[float]]) -> DescribedFigure:
+def plot_history(history: dict[str, list[float]], start: dict[str, float]) -> DescribedFigure:
     """Returns the curves of log-loss and accuracy over epochs, for training and validation images.
 
     Args:
         history: Keras' `History.history` with loss, val_loss, accuracy, val_accuracy.
+        start: val_loss and val_accuracy before the first epoch.
     """
     epochs = np.arange(1, len(history["loss"]) + 1)
     best = int(np.argmin(history["val_loss"]))
     figure = _new_figure(9, 3.4)
     for axes, key, label in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("log-loss", "accuracy"), strict=True):
         axes.plot(epochs, history[key], "--", color="0.5", label="train")
-        axes.plot(epochs, history[f"val_{key}"], "-", color="black", label="validation")
+        validation = [start[f"val_{key}"], *history[f"val_{key}"]]
+        axes.plot([0, *epochs], validation, "-", color="black", label="validation")
+        axes.plot(0, validation[0], "o", color="black", label="before (frozen)")
         axes.axvline(epochs[best], color="0.7", linestyle=":", label="best epoch")
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -143,7 +146,8 @@ def plot_history(history: dict[str, list[float]]) -> DescribedFigure:
     figure.suptitle("Fine-tuning")
     figure.description = (
         f"Curves of log-loss and accuracy over {len(epochs)} epochs, training images dashed, validation images "
-        f"solid; the validation log-loss is lowest in epoch {best + 1}."
+        f"solid. The validation log-loss is {start['val_loss']:.3f} before, and lowest in epoch {best + 1}: "
+        f"{history['val_loss'][best]:.3f}."
     )
     return figure
 

@@ -90,9 +90,9 @@ def _read_parameters(run: Path) -> dict:
 
 
 def _differences(before: dict, now: dict) -> str:
-    """Returns `seed=0, and seed=1 came` for each name that both have with different values."""
+    """Returns `seed=0, and seed=1 was asked for` for each name that both have with different values."""
     return "; ".join(
-        f"{name}={before[name]!r}, and {name}={now[name]!r} came"
+        f"{name}={before[name]!r}, and {name}={now[name]!r} was asked for"
         for name in now
         if name in before and before[name] != now[name]
     )
@@ -257,7 +257,11 @@ def _locked(run: Path):
 def _run(run: Path, steps: list[Step]) -> int:
     remaining = _remaining(run, steps)
     if done := _names(step for step in steps if step not in remaining):
-        goes_on = f"going on with {remaining[0].template.stem}" if remaining else "nothing is left to do"
+        goes_on = (
+            f"going on with {remaining[0].template.stem}"
+            if remaining
+            else "nothing is left to do (for images that have changed since, choose another NAME)"
+        )
         print(f"{_shown(run)}: {done} finished before; {goes_on}.", file=sys.stderr)
     try:
         if remaining:
@@ -275,7 +279,8 @@ def _tell(run: Path, steps: list[Step], why: str, *, status: int) -> int:
     """Returns the exit status, after saying why the run stopped, what is kept and how to go on."""
     done = _names(step for step in steps if (saved := read_executed(step.saved)) and is_finished(saved))
     kept = f"Finished and kept: {done}. " if done else "No notebook has finished yet. "
-    goes_on = "The same command goes on from there" + ("" if status == 130 else ", once the cause is removed")
+    again = "Give the same command again" if status == 130 else "Remove the cause, and give the command again"
+    goes_on = f"{again}: it goes on where this one stopped"
     report = f"Report so far: {_shown(write_report(run))}"
     print("\n" + _wrapped(f"{why}\n\n{kept}{goes_on}.\n{report}"), file=sys.stderr)
     return status

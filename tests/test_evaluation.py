@@ -91,7 +91,7 @@ def test_sentences_follow_the_interval():
     assert ": more than chance" in describe_comparison(worse, images=100)
     unclear = {"difference": 0.02, "low": -0.01, "high": 0.05, "detectable": 0.043}
     sentence = describe_comparison(unclear, images=100)
-    assert "not more than chance in 100 test images" in sentence and "about 4.3 points" in sentence
+    assert "not more than chance in 100 test images" in sentence and "about 4.3 points would have shown" in sentence
 
 
 def test_results_table():

@@ -26,7 +26,10 @@ def images(make_images, tmp_path):
         (lambda images: plots.plot_examples(images), "ants, bees"),
         (lambda images: plots.plot_sizes(images), "width 16 to 16 pixels"),
         (lambda images: plots.plot_strengths({0.1: 0.5, 1.0: 0.4, 10.0: 0.6}, 1.0), "0.400, at C = 1"),
-        (lambda images: plots.plot_history(HISTORY), "lowest in epoch 2"),
+        (
+            lambda images: plots.plot_history(HISTORY, {"val_loss": 0.8, "val_accuracy": 0.6}),
+            "0.800 before, and lowest in epoch 2: 0.700",
+        ),
         (lambda images: plots.plot_results(ARMS), "frozen 90.0 % (80.0 to 100.0)"),
         (lambda images: plots.plot_image_rows({"letters": np.zeros((20, 8, 8, 3))}), "20 letters"),
         (lambda images: plots.plot_steps({"printed": np.eye(9), "counted": np.eye(3)}), "printed, counted"),

@@ -254,7 +254,7 @@ def test_results_of_a_notebook_that_failed_later_are_protected(toy):
     assert run(toy).returncode == 1
     before = contents(toy / "runs")
     refused = run(toy, "-p", "seed", "1")
-    assert refused.returncode == 2 and "seed=0, and seed=1 came" in refused.stderr
+    assert refused.returncode == 2 and "seed=0, and seed=1 was asked for" in refused.stderr
     assert contents(toy / "runs") == before
 
 
@@ -419,7 +419,7 @@ def test_a_run_keeps_parameters_and_refuses_others(tmp_path):
         keep_parameters(run_dir, parameters)
     kept = (run_dir / "parameters.yaml").read_bytes()
     assert yaml.safe_load(kept) == {"seed": 3, "data": "pets", "epochs": 5}
-    with pytest.raises(ValueError, match="made with seed=3, and seed=4 came: choose another folder"):
+    with pytest.raises(ValueError, match="made with seed=3, and seed=4 was asked for: choose another folder"):
         open_run(run_dir, {"seed": 4, "rate": 0.1})
     assert open_run(run_dir, {"rate": 0.1}) == run_dir, "not kept before there are results"
     assert contents(run_dir) == {"parameters.yaml": kept}

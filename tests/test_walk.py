@@ -130,7 +130,9 @@ print(json.dumps([sorted(changed), shapes, [str(m.inputs[0].dtype) for m in mode
 def test_other_parameters_are_refused_and_nothing_is_lost(tree, other_parameters):
     run = tree / "runs" / "shapes"
     before = {path: path.read_bytes() for path in run.iterdir()}
-    with pytest.raises(papermill.PapermillExecutionError, match="learning_rate=0.01, and learning_rate=0.5 came"):
+    with pytest.raises(
+        papermill.PapermillExecutionError, match="learning_rate=0.01, and learning_rate=0.5 was asked for"
+    ):
         walk(tree, NOTEBOOKS[2:], other_parameters | {"learning_rate": 0.5})
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 
