@@ -168,7 +168,7 @@ def test_other_parameters_are_refused_and_nothing_is_touched(finished, given):
     before = contents(toy / "runs")
     refused = run(toy, *given)
     assert refused.returncode == 2
-    assert re.search(r"made with (rate=0.01, and rate=0.\d+|seed=0, and seed=[12]) came", refused.stderr)
+    assert re.search(r"made with (rate=0.01, and rate=0.\d+|seed=0, and seed=[12]) was asked for", refused.stderr)
     assert "NAME=..." in " ".join(refused.stderr.split())
     assert contents(toy / "runs") == before
 
