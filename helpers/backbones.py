@@ -63,7 +63,8 @@ def load_backbone(
 
     Raises:
         ValueError: no such network; weights that cannot be had or belong to another architecture; an image
-            size that the network does not take; preprocessing that is unknown or has to be named.
+            size that the network does not take; preprocessing that is unknown or has to be named; weights or
+            preprocessing named for a file that brings its own.
         FileNotFoundError: no such file.
     """
     if preprocessing not in ("auto", *PREPROCESSING):
@@ -72,12 +73,12 @@ def load_backbone(
     if image_size < 0:
         raise ValueError(f"Expected `image_size` above 0, or 0 for the network's own. Received {image_size}.")
     if backbone.endswith(".keras"):
+        if weights not in ("imagenet", None, "None"):
+            raise ValueError(f"{backbone} brings its own weights. Received `weights` {weights!r}; leave it out.")
         network = _load_file(backbone, image_size)
     else:
         network = _load_application(backbone, weights, image_size)
         preprocessing = _application_preprocessing(backbone) if preprocessing == "auto" else preprocessing
-    if backbone.endswith(".keras") and weights not in ("imagenet", None, "None"):
-        raise ValueError(f"{backbone} brings its own weights. Received `weights` {weights!r}; leave it out.")
     raw = keras.backend.standardize_dtype(network.inputs[0].dtype) == "uint8"
     if preprocessing != "auto" and raw:
         raise ValueError(

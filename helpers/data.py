@@ -157,7 +157,8 @@ def _find_parts(folder: Path) -> dict[str, Path]:
 
 
 def _refuse_unknown_parts(folder: Path, children: list[Path]) -> None:
-    """Raises where class folders hold the same sub-folders: then these are the classes, and those parts."""
+    """Raises where folders named like parts hold the same sub-folders: then these are the classes."""
+    children = [child for child in children if child.name.lower().startswith(("train", "val", "dev", "test"))]
     inner = [{entry.name for entry in _folders(child)} for child in children]
     common = {name for names in inner for name in names if sum(name in others for others in inner) > 1}
     if len(common) > 1:

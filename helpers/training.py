@@ -80,7 +80,7 @@ def _refuse_more_than_memory(count: int, shape: tuple[int, ...]) -> None:
 
 
 def _compiled(model: keras.Model):
-    """Returns the model's inference as one compiled function, which `predict` would rebuild at every call."""
+    """Returns the model's inference, compiled. (`predict` would first copy a whole memory map into memory.)"""
     if keras.backend.backend() != "tensorflow":
         return lambda batch: model(batch, training=False)
     import tensorflow

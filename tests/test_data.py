@@ -187,6 +187,12 @@ def test_parts_that_are_not_understood_are_refused_and_no_classes(make_images, t
         find_images(tmp_path)
 
 
+def test_classes_may_be_sorted_into_the_same_sub_folders(make_images, tmp_path):
+    for label in ("cats", "dogs", "valiant"):
+        make_images(tmp_path / label, {"2019": 2, "2020": 2})
+    assert find_images(tmp_path)["label"].value_counts().to_dict() == {"cats": 4, "dogs": 4, "valiant": 4}
+
+
 def test_hidden_folders_and_what_macs_leave_behind_are_not_images(make_images, tmp_path):
     make_images(tmp_path / "train", {"a": 3, "b": 3})
     make_images(tmp_path / "test", {"a": 2, "b": 2})
