@@ -28,22 +28,12 @@ def read_metrics(run: Path) -> dict:
 
 def summary_rows(metrics: dict) -> list[tuple[str, ...]]:
     """Returns a row of texts for each arm, in the order of `ARMS`, with the columns of `COLUMNS`."""
+    from helpers.evaluation import results_table  # here: SciPy takes a second, and most commands need no table
+
     arms = metrics.get("arms", {})
     order = [name for name in ARMS if name in arms] + [name for name in arms if name not in ARMS]
-
-    def text(arm: dict, key: str, form: str) -> str:
-        return "–" if arm.get(key) is None else format(arm[key], form)
-
-    return [
-        (
-            name,
-            text(arms[name], "test_accuracy", ".3f"),
-            f"{text(arms[name], 'low', '.3f')} to {text(arms[name], 'high', '.3f')}",
-            text(arms[name], "seconds", ".1f"),
-            text(arms[name], "trainable_weights", ",d"),
-        )
-        for name in order
-    ]
+    table = results_table({name: arms[name] for name in order})
+    return [(row[0], *(text or "–" for text in row[1:])) for row in table.itertuples()]
 
 
 def write_report(run: Path) -> Path:

@@ -439,10 +439,17 @@ def test_metrics_are_merged_by_arm(tmp_path):
     update_metrics(tmp_path, arms={"frozen": {"test_accuracy": 0.25}}, answer="No.")
     frozen, tuned = {"test_accuracy": 0.25}, {"test_accuracy": 0.75}
     assert read_metrics(tmp_path) == {"answer": "No.", "arms": {"frozen": frozen, "fine-tuned": tuned}}
-    assert [row[:2] for row in summary_rows(read_metrics(tmp_path))] == [
-        ("frozen", "0.250"),
-        ("fine-tuned", "0.750"),
+
+
+def test_the_summary_has_a_row_for_each_arm_from_cheap_to_dear():
+    arm = {"test_accuracy": 0.25, "low": 0.2, "high": 0.3}
+    arms = {"another": arm, "fine-tuned": arm | {"seconds": 2.34, "trainable_weights": 1200}, "frozen": arm}
+    assert summary_rows({"arms": arms}) == [
+        ("frozen", "0.250", "0.200 to 0.300", "–", "–"),
+        ("fine-tuned", "0.250", "0.200 to 0.300", "2.3", "1,200"),
+        ("another", "0.250", "0.200 to 0.300", "–", "–"),
     ]
+    assert summary_rows({}) == []
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
