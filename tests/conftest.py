@@ -28,10 +28,8 @@ def make_images():
 def root(tmp_path, monkeypatch):
     """An empty repository root: stores and runs made by a test stay in its own folder."""
     import helpers
-    import helpers.data
 
     monkeypatch.setattr(helpers, "ROOT", tmp_path)
-    monkeypatch.setattr(helpers.data, "ROOT", tmp_path)
     return tmp_path
 
 

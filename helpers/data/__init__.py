@@ -1,0 +1,44 @@
+"""From what the user has to a checked, split table of images, and from the table to pixels.
+
+    sources     folders, tables and archives  ->  a table with a row for every file
+    checks      every file is opened once     ->  the problems, and the images without them
+    splits      the parts train, validation and test
+    tables      images.csv, and what is counted in it
+    reading     one file  ->  RGB, brought to one size
+    pixels      the table ->  decoded once, stored, read back
+
+The table is a pandas DataFrame with one row per image, sorted by path:
+
+    path    str, relative to the repository's root where the file lies below it, else absolute
+    label   str, the class: the name of the image's class folder, or what a table says
+    split   str, "train", "validation" or "test"; "" while undecided
+    group   str, images of one group (one patient, one video, near-duplicates) stay in one part; "" for none
+"""
+
+from helpers.data.checks import check_images, exclude_problems, save_problems, summarize_problems
+from helpers.data.pixels import Pixels, load_pixels, shrink_pixels
+from helpers.data.reading import RESIZE_RULES, read_image, read_pixels
+from helpers.data.sources import find_images, open_data
+from helpers.data.splits import split_images
+from helpers.data.tables import PARTS, count_images, encode_labels, load_images, save_images
+
+__all__ = [
+    "PARTS",
+    "RESIZE_RULES",
+    "Pixels",
+    "check_images",
+    "count_images",
+    "encode_labels",
+    "exclude_problems",
+    "find_images",
+    "load_images",
+    "load_pixels",
+    "open_data",
+    "read_image",
+    "read_pixels",
+    "save_images",
+    "save_problems",
+    "shrink_pixels",
+    "split_images",
+    "summarize_problems",
+]

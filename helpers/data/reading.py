@@ -1,0 +1,119 @@
+"""One image file to RGB pixels of one size: the only place in the project that decodes or resizes."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from helpers import resolve_path
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read, told by content. Not all that Pillow knows: some formats (EPS) are programs, some are guesses."""
+
+MOST_PIXELS = 100_000_000
+"""Width times height from which on decoding is refused: 300 MB as RGB, and as much again on the way."""
+
+RESIZE_RULES = ("crop", "pad", "stretch")
+
+
+def read_image(file: str | Path | io.BytesIO) -> Image.Image:
+    """Returns the file's (first) image as RGB, as a viewer would show it.
+
+    Turned upright as its EXIF data say; 16 bits are brought to 8; CMYK with a colour profile, and Lab, are
+    converted by it; what is transparent shows a white page.
+
+    Raises:
+        OSError, ValueError: it is missing, no image, cut off, too large to decode, or of floating-point numbers.
+    """
+    with open_image(file) as image:
+        return convert_image(image)
+
+
+def open_image(file: str | Path | io.BytesIO) -> Image.Image:
+    """Returns the image with its size known, not yet decoded.
+
+    Raises:
+        OSError, ValueError: it is missing, no image, or too large to decode.
+    """
+    # The size is checked here, before anything is decoded, with a message that says what to do.
+    try:
+        image = Image.open(file if isinstance(file, io.BytesIO) else resolve_path(file), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise TooLarge(str(error)) from None
+    if image.width * image.height > MOST_PIXELS:
+        size = f"{image.width} x {image.height}"
+        image.close()
+        raise TooLarge(f"{size} pixels: decoding would take over {3 * MOST_PIXELS // 10**6} MB; make it smaller")
+    return image
+
+
+class TooLarge(ValueError):
+    """An image of more than `MOST_PIXELS`."""
+
+
+def convert_image(image: Image.Image) -> Image.Image:
+    """Returns the opened image upright and as RGB."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "F":
+        raise ValueError("an image of floating-point numbers: nothing says which of them is white")
+    if image.mode.startswith("I"):  # `convert` would clip everything above 255 to white
+        array = np.asarray(image)
+        if array.min() < 0 or array.max() > 65535:
+            raise ValueError(f"an image of numbers from {array.min()} to {array.max()}: expected 0 to 65535")
+        image = Image.fromarray((array >> (8 if array.max() > 255 else 0)).astype("uint8"))
+    if image.mode in ("CMYK", "LAB"):
+        return _convert_by_profile(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _convert_by_profile(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    try:
+        lab = image.mode == "LAB"
+        source = ImageCms.createProfile("LAB") if lab else ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (TypeError, OSError, ImageCms.PyCMSError):  # none, or one that cannot be used
+        return image.convert("RGB")
+
+
+def resize_image(image: Image.Image, image_size: tuple[int, int], *, resize: str = "crop") -> Image.Image:
+    """Returns the RGB image at the size (height, width), scaled with antialiasing.
+
+    Args:
+        image: RGB.
+        image_size: (height, width) in pixels.
+        resize: "crop": scaled to fill the size, what stands out on both sides is cut off. "pad": scaled to fit
+            into the size, the rest is black. "stretch": scaled to the size, shapes are distorted.
+
+    Raises:
+        ValueError: there is no such rule.
+    """
+    size = (image_size[1], image_size[0])
+    bilinear = Image.Resampling.BILINEAR
+    if resize == "crop":
+        return ImageOps.fit(image, size, bilinear)
+    if resize == "pad":
+        return ImageOps.pad(image, size, bilinear, color=(0, 0, 0))
+    if resize == "stretch":
+        return image.resize(size, bilinear)
+    raise ValueError(f'Expected `resize` to be "crop", "pad" or "stretch". Received {resize!r}.')
+
+
+def read_pixels(file: str | Path | io.BytesIO, image_size: tuple[int, int], *, resize: str = "crop") -> np.ndarray:
+    """Returns one image file as a uint8 array (height, width, 3), resized as everywhere in this project.
+
+    Args:
+        file: path, or the file's content.
+        image_size: (height, width) in pixels.
+        resize: as `resize_image`; a saved classifier knows its own (`helpers.training.load_settings`).
+
+    Raises:
+        OSError, ValueError: as `read_image` and `resize_image`.
+    """
+    return np.asarray(resize_image(read_image(file), image_size, resize=resize))

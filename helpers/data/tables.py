@@ -1,0 +1,59 @@
+"""images.csv, the table that every later step starts from, and what is counted in it."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers import resolve_path, write_atomically
+
+PARTS = ("train", "validation", "test")
+
+
+def stored_path(path: Path) -> str:
+    """Returns the path as tables name it: relative to the repository's root where it lies below, else absolute."""
+    root = resolve_path(".")
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def count_images(images: pd.DataFrame) -> pd.DataFrame:
+    """Returns the number of images of each class (rows) in each part (columns), with totals."""
+    counts = pd.crosstab(images["label"], images["split"]).reindex(columns=PARTS, fill_value=0)
+    counts = pd.concat([counts, counts.sum().to_frame("all classes").T])
+    return counts.assign(total=counts.sum(axis=1)).rename_axis(index=None, columns=None)
+
+
+def save_images(images: pd.DataFrame, path: str | Path) -> None:
+    """Writes the table as CSV, whole or not at all.
+
+    Raises:
+        ValueError: there is another table already, which models may have been trained on.
+    """
+    path, text = Path(path), images.to_csv(index=False)
+    if path.exists() and path.read_bytes() != text.encode():
+        raise ValueError(
+            f"{path} divides other images, or divides them otherwise: files were added, removed or changed since. "
+            f"With this table, images that a model was trained on could become test images. Choose another run_dir "
+            f"(make run NAME=...), or delete the run's folder to start over."
+        )
+    write_atomically(path, text)
+
+
+def load_images(path: str | Path) -> pd.DataFrame:
+    """Returns a table that `save_images` wrote; labels such as "007" or "NA" stay the texts that they are."""
+    return read_texts(path, numbers=("width", "height"))
+
+
+def read_texts(path: str | Path, *, numbers: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Returns a CSV table with every column but those named as texts, line ends within texts kept."""
+    # from bytes: a file opened as text would turn the "\r" of a file name into "\n"
+    table = pd.read_csv(io.BytesIO(Path(path).read_bytes()), dtype=str, keep_default_na=False)
+    return table.astype({name: "int64" for name in numbers if name in table})
+
+
+def encode_labels(images: pd.DataFrame) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns each part's labels as int64 arrays that index the class names, and these, sorted."""
+    class_names = sorted(images["label"].unique())
+    codes = images["label"].map({name: code for code, name in enumerate(class_names)})
+    return {part: codes[images["split"] == part].to_numpy("int64") for part in PARTS}, class_names
