@@ -4,6 +4,8 @@ Light on purpose: heavy libraries are imported by the modules that use them.
 """
 
 import os
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,3 +31,17 @@ def write_atomically(path: Path, text: str) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def silent_stderr():
+    """Points file descriptor 2 at nothing: C libraries write messages to it, below `sys.stderr`."""
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)

@@ -1,11 +1,20 @@
 """One function, one figure: readable in grey, labelled, and described in words for who cannot see it."""
 
+import textwrap
+import warnings
+from pathlib import Path
+
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from helpers.data import PARTS, read_image
+from helpers.data.checks import KINDS
+from helpers.data.parallel import quiet
+
+matplotlib.rcParams["text.parse_math"] = False  # the "$" in a class's or a file's name begins no formula
 
 _GREYS = {"train": "0.25", "validation": "0.55", "test": "0.8"}
 
@@ -18,7 +27,9 @@ class DescribedFigure(Figure):
     def _repr_mimebundle_(self, include=None, exclude=None):
         from IPython.core.pylabtools import print_figure
 
-        png = print_figure(self, fmt="png", base64=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # an emoji in a name is drawn as a box
+            png = print_figure(self, fmt="png", base64=True)
         bundle = {"image/png": png, "text/plain": f"[figure] {self.description}"}
         return bundle, {"image/png": {"alt": self.description}}
 
@@ -98,6 +109,70 @@ def plot_sizes(images: pd.DataFrame) -> DescribedFigure:
         f"{sizes['width'].max()} pixels, height {sizes['height'].min()} to {sizes['height'].max()} pixels."
     )
     return figure
+
+
+def plot_problems(problems: pd.DataFrame, *, per_problem: int = 4, most: int = 16) -> DescribedFigure:
+    """Returns a grid of images in which a problem was found, each beside the one that it is like.
+
+    Args:
+        problems: from `check_images`.
+        per_problem: images of one kind of problem at most.
+        most: images in all.
+    """
+    pictured = problems[(problems["path"] != "") & problems["problem"].map(lambda problem: KINDS[problem].usable)]
+    pictured = pictured[~pictured["problem"].isin(["stray file", "empty class"])]
+    pairs = [
+        frozenset(pair) if "" not in pair else number
+        for number, pair in enumerate(zip(pictured["path"], pictured["other"], strict=True))
+    ]
+    once = pictured[~pd.Series(pairs, pictured.index, dtype=object).duplicated()]  # not both ways round
+    rank = once.groupby("problem").cumcount()
+    shown = once.loc[sorted(rank[rank < per_problem].sort_values(kind="stable").index[:most])]
+    rows = -(-len(shown) // 4)
+    figure = _new_figure(9, 2.4 * max(rows, 0.25))
+    if shown.empty:
+        figure.text(0.5, 0.5, "No problem in any image.", ha="center", va="center")
+        figure.description = "No problem in any image."
+        return figure
+    grid = figure.subplots(rows, 4, squeeze=False).ravel()
+    for axes, row in zip(grid, shown.itertuples(), strict=False):
+        pictures = [_thumbnail(path) for path in (row.path, row.other) if path]
+        sheet = np.full((128, 136 * len(pictures) - 8, 3), 255, "uint8")
+        for position, picture in enumerate(pictures):
+            top, left = (128 - picture.shape[0]) // 2, 136 * position + (128 - picture.shape[1]) // 2
+            sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+        axes.imshow(sheet)
+        names = [_short_name(path) for path in (row.path, row.other) if path]
+        axes.set_title(textwrap.fill(row.problem, 24), fontsize=10)
+        axes.set_xlabel("\n".join(names), fontsize=8)
+    for axes in grid:
+        axes.set(xticks=[], yticks=[])
+        axes.set_frame_on(bool(axes.images))
+    figure.suptitle(f"{len(shown)} of {len(pictured)} findings; beside an image the one that it is like")
+    counts = pictured["problem"].value_counts(sort=False)
+    figure.description = f"Grid of {len(shown)} images in which a problem was found, of " + ", ".join(
+        f"{count} {problem}" for problem, count in counts.items()
+    )
+    return figure
+
+
+def _thumbnail(path: str) -> np.ndarray:
+    """Returns the image at most 128 pixels high and wide; a grey field with a cross if it cannot be read."""
+    try:
+        with quiet:
+            image = read_image(path)
+        image.thumbnail((128, 128))
+        return np.asarray(image)
+    except Exception:  # its row in the table says why
+        field = np.full((128, 128, 3), 220, "uint8")
+        field[np.eye(128, dtype=bool) | np.eye(128, dtype=bool)[::-1]] = 120
+        return field
+
+
+def _short_name(path: str) -> str:
+    """Returns the folder, which is often the class, and the end of the name."""
+    folder, name = (" ".join(part.split()) for part in (Path(path).parent.name, Path(path).name))
+    return f"{folder[:14]}/{name if len(name) <= 16 else '…' + name[-15:]}"
 
 
 def plot_strengths(losses: dict[float, float], chosen: float) -> DescribedFigure:

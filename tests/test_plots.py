@@ -1,6 +1,9 @@
 """Every figure can be drawn, has labelled axes, and carries its description into the notebook."""
 
+import warnings
+
 import numpy as np
+import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -17,6 +20,31 @@ ARMS = {
 @pytest.fixture
 def images(make_images, tmp_path):
     return split_images(check_images(find_images(make_images(tmp_path, {"ants": 6, "bees": 9})))[0])
+
+
+PROBLEMS = pd.DataFrame(
+    [
+        ("a/cut.png", "truncated", ""),
+        ("", "imbalance", ""),
+        ("a", "empty class", ""),
+        ("a/x.png", "two labels", "b/x.png"),
+        ("b/x.png", "two labels", "a/x.png"),
+        *((f"a/{number}.png", "duplicate", "b/$1 for $2 \N{ROCKET}.png") for number in range(20)),
+    ],
+    columns=["path", "problem", "other"],
+)
+
+
+def test_problems_are_shown_beside_what_they_are_like(images, tmp_path):
+    real = PROBLEMS.assign(path=PROBLEMS["path"].str.replace("a/0.png", images["path"][0]))
+    figure = plots.plot_problems(real)
+    assert figure.description == "Grid of 5 images in which a problem was found, of 2 two labels, 20 duplicate"
+    assert [axes.get_title() for axes in figure.axes[:5]] == ["two labels"] + 4 * ["duplicate"]
+    assert "$1 for $2" in figure.axes[1].get_xlabel()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure._repr_mimebundle_()
+    assert "No problem" in plots.plot_problems(PROBLEMS[1:3]).description
 
 
 @pytest.mark.parametrize(

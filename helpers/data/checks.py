@@ -1,68 +1,482 @@
-"""Every file is opened once."""
+"""Every file is opened once, and what was found is a table: one row per finding, with what the run does about it."""
 
 import hashlib
 import io
 import re
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from helpers import resolve_path
+from helpers import resolve_path, write_atomically
+from helpers.data.duplicates import SIDE, Thumbnails, find_similar, group_pairs
 from helpers.data.parallel import in_parallel
-from helpers.data.reading import read_image
+from helpers.data.reading import FORMATS, TooLarge, convert_image, open_image, read_image, taking_turns
+from helpers.data.splits import find_shortages
+
+COLUMNS = ("path", "label", "split", "severity", "problem", "action", "reason", "other", "group")
+
+POLICIES = ("exclude", "stop", "keep")
 
 
-def check_images(images: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns the images that can be read, measured, and a table of the files that cannot.
+class _Kind(NamedTuple):
+    severity: str
+    action: str  # under "exclude"; and what "keep" keeps is what is "left out" although it can be used
+    usable: bool = True
 
-    Every file is decoded once, in parallel.
+
+KINDS = {
+    # what cannot be used
+    "not an image": _Kind("error", "left out", False),
+    "empty file": _Kind("error", "left out", False),
+    "truncated": _Kind("error", "left out", False),
+    "damaged": _Kind("error", "left out", False),
+    "too large": _Kind("error", "left out", False),
+    "no permission": _Kind("error", "left out", False),
+    "missing file": _Kind("error", "left out", False),
+    "broken link": _Kind("error", "left out", False),
+    "not a file": _Kind("error", "left out", False),
+    "bad name": _Kind("error", "left out", False),
+    "outside": _Kind("error", "left out", False),
+    "no path": _Kind("error", "left out", False),
+    "no label": _Kind("error", "left out", False),
+    "two parts": _Kind("error", "left out", False),
+    "too few images": _Kind("error", "stops the run", False),
+    # what can be used, and would spoil the answer
+    "two labels": _Kind("error", "left out"),
+    "duplicate across parts": _Kind("warning", "left out"),
+    "near-duplicate across parts": _Kind("warning", "left out"),
+    "group across parts": _Kind("warning", "left out"),
+    "duplicate": _Kind("warning", "left out"),
+    "blank": _Kind("warning", "left out"),
+    "too small": _Kind("warning", "left out"),
+    # what a person should look at
+    "similar, two labels": _Kind("warning", "kept"),
+    "few images": _Kind("warning", "kept"),
+    "empty class": _Kind("warning", "ignored"),
+    # what is good to know
+    "near-duplicate": _Kind("note", "kept"),
+    "imbalance": _Kind("note", "kept"),
+    "animation": _Kind("note", "kept"),
+    "wrong extension": _Kind("note", "kept"),
+    "repeated row": _Kind("note", "ignored"),
+    "stray file": _Kind("note", "ignored"),
+}
+"""Every problem, from the worst to the most harmless: its severity, and what is done about it."""
+
+FEW_IMAGES = 10
+"""Images to learn from, below which a class is reported."""
+
+IMBALANCE = 5
+"""How many times as many images the largest class has as the smallest, from which on it is reported."""
+
+_PRECEDENCE = {"train": 0, "validation": 1, "test": 2}
+
+
+def check_images(found: pd.DataFrame, *, on_problem: str = "exclude") -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Returns the images that can be decoded, measured and grouped, and a table of everything that was found.
+
+    Every file is read once, in parallel. Nothing is left out yet: `exclude_problems` does what the table says,
+    after `save_problems` has written it.
+
+    Args:
+        found: from `find_images`: columns path, label, split, group, problem, reason.
+        on_problem: "exclude" leaves out what cannot be used or would spoil the answer: images that cannot be
+            decoded, are blank or far smaller than the others; all copies of an image that has two labels; the
+            training copy where given parts share images (or near-duplicates, or a group), else the second copy.
+            "keep" leaves out only what cannot be decoded. "stop" lets `exclude_problems` raise.
 
     Returns:
-        The readable images, with the added columns width and height (pixels, as a viewer shows the image)
-        and sha256 (of the file's bytes); and a DataFrame of problems with the columns path, label, problem.
+        The images, with the added columns width and height (pixels, as a viewer shows the image) and sha256 (of
+        the file's bytes), and with near-duplicates joined in `group`, so that they stay in one part; and the
+        problems, worst first: path, label, split; severity ("error", "warning", "note"), problem (see `KINDS`),
+        action, reason; other (the path of the image that it is like) and group.
 
     Raises:
-        ValueError: not one file can be read.
+        ValueError: `on_problem` is none of these.
     """
-    results = list(in_parallel(_check_image, images["path"].tolist(), title="checking images"))
-    checked = images.assign(**pd.DataFrame(results, columns=["width", "height", "sha256", "problem"]))
-    bad = checked["problem"] != ""
-    problems = checked.loc[bad, ["path", "label", "problem"]].reset_index(drop=True)
-    if bad.all():
-        path, _, problem = problems.iloc[0]
-        raise ValueError(
-            f"Expected images. Received {len(problems)} files, none of which can be read: for example "
-            f"{path}: {problem}."
-        )
-    kept = checked[~bad].drop(columns="problem").reset_index(drop=True)
-    lost = set(zip(images["label"], images["split"], strict=True)) - set(
-        zip(kept["label"], kept["split"], strict=True)
-    )
-    for label, part in sorted(lost):
-        path, _, problem = problems[problems["label"] == label].iloc[0]
-        raise ValueError(
-            f"Not one of the files of class {label!r}{f' in {part}' if part else ''} can be read, for example "
-            f"{path}: {problem}. Convert them, or remove the class."
-        )
-    return kept, problems
+    if on_problem not in POLICIES:
+        raise ValueError(f'Expected `on_problem` to be "exclude", "stop" or "keep". Received {on_problem!r}.')
+    known = found[found["problem"] != ""]
+    images, findings = found[found["problem"] == ""].drop(columns=["problem", "reason"]), []
+    with closing(Thumbnails()) as thumbnails:
+        images, comparable = _open_all(images.reset_index(drop=True), thumbnails, findings)
+        similar = find_similar(thumbnails, comparable)
+    _note_small(images, findings)
+    images = _find_duplicates(images, similar, findings)
+    problems = pd.concat([known, pd.DataFrame(findings, columns=_FINDING)], ignore_index=True).fillna("")
+    problems = _decide(problems, on_problem)
+    classes = sorted(set(found.loc[found["problem"] == "", "label"]))
+    counted = pd.DataFrame(_count_classes(_without(images, problems), classes, problems), columns=_FINDING)
+    problems = pd.concat([problems, _decide(counted, on_problem)], ignore_index=True).astype("str")
+    order = problems["problem"].map({kind: rank for rank, kind in enumerate(KINDS)})
+    problems = problems.assign(order=order).sort_values(["order", "path"], kind="stable", ignore_index=True)
+    return images, problems[list(COLUMNS)]
 
 
-def _check_image(path: str) -> tuple[int, int, str, str]:
+_FINDING = ("path", "label", "split", "problem", "reason", "other", "group")
+
+
+def _decide(problems: pd.DataFrame, on_problem: str) -> pd.DataFrame:
+    """Returns the table with the columns severity and action."""
+    kinds = [KINDS[problem] for problem in problems["problem"]]
+    given_to_test = problems["problem"].eq("duplicate") & problems["split"].isin(["validation", "test"])
+    actions = []
+    for kind, keep in zip(kinds, given_to_test, strict=True):
+        action = (
+            "kept" if keep or (on_problem == "keep" and kind.usable and kind.action == "left out") else kind.action
+        )
+        actions.append("stops the run" if on_problem == "stop" and kind.severity != "note" else action)
+    return problems.assign(severity=[kind.severity for kind in kinds], action=actions)
+
+
+def _without(images: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
+    return images[~images["path"].isin(problems.loc[problems["action"] == "left out", "path"])]
+
+
+def exclude_problems(images: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
+    """Returns the images without those that the table of problems leaves out.
+
+    Raises:
+        ValueError: a problem stops the run: any error or warning if `on_problem` was "stop", and always a class that
+            has too few images left, in all or in a part that was given.
+    """
+    stops = problems[problems["action"] == "stops the run"]
+    if len(stops):
+        some = "".join(
+            f"\n  {row.path or f'class {row.label!r}'}: {row.problem}: {row.reason}" for row in stops[:5].itertuples()
+        )
+        rest = f"\n  and {len(stops) - 5} more" if len(stops) > 5 else ""
+        raise ValueError(
+            f"The data have {len(stops)} problem{'s' * (len(stops) > 1)} to be settled first:{some}{rest}\n"
+            f"All are listed in problems.csv, in the run's folder."
+        )
+    kept = _without(images, problems).reset_index(drop=True)
+    if kept["label"].nunique() < 2:
+        raise ValueError(f"Expected at least two classes. Left are {len(kept)} images of one. See problems.csv.")
+    # a near-duplicate whose twin is gone needs no group any more
+    alone = ~kept["group"].duplicated(keep=False) & kept["group"].str.startswith(_LIKE)
+    return kept.assign(group=kept["group"].mask(alone, ""))
+
+
+def save_problems(problems: pd.DataFrame, path: str | Path) -> None:
+    """Writes the table as CSV, whole or not at all."""
+    write_atomically(Path(path), problems.to_csv(index=False))
+
+
+def summarize_problems(problems: pd.DataFrame) -> pd.DataFrame:
+    """Returns the number of findings (and of groups that they form) by problem and action, worst first."""
+    table = problems.groupby(["problem", "severity", "action"], sort=False)
+    groups = table["group"].agg(lambda names: str(names[names != ""].nunique() or ""))
+    return pd.DataFrame({"findings": table.size(), "groups": groups}).reset_index().set_index("problem")
+
+
+# ---- one file
+
+
+class _Opened(NamedTuple):
+    problem: str = ""
+    reason: str = ""
+    width: int = 0
+    height: int = 0
+    sha256: str = ""
+    thumbnail: bytes | None = None
+    comparable: bool = False
+    remarks: tuple = ()  # (problem, reason) of an image that can be used
+
+
+def _open_all(images: pd.DataFrame, thumbnails: Thumbnails, findings: list) -> tuple[pd.DataFrame, np.ndarray]:
+    """Returns the images that can be decoded, and which rows are to be compared: each content once."""
+    comparable, measured, kept, seen = [], [], [], set()
+    opened = in_parallel(_open, images["path"].tolist(), title="checking images")
+    for row, (image, result) in enumerate(zip(images.itertuples(index=False), opened, strict=True)):
+        about = (image.path, image.label, image.split)
+        findings.extend((*about, *remark, "", "") for remark in result.remarks)
+        if result.problem:
+            findings.append((*about, result.problem, result.reason, "", ""))
+            continue
+        if result.comparable and result.sha256 not in seen:
+            comparable.append(len(kept))
+        seen.add(result.sha256)
+        thumbnails.append(result.thumbnail)
+        measured.append((result.width, result.height, result.sha256))
+        kept.append(row)
+    columns = pd.DataFrame(measured, columns=["width", "height", "sha256"])
+    columns = columns.astype({"width": "int64", "height": "int64", "sha256": "str"})
+    images = pd.concat([images.iloc[kept].reset_index(drop=True), columns], axis=1)
+    return images, np.array(comparable, "int64")
+
+
+def _open(path: str) -> _Opened:
+    content = b""
     try:
         content = resolve_path(path).read_bytes()
-        image = read_image(io.BytesIO(content))
-        return image.width, image.height, hashlib.sha256(content).hexdigest(), ""
+        return _measure(path, content)
     except Exception as error:  # Pillow's plugins raise many kinds; each is a row in the table, with its file
-        message = re.sub(r"cannot identify image file.*", "not an image", str(error))
-        return 0, 0, "", f"{type(error).__name__}: {message}"
+        return _Opened(*_explain(error, content))
 
 
-def exclude_problems(images, problems):
-    raise NotImplementedError
+def _measure(path: str, content: bytes) -> _Opened:
+    with open_image(io.BytesIO(content)) as image, taking_turns(image):
+        remarks = [remark for remark in (_wrong_extension(path, image), _animation(image)) if remark]
+        width, height = image.size
+        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+            # All of the file is decoded, but only to grey, at half the size or less: twice as fast, enough to compare
+            image.draft("L", (4 * SIDE, 4 * SIDE))
+            grey = ImageOps.exif_transpose(image)
+            if image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE:
+                width, height = height, width
+        else:
+            grey = convert_image(image)
+            width, height = grey.size
+        grey = grey if grey.mode == "L" else grey.convert("L")
+    thumbnail = grey.resize((SIDE, SIDE), Image.Resampling.BOX)
+    blank = _is_blank(thumbnail, grey) and _is_blank_in_colour(content)
+    if blank:
+        remarks.append(("blank", "every pixel has nearly the same colour: there is nothing to learn from"))
+    return _Opened(
+        width=width,
+        height=height,
+        sha256=hashlib.sha256(content).hexdigest(),
+        thumbnail=thumbnail.tobytes(),
+        comparable=min(width, height) >= SIDE and not blank,
+        remarks=tuple(remarks),
+    )
 
 
-def save_problems(problems, path):
-    raise NotImplementedError
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and those of its values that swap width and height
 
 
-def summarize_problems(problems):
-    raise NotImplementedError
+def _animation(image: Image.Image) -> tuple[str, str] | None:
+    try:
+        if not getattr(image, "is_animated", False) or image.format == "MPO":  # two lenses of one telephone
+            return None
+        return "animation", f"it has {image.n_frames} frames or pages, and only the first is used"
+    except Exception:  # a later frame is damaged: the first may be whole, and will be decoded next
+        return None
+
+
+def _wrong_extension(path: str, image: Image.Image) -> tuple[str, str] | None:
+    extension = Path(path).suffix.lower()
+    meant = Image.registered_extensions().get(extension, "")
+    kind = "JPEG" if image.format == "MPO" else image.format
+    if not extension or {meant, kind} in ({kind}, {"JPEG", "MPO"}, {"TIFF"}):
+        return None
+    return "wrong extension", f"its content is {kind}: it is read as that, other programs may fail"
+
+
+def _is_blank(thumbnail: Image.Image, image: Image.Image) -> bool:
+    """Tells whether nothing is seen: not in the means of 32x32 fields, and no small thing within one of them."""
+    low, high = thumbnail.getextrema()
+    if high - low > 3:
+        return False
+    shares = np.cumsum(image.histogram()) / (image.width * image.height)
+    return np.searchsorted(shares, 0.9995) - np.searchsorted(shares, 0.0005) <= 32
+
+
+def _is_blank_in_colour(content: bytes) -> bool:
+    image = read_image(io.BytesIO(content))  # colours of one brightness are the same grey
+    return all(_is_blank(band.resize((SIDE, SIDE), Image.Resampling.BOX), band) for band in image.split())
+
+
+_FOREIGN = (
+    (b"ftyphe", "a HEIC photo, which is not read: convert it to JPEG (telephones can be set to take JPEG)"),
+    (b"ftypmif1", "a HEIF photo, which is not read: convert it to JPEG"),
+    (b"%PDF", "a PDF document: export its pages as PNG"),
+    (b"<svg", "an SVG drawing: export it as PNG"),
+    (b"<html", "a web page, as a failed download leaves behind"),
+    (b"<!doctype html", "a web page, as a failed download leaves behind"),
+    (b"version https://git-lfs", "a Git LFS pointer and not the image itself: run git lfs pull"),
+)
+
+_STARTS = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG",
+    "GIF": rb"GIF8",
+    "BMP": rb"BM",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "WebP": rb"RIFF....WEBP",
+    "AVIF": rb"....ftypavi[fs]",
+}
+
+
+def _explain(error: Exception, content: bytes) -> tuple[str, str]:
+    """Returns the problem and the reason, in plain words, why a file cannot be used."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return "missing file", "it was there a moment ago, and is not any more"
+    if isinstance(error, PermissionError):
+        return "no permission", "this account may not read it"
+    if isinstance(error, (TooLarge, MemoryError, Image.DecompressionBombError)):
+        return "too large", message
+    if isinstance(error, OSError) and error.errno is not None:
+        return "damaged", f"it cannot be read: {error.strerror or message}"
+    if not content:
+        return "empty file", "it has 0 bytes"
+    kind = next((kind for kind, start in _STARTS.items() if re.match(start, content, re.DOTALL)), "")
+    if isinstance(error, UnidentifiedImageError) and not kind:
+        start = content[:512].lower()
+        foreign = next((reason for magic, reason in _FOREIGN if magic in start), "")
+        return "not an image", foreign or f"its content is none of {', '.join(FORMATS)}"
+    if isinstance(error, UnidentifiedImageError):
+        return "damaged", f"it begins like {kind} and does not go on like it"
+    if "truncated" in message.lower() or "not enough" in message.lower() or isinstance(error, EOFError):
+        return "truncated", f"the file is cut off: {message}"
+    return "damaged", f"it cannot be decoded: {message}"
+
+
+# ---- all files
+
+
+def _note_small(images: pd.DataFrame, findings: list) -> None:
+    shorter = images[["width", "height"]].min(axis=1)
+    usual = shorter.median()
+    for row in images[(shorter < usual / 8) | (shorter < 4)].itertuples():
+        reason = f"{row.width} x {row.height} pixels, where the shorter side is usually {usual:.0f}"
+        findings.append((row.path, row.label, row.split, "too small", reason, "", ""))
+
+
+def _find_duplicates(images: pd.DataFrame, similar: np.ndarray, findings: list) -> pd.DataFrame:
+    """Returns the images with the groups that must stay together; adds a finding for each image like another."""
+    count = len(images)
+    copies = np.concatenate([_links(images["sha256"]), _same_pixels(images, similar)])
+    alike = np.concatenate([copies, similar[:, :2]])
+    grouped = _links(images["group"][images["group"] != ""])
+    together = group_pairs(count, np.concatenate([alike, grouped]))
+    images = images.assign(group=_group_names(images, together))
+    table = images.assign(copy=group_pairs(count, copies), like=group_pairs(count, alike))
+    rows = list(table[["path", "label", "split", "group", "copy", "like"]].itertuples(index=False))
+    partners = _nearest_first(similar)
+    for members in pd.Series(range(count)).groupby(together).indices.values():
+        if len(members) > 1:
+            findings.extend(_compare(members.tolist(), rows, partners))
+    return images
+
+
+def _links(names: pd.Series) -> np.ndarray:
+    """Returns a pair of rows, int64 (pairs, 2), for each row after the first with the same name."""
+    rows = names.index.to_series()
+    first = rows.groupby(names).transform("first")
+    return np.stack([first, rows], axis=1).astype("int64")[(first != rows).to_numpy()]
+
+
+def _same_pixels(images: pd.DataFrame, similar: np.ndarray) -> np.ndarray:
+    """Returns those of the pairs that are the same to the last bit, once decoded: other metadata, another format."""
+    sizes = images[["width", "height"]].to_numpy()
+    one, other, bits = similar.T
+    pairs = similar[(bits <= 8) & (sizes[one] == sizes[other]).all(axis=1), :2]
+    paths = images["path"].tolist()
+    same = in_parallel(lambda pair: _equal(*(paths[row] for row in pair)), pairs, title="comparing pixels")
+    return pairs[np.fromiter(same, bool, len(pairs))]
+
+
+def _equal(one: str, other: str) -> bool:
+    try:
+        return read_image(one).tobytes() == read_image(other).tobytes()
+    except (OSError, ValueError):  # gone since it was checked: whoever reads it next will say so
+        return False
+
+
+def _group_names(images: pd.DataFrame, together: np.ndarray) -> pd.Series:
+    """Returns each image's group: a given name, else the first path of those that it is like, else ""."""
+    given = images["group"].where(images["group"] != "").groupby(together).transform("min")
+    likeness = _LIKE + images["path"].groupby(together).transform("min")
+    alone = ~pd.Series(together).duplicated(keep=False)
+    return given.fillna(likeness.mask(alone, ""))
+
+
+_LIKE = "like "
+
+
+def _nearest_first(similar: np.ndarray) -> dict[int, list[int]]:
+    partners: dict[int, list[int]] = {}
+    for one, other, _ in similar[np.argsort(similar[:, 2], kind="stable")].tolist():
+        partners.setdefault(one, []).append(other)
+        partners.setdefault(other, []).append(one)
+    return partners
+
+
+def _compare(members: list[int], images: list, partners: dict[int, list[int]]) -> list[tuple]:
+    """Returns the findings about images that must stay together: at most one for each.
+
+    Args:
+        members: their rows, ascending.
+        images: of all images: path, label, split, group; copy and like, the same number for the same image and for
+            images that a chain of near-duplicates connects.
+        partners: for each row, the rows of its near-duplicates, the nearest first.
+    """
+    rank = {row: _PRECEDENCE.get(images[row].split, -1) for row in members}
+    highest = max(rank.values())
+    copies: dict[int, list[int]] = {}
+    for row in members:
+        copies.setdefault(images[row].copy, []).append(row)
+    findings = []
+    for row in members:
+        image, same = images[row], copies[images[row].copy]
+        near = [other for other in partners.get(row, ()) if images[other].copy != image.copy]
+        relabelled = [other for other in same if images[other].label != image.label]
+        finding = None
+        if relabelled:
+            other, labels = relabelled[0], sorted({images[other].label for other in relabelled})
+            finding = "two labels", f"the same image is also filed under {', '.join(map(repr, labels))}: one is wrong"
+        elif 0 <= rank[row] < highest:
+            finding, other = _compare_parts(row, images, same, near, [m for m in members if rank[m] > rank[row]])
+        elif row != (other := min(same, key=lambda copy: (-rank[copy], copy))):
+            finding = "duplicate", "the same image again"
+        elif unlike := [other for other in near if other < row and images[other].label != image.label]:
+            other = unlike[0]
+            finding = "similar, two labels", f"nearly the same image is filed under {images[other].label!r}"
+        elif earlier := [other for other in near if other < row]:
+            other, finding = earlier[0], ("near-duplicate", "nearly the same image: both stay in one part")
+        if finding:
+            findings.append((image.path, image.label, image.split, *finding, images[other].path, image.group))
+    return findings
+
+
+def _compare_parts(row: int, images: list, same: list[int], near: list[int], above: list[int]) -> tuple:
+    """Returns the finding about an image of a lower part than others that it belongs with, and one of these."""
+    higher, image = set(above), images[row]
+    for problem, words, others in (
+        ("duplicate across parts", "the same image is in", same),
+        ("near-duplicate across parts", "nearly the same image is in", near),
+        (
+            "near-duplicate across parts",
+            "a series of nearly the same images leads into",
+            _alike(image, images, above),
+        ),
+        ("group across parts", f"its group {image.group!r} is also in", above),
+    ):
+        if found := [other for other in others if other in higher]:
+            return (problem, f"{words} the given part {images[found[0]].split}"), found[0]
+    raise AssertionError("no image above")  # the last line names all of them
+
+
+def _alike(image, images: list, rows: list[int]) -> list[int]:
+    return [row for row in rows if images[row].like == image.like]
+
+
+def _count_classes(images: pd.DataFrame, classes: list[str], problems: pd.DataFrame) -> list[tuple]:
+    """Returns findings about whole classes, among the images that are left."""
+    shortages = find_shortages(images)
+    shortages |= dict.fromkeys(set(classes) - set(images["label"]), "no usable image")
+    findings = []
+    for label, reason in sorted(shortages.items()):
+        lost = problems[(problems["label"] == label) & (problems["action"] == "left out")]
+        if len(lost):
+            example = lost.iloc[0]
+            reason += f"; left out: {len(lost)}, for example {example['path']} ({example['problem']})"
+        findings.append(("", label, "", "too few images", reason))
+    learn = images[images["split"].isin(["", "train"])]["label"].value_counts().sort_index()
+    for label, count in learn[learn < FEW_IMAGES].items():
+        if label not in shortages:
+            findings.append(("", label, "", "few images", f"{count} images to learn from, fewer than {FEW_IMAGES}"))
+    if len(learn) > 1 and learn.max() >= IMBALANCE * learn.min():
+        reason = (
+            f"{learn.min()} images, {learn.max() / learn.min():.0f} times fewer than {learn.idxmax()!r} with "
+            f"{learn.max()}: the accuracy hardly shows how well it is recognised"
+        )
+        findings.append(("", learn.idxmin(), "", "imbalance", reason))
+    return [(*finding, "", "") for finding in findings]

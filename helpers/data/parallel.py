@@ -1,39 +1,89 @@
 """The same for many files, on all cores, with progress, and with memory that does not grow with their number."""
 
+import itertools
 import logging
 import os
 import sys
+import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from tqdm import tqdm
 
+from helpers import silent_stderr
 
-def in_parallel(function: Callable, items: Sequence, *, title: str) -> Iterator:
-    """Yields function(item) for each item, in their order; threads, since Pillow works without Python's lock."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool, _quiet():
-        with tqdm(total=len(items), desc=title, leave=False, file=sys.stdout, delay=1) as bar:
-            # in pieces: `map` makes a future for every item before it starts, a kilobyte each
-            for start in range(0, len(items), 1024):
-                for result in pool.map(function, items[start : start + 1024]):
-                    yield result
-                    bar.update()
+
+def in_parallel(function: Callable, items: Sequence, *, title: str, lot: int = 16) -> Iterator:
+    """Yields function(item) for each item, in their order; threads, since Pillow works without Python's lock.
+
+    Args:
+        function: called with one item, in several threads at once.
+        items: of any kind.
+        title: what the progress bar says; it is shown after a second, with the time left, and vanishes.
+        lot: items that a thread takes at a time.
+    """
+    workers = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(max_workers=workers)
+    bar = tqdm(total=len(items), desc=title, leave=False, file=sys.stdout, delay=1)
+    starts = iter(range(0, len(items), lot))
+
+    def work(start: int) -> list:
+        with quiet:  # here and not around it all: what a caller prints or raises in between must be seen
+            return [function(item) for item in items[start : start + lot]]
+
+    def submit(start: int):
+        return pool.submit(work, start)
+
+    with bar:
+        try:
+            # never more than a few lots ahead: `map` would make a future for every item before it starts
+            ahead = deque(map(submit, itertools.islice(starts, 4 * workers)))
+            while ahead:
+                results = ahead.popleft().result()
+                ahead.extend(map(submit, itertools.islice(starts, 1)))
+                yield from results
+                bar.update(len(results))
+        finally:
+            pool.shutdown(cancel_futures=True)  # also after Ctrl-C, or if the caller wants no more
+
+
+class _Quiet:
+    """Keeps what image libraries complain of out of the notebook: its consequence for an image is a row in a table.
+
+    While any thread is inside: Python's filters and the standard error, to which libtiff writes, are the
+    process's, and one thread that restored them would do so for the others.
+    """
+
+    def __init__(self):
+        self._lock, self._inside, self._stack = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self):
+        with self._lock:
+            if self._inside == 0:
+                self._stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+                self._stack.enter_context(silent_stderr())
+                self._stack.enter_context(_silent_logger(logging.getLogger("PIL")))
+            self._inside += 1
+
+    def __exit__(self, *_):
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._stack.close()
 
 
 @contextmanager
-def _quiet():
-    """Keeps what Pillow warns of out of the notebook: its consequence for an image is a row in a table.
-
-    Around all threads, since filters are the process's: set within one, they would change the others'.
-    """
-    logger = logging.getLogger("PIL")
+def _silent_logger(logger: logging.Logger):
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logger.setLevel(level)
+
+
+quiet = _Quiet()

@@ -1,6 +1,8 @@
 """One image file to RGB pixels of one size: the only place in the project that decodes or resizes."""
 
 import io
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ def read_image(file: str | Path | io.BytesIO) -> Image.Image:
     Raises:
         OSError, ValueError: it is missing, no image, cut off, too large to decode, or of floating-point numbers.
     """
-    with open_image(file) as image:
+    with open_image(file) as image, taking_turns(image):
         return convert_image(image)
 
 
@@ -46,6 +48,14 @@ def open_image(file: str | Path | io.BytesIO) -> Image.Image:
         image.close()
         raise TooLarge(f"{size} pixels: decoding would take over {3 * MOST_PIXELS // 10**6} MB; make it smaller")
     return image
+
+
+_turn = threading.Lock()
+
+
+def taking_turns(image: Image.Image):
+    """Returns a context in which large images are decoded one at a time, however many threads there are."""
+    return _turn if image.width * image.height > MOST_PIXELS // 8 else nullcontext()
 
 
 class TooLarge(ValueError):

@@ -1,9 +1,11 @@
-"""The parts train, validation and test."""
+"""The parts train, validation and test: stratified, groups whole, the same on any machine."""
 
 import zlib
 
 import numpy as np
 import pandas as pd
+
+from helpers.data.tables import PARTS
 
 
 def split_images(
@@ -14,24 +16,26 @@ def split_images(
     images_per_class: int = 0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Returns the table with every image in exactly one part: train, validation or test.
+    """Returns the table, sorted by path, with every image in exactly one part: train, validation or test.
 
-    Stratified: each class is permuted on its own, with a seed made of `seed` and its name, from a sorted
-    list. So the same files give the same split on any machine, and no class's split depends on another's.
-    Parts that the folder gave are kept, and only what is missing is drawn.
+    Stratified: each class is permuted on its own, with a seed made of `seed` and its name, from a sorted list, and
+    cut. So the same files give the same split on any machine, and without groups no class's split depends on
+    another's. Images of one group come into one part; groups of several classes are divided first, one after the
+    other, to where they bring the parts nearest to their sizes. Parts that were given are kept, and only what is
+    missing is drawn; an undecided image goes with the given ones of its group.
 
     Args:
-        images: columns path, label, split.
+        images: columns path, label, split ("" while undecided) and optionally group ("" for none).
         validation_fraction: share of the images that are not test images, in (0, 1).
-        test_fraction: share of all images, in (0, 1); not used where the folder gave a test part.
+        test_fraction: share of all images, in (0, 1); not used where a test part was given.
         images_per_class: how many labelled images of each class to keep for training and, unless it is
             given, validation together (the others are left out); 0 keeps all. The 10 of "10" are among
-            the 20 of "20".
+            the 20 of "20", in each part.
         seed: any integer of at least 0.
 
     Raises:
-        ValueError: a fraction, the seed or the limit is out of range, or a class has too few images to be in
-            every part.
+        ValueError: a fraction, the seed or the limit is out of range, or a class has too few images (or too few
+            groups) to be in every part.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"Expected `seed` of at least 0 and below 2**32. Received {seed}.")
@@ -40,40 +44,146 @@ def split_images(
             raise ValueError(f"Expected `{name}` between 0 and 1, both excluded. Received {value}.")
     if images_per_class < 0:
         raise ValueError(f"Expected `images_per_class` of at least 0 (0 keeps all). Received {images_per_class}.")
-    split = images["split"].copy()
-    for label, rows in images.groupby("label"):
-        order = np.random.default_rng([seed, zlib.crc32(label.encode())]).permutation(rows.index)
-        parts = _split_class(label, split[order], validation_fraction, test_fraction, images_per_class)
-        split[order] = parts.to_numpy()  # by position: assigning a Series would not align it by index
+    if shortages := find_shortages(images):
+        label, reason = next(iter(shortages.items()))
+        more = f" So have {len(shortages) - 1} other classes." if len(shortages) > 1 else ""
+        raise ValueError(f"The class {label!r} has {reason}.{more} Add images, or remove the class.")
+    images = images.sort_values("path", ignore_index=True)
+    table = _shuffle(images, seed)
+    to_draw = _parts_to_draw(images)
+    for part, fraction in (("test", test_fraction), ("validation", validation_fraction)):
+        if part in to_draw:
+            to_draw.remove(part)
+            table.loc[_draw(table, part, fraction, still_needed=len(to_draw)), "split"] = part
+    table.loc[table["split"] == "", "split"] = "train"
+    if images_per_class:
+        drawn_fraction = 0.0 if "validation" in set(images["split"]) else validation_fraction
+        table = _limit(table, images_per_class, drawn_fraction)
+    split = table["split"].sort_index()
     return images.assign(split=split)[split != ""].reset_index(drop=True)
 
 
-def _split_class(
-    label: str, given: pd.Series, validation_fraction: float, test_fraction: float, limit: int
-) -> pd.Series:
-    """Returns the parts of one class; `given` is in random order, "" or the part that the folder gave."""
-    split = given.copy()
-    has_test, has_validation = (given == "test").any(), (given == "validation").any()
-    pool = given.index[given.isin(["", "train"])]
-    needed = 1 + (not has_test) + (not has_validation)
-    if len(pool) < needed or 0 < limit < 1 + (not has_validation):
-        if 0 < limit < 1 + (not has_validation):
-            raise ValueError(
-                f"Expected `images_per_class` of at least 2: one to train, one to validate. Received {limit}."
+def find_shortages(images: pd.DataFrame) -> dict[str, str]:
+    """Returns, for each class that cannot be in every part, how many images it has and how many are missing."""
+    needed, given, shortages = _parts_to_draw(images), set(images["split"]) & set(PARTS), {}
+    units = _units(images)
+    fixed = set(units[images["split"].isin(["validation", "test"])])
+    for label, rows in images.groupby("label"):
+        pool = rows[rows["split"].isin(["", "train"]) & ~units[rows.index].isin(fixed)]
+        count = units[pool.index].nunique()
+        if count < len(needed):
+            grouped = f" in {count} group{'s' * (count != 1)}" if count < len(pool) else ""
+            kind = "image" if not grouped else "group"
+            shortages[label] = (
+                f"{len(pool)} usable image{'s' * (len(pool) != 1)}{grouped} to draw from, and needs at least "
+                f"{len(needed)}, one for each of {', '.join(needed)}: {len(needed) - count} {kind}"
+                f"{'s' * (len(needed) - count != 1)} missing"
             )
-        raise ValueError(
-            f"The class {label!r} has {len(pool)} readable image{'s' * (len(pool) != 1)} to draw from, and needs "
-            f"at least {needed}, one for each of train{', validation' * (not has_validation)}"
-            f"{', test' * (not has_test)}. Add images of this class, or remove its folder."
-        )
-    if not has_test:
-        count = min(max(1, round(test_fraction * len(pool))), len(pool) - needed + 1)
-        split[pool[:count]], pool = "test", pool[count:]
-    if limit:
-        split[pool[limit:]], pool = "", pool[:limit]
-    if not has_validation:
-        count = min(max(1, round(validation_fraction * len(pool))), len(pool) - 1)
-        # from the end, so that a larger limit keeps what a smaller one trained on wherever it can
-        split[pool[len(pool) - count :]], pool = "validation", pool[: len(pool) - count]
-    split[pool] = "train"
-    return split
+        elif absent := [part for part in PARTS if part in given - {"train"} and part not in set(rows["split"])]:
+            shortages[label] = f"no usable image in the given part {absent[0]}: 1 image missing"
+    return shortages
+
+
+def _parts_to_draw(images: pd.DataFrame) -> list[str]:
+    given = set(images["split"])
+    return [part for part in PARTS if part == "train" or part not in given]
+
+
+def _units(images: pd.DataFrame) -> pd.Series:
+    """Returns what each image is divided with: its group, or itself."""
+    if "group" not in images:
+        return images["path"]
+    return ("g" + images["group"]).where(images["group"] != "", "p" + images["path"])
+
+
+def _shuffle(images: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Returns label, unit, split ("" if it is to be drawn) and rank, each class in its random order of units."""
+    table = pd.DataFrame({"label": images["label"], "unit": _units(images), "split": images["split"]})
+    rank = np.empty(len(table), "int64")
+    for label, rows in table.groupby("label").indices.items():
+        order = np.random.default_rng([seed, zlib.crc32(label.encode())]).permutation(rows)
+        rank[order] = np.arange(len(order))
+    table["rank"] = rank
+    table["first"] = table.groupby(["label", "unit"])["rank"].transform("min")
+    table["split"] = table["split"].mask(table["split"] == "train", "")  # validation images are drawn from it
+    for part in ("validation", "test"):  # an undecided image goes with the given ones of its group
+        fixed = set(table.loc[table["split"] == part, "unit"])
+        table.loc[(table["split"] == "") & table["unit"].isin(fixed), "split"] = part
+    return table.sort_values(["label", "first", "rank"])
+
+
+def _draw(table: pd.DataFrame, part: str, fraction: float, still_needed: int) -> pd.Index:
+    """Returns the rows of the units that make up a part; `still_needed` parts are to be filled from the rest."""
+    pool = table[table["split"] == ""]
+    if part == "validation":  # from the end: test images, from the front, stay the same whatever this takes
+        pool = pool[::-1]
+    sizes = pool.groupby("label").size()
+    wanted = (fraction * sizes).round().clip(1, sizes - still_needed).astype(int).to_dict()
+    left = pool.groupby("label")["unit"].nunique().to_dict()
+    # units in their random order, by the place of their first image in its class, so that no class comes first
+    place = pool.groupby("label").cumcount() / pool["label"].map(sizes)
+    order = place.groupby(pool["unit"]).min().sort_values(kind="stable").index
+    counts = pool.groupby(["unit", "label"]).size()
+    units = {unit: {} for unit in order}
+    for (unit, label), count in counts.items():
+        units[unit][label] = count
+    mixed = {unit: counts for unit, counts in units.items() if len(counts) > 1}
+    share = {label: 0.0 for label in wanted}  # of the mixed units: the others are to fill theirs
+    for counts in mixed.values():
+        for label, count in counts.items():
+            share[label] += fraction * count
+    chosen, covered = [], set()
+
+    def take(unit: str) -> None:
+        chosen.append(unit)
+        covered.update(units[unit])
+        for label, count in units.pop(unit).items():
+            wanted[label] -= count
+            left[label] -= 1
+
+    def spared(unit: str) -> bool:
+        return all(left[label] > still_needed for label in units[unit])
+
+    for unit, counts in mixed.items():
+        # nearer to the wanted sizes with it than without, each class by its own size
+        gain = sum((share[c] ** 2 - (share[c] - count) ** 2) / sizes[c] for c, count in counts.items())
+        if gain > 0 and spared(unit):
+            take(unit)
+            for label, count in counts.items():
+                share[label] -= count
+    for unit, counts in list(units.items()):
+        if unit not in mixed and all(count <= wanted[label] for label, count in counts.items()) and spared(unit):
+            take(unit)
+    for label in sorted(sizes.index):
+        if label in covered:
+            continue
+        smallest = sorted((sum(counts.values()), unit) for unit, counts in units.items() if label in counts)
+        fitting = next((unit for _, unit in smallest if spared(unit)), None)
+        if fitting is None:
+            raise ValueError(
+                f"The class {label!r} cannot be in every part without dividing a group: its images lie in "
+                f"{len(smallest)} groups that it shares with other classes. Add images of other groups, or remove "
+                f"the class."
+            )
+        take(fitting)
+    return pool.index[pool["unit"].isin(set(chosen))]
+
+
+def _limit(table: pd.DataFrame, images_per_class: int, validation_fraction: float) -> pd.DataFrame:
+    """Returns the table with all but the first few training and drawn validation images of each class marked ""."""
+    validation = 0
+    if validation_fraction:
+        if images_per_class < 2:
+            raise ValueError(
+                f"Expected `images_per_class` of at least 2: one to train, one to validate. Received "
+                f"{images_per_class}."
+            )
+        validation = min(max(1, round(validation_fraction * images_per_class)), images_per_class - 1)
+    kept = {"train": images_per_class - validation, "validation": validation}
+    split = table["split"].copy()
+    for part, count in kept.items():
+        if part == "train" or validation_fraction:
+            rows = table[table["split"] == part]
+            rows = rows[::-1] if part == "validation" else rows
+            split[rows.index[rows.groupby("label").cumcount() >= count]] = ""
+    return table.assign(split=split)

@@ -1,0 +1,163 @@
+"""Which images show the same: a perceptual hash finds candidates, a comparison of thumbnails confirms them.
+
+The hash is pHash (Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010): the signs
+of the low frequencies of a thumbnail, 256 of them. Near-duplicates differ in few; among thousands of images of
+one subject (X-rays, say) some that are not duplicates do so, too. So each candidate is confirmed: one thumbnail's
+details must be explained by the other's, allowing for another brightness and contrast and for a small shift,
+stretch or turn, as a few cropped pixels cause.
+"""
+
+import os
+import tempfile
+
+import numpy as np
+from scipy.fft import dct
+from scipy.ndimage import gaussian_filter
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from helpers.data.parallel import in_parallel
+
+SIDE = 32
+"""Height and width of a thumbnail in pixels; images with a shorter side have too little detail to compare."""
+
+MOST_BITS = 60
+"""Bits of 256 in which candidates may differ. Cropping 8 of 300 pixels changes 50 of them, another photo over 80."""
+
+LEAST_EXPLAINED = 0.8
+"""Share of the variance of a thumbnail's details that the other must explain. Other photos alike reach 0.6."""
+
+_NEAREST = 16  # candidates followed up for each image: a bound on the work where all images look alike
+_LOW = 16
+_BASIS = dct(np.eye(SIDE, dtype="float32"), axis=0)[:_LOW]
+
+
+class Thumbnails:
+    """Grey thumbnails, uint8 (count, 32, 32), in a temporary file: a kilobyte an image, whatever their number."""
+
+    def __init__(self):
+        self._file = tempfile.TemporaryFile()
+        self._hashes = []
+        self._batch = []
+
+    def append(self, thumbnail: bytes | None) -> None:
+        """Adds the next image's; None for an image that is not to be compared."""
+        self._batch.append(thumbnail or bytes(SIDE * SIDE))
+        if len(self._batch) == 256:
+            self._hash_batch()
+
+    def _hash_batch(self) -> None:
+        if self._batch:
+            content = b"".join(self._batch)
+            self._file.write(content)
+            self._hashes.append(hash_thumbnails(np.frombuffer(content, "uint8").reshape(-1, SIDE, SIDE)))
+            self._batch = []
+
+    def hashes(self) -> np.ndarray:
+        """Returns all hashes, uint64 (count, 4)."""
+        self._hash_batch()
+        self._file.flush()
+        return np.concatenate([np.empty((0, 4), "uint64"), *self._hashes])
+
+    def close(self) -> None:
+        """Removes the file."""
+        self._file.close()
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Returns some of the thumbnails, float32 (rows, 32, 32)."""
+        size = SIDE * SIDE
+        content = b"".join(os.pread(self._file.fileno(), size, int(row) * size) for row in rows)
+        return np.frombuffer(content, "uint8").reshape(-1, SIDE, SIDE).astype("float32")
+
+
+def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
+    """Returns each thumbnail's pHash, uint64 (count, 4): the bits of `imagehash.phash` with hash_size 16.
+
+    Computed for many at once, which takes a tenth of the time: one by one, hashing costs as much as decoding.
+
+    Args:
+        thumbnails: uint8 (count, 32, 32), grey.
+    """
+    low = (_BASIS @ thumbnails.astype("float32") @ _BASIS.T).reshape(len(thumbnails), -1)
+    bits = low > np.median(low, axis=1, keepdims=True)
+    return np.packbits(bits, axis=1).view("uint64")
+
+
+def find_similar(thumbnails: Thumbnails, comparable: np.ndarray) -> np.ndarray:
+    """Returns the pairs of images that show the same, int64 (pairs, 3): two rows, and in how many bits they differ.
+
+    Args:
+        thumbnails: of all images.
+        comparable: int64, the rows to compare with each other.
+    """
+    hashes = thumbnails.hashes()[comparable]
+    starts = range(0, len(hashes), 256)
+    found = in_parallel(lambda start: _find_candidates(hashes, start), starts, title="comparing images", lot=1)
+    pairs = np.concatenate([np.empty((0, 3), "int64"), *found])
+    pairs[:, :2] = comparable[pairs[:, :2]]
+    lots = [pairs[start : start + 256] for start in range(0, len(pairs), 256)]
+    kept = in_parallel(
+        lambda lot: lot[_explained(thumbnails.read(lot[:, 0]), thumbnails.read(lot[:, 1])) >= LEAST_EXPLAINED],
+        lots,
+        title="comparing candidates",
+        lot=1,
+    )
+    return np.concatenate([np.empty((0, 3), "int64"), *kept])
+
+
+def _find_candidates(hashes: np.ndarray, start: int) -> np.ndarray:
+    """Returns the nearest later images of 256 images, (pairs, 3): row, row, bits."""
+    mine, found = hashes[start : start + 256], []
+    for column in range(start, len(hashes), 1024):
+        others = hashes[column : column + 1024]
+        bits = np.zeros((len(mine), len(others)), "uint16")
+        for word in range(4):
+            bits += np.bitwise_count(mine[:, None, word] ^ others[None, :, word])
+        rows, columns = np.nonzero(bits <= MOST_BITS)
+        near = np.stack([rows + start, columns + column, bits[rows, columns]], axis=1).astype("int64")
+        found.append(_nearest(near[near[:, 0] < near[:, 1]]))
+    return _nearest(np.concatenate(found))
+
+
+def _nearest(pairs: np.ndarray) -> np.ndarray:
+    """Returns at most `_NEAREST` pairs for each first row."""
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 2], pairs[:, 0]))]
+    _, first, counts = np.unique(pairs[:, 0], return_index=True, return_counts=True)
+    rank = np.arange(len(pairs)) - np.repeat(first, counts)
+    return pairs[rank < _NEAREST]
+
+
+def _explained(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Returns the share of the details' variance that is explained, the better of both ways round, 0 to 1."""
+    return np.maximum(_explain(one, other), _explain(other, one))
+
+
+def _explain(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Fits other = contrast * one + displacement * gradient, the displacement linear in x and y (least squares)."""
+    one, other = gaussian_filter(one, (0, 0.7, 0.7)), gaussian_filter(other, (0, 0.7, 0.7))
+    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j].astype("float32")
+    dy, dx = np.gradient(one, axis=(1, 2))
+    target = _details(other)
+    terms = np.stack([_details(term) for term in (one, dx, dx * x, dx * y, dy, dy * x, dy * y)], axis=1)
+    products = terms @ terms.transpose(0, 2, 1)
+    ridge = 1e-6 * np.trace(products, axis1=1, axis2=2)[:, None, None] + 1e-6  # also for an image without details
+    right = terms @ target[:, :, None]
+    weights = np.linalg.solve(products + ridge * np.eye(len(terms[0]), dtype="float32"), right)
+    return (right * weights).sum(axis=(1, 2)) / np.maximum((target**2).sum(axis=1), 1e-6)
+
+
+def _details(images: np.ndarray) -> np.ndarray:
+    """Returns what a blur takes away, without the edge: (count, pixels)."""
+    sharp = images - gaussian_filter(images, (0, 2, 2))
+    return sharp[:, 2:-2, 2:-2].reshape(len(images), -1)
+
+
+def group_pairs(count: int, pairs: np.ndarray) -> np.ndarray:
+    """Returns a number for each of `count` images, int32: the same for images that pairs connect.
+
+    Args:
+        count: number of images.
+        pairs: int (pairs, 2 or more): two rows.
+    """
+    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    return connected_components(graph, directed=False)[1]

@@ -1,0 +1,189 @@
+"""Splits are disjoint, stratified, repeatable and nested; groups stay whole."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers.data import PARTS, count_images, find_images, split_images
+
+
+def table(classes: dict[str, int], split: str = "") -> pd.DataFrame:
+    rows = [(f"{label}/{index:04d}.png", label, split) for label, count in classes.items() for index in range(count)]
+    return pd.DataFrame(rows, columns=["path", "label", "split"])
+
+
+def paths(images: pd.DataFrame, part: str) -> set[str]:
+    return set(images.loc[images["split"] == part, "path"])
+
+
+# ---- splits
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_split_is_disjoint_complete_and_stratified(seed):
+    images = table({"ants": 50, "bees": 100, "rare": 10})
+    split = split_images(images, validation_fraction=0.25, test_fraction=0.2, seed=seed)
+    assert sorted(split["path"]) == sorted(images["path"])
+    assert split["path"].is_unique and set(split["split"]) == set(PARTS)
+    counts = count_images(split)
+    assert counts.loc["ants"].tolist() == [30, 10, 10, 50]
+    assert counts.loc["bees"].tolist() == [60, 20, 20, 100]
+    assert counts.loc["rare"].tolist() == [6, 2, 2, 10]
+
+
+def test_split_depends_on_the_seed_in_every_part():
+    images = table({"a": 60, "b": 60})
+    first, second = split_images(images, seed=0), split_images(images, seed=1)
+    for part in PARTS:
+        for label in "ab":
+            one, other = ({p for p in paths(s, part) if p.startswith(label)} for s in (first, second))
+            assert len(one) == len(other) and one != other
+    # a random choice, and not the first files of the sorted list
+    assert paths(first, "test") != set(images.groupby("label").head(12)["path"])
+
+
+def test_split_does_not_depend_on_the_order_of_files_or_on_other_classes(make_images, tmp_path):
+    folder = make_images(tmp_path, {"a": 12, "b": 12})
+    alone = split_images(find_images(folder), seed=3)
+    make_images(tmp_path, {"c": 5})
+    with_c = split_images(find_images(folder), seed=3)
+    pd.testing.assert_frame_equal(alone, with_c[with_c["label"] != "c"].reset_index(drop=True))
+
+
+def test_fewer_images_per_class_are_nested_and_leave_the_test_set_alone():
+    images = table({"a": 100, "b": 100})
+    few, more, every = (split_images(images, images_per_class=n, seed=1) for n in (10, 20, 0))
+    assert paths(few, "test") == paths(more, "test") == paths(every, "test")
+    learned = [paths(s, "train") | paths(s, "validation") for s in (few, more, every)]
+    assert len(learned[0]) == 20 and len(learned[1]) == 40
+    assert learned[0] < learned[1] < learned[2]
+
+
+def test_given_parts_are_kept():
+    images = pd.concat([table({"a": 10, "b": 10}, "train"), table({"a": 5, "b": 7}, "test")], ignore_index=True)
+    images["path"] = images["split"] + "/" + images["path"]
+    split = split_images(images, validation_fraction=0.2, test_fraction=0.9)
+    assert paths(split, "test") == paths(images, "test")
+    assert count_images(split).loc["all classes"].tolist() == [16, 4, 12, 32]
+
+
+@pytest.mark.parametrize(("classes", "needed"), [({"a": 9, "lonely": 1}, 3), ({"a": 9, "lonely": 2}, 3)])
+def test_a_class_with_too_few_images_is_named(classes, needed):
+    with pytest.raises(ValueError, match=rf"'lonely' has {classes['lonely']} usable image.*needs at least {needed}"):
+        split_images(table(classes))
+
+
+@pytest.mark.parametrize("name", ["validation_fraction", "test_fraction"])
+@pytest.mark.parametrize("value", [0, 1, -0.2, 1.5])
+def test_fractions_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` between 0 and 1.*{value}"):
+        split_images(table({"a": 9, "b": 9}), **{name: value})
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="`seed` of at least 0.*-1"):
+        split_images(table({"a": 9, "b": 9}), seed=-1)
+
+
+def test_trap_cutting_a_shuffled_stream_mixes_the_parts_and_a_split_table_does_not():
+    import tensorflow as tf
+
+    files = [f"{index:03d}" for index in range(200)]
+    stream = tf.data.Dataset.from_tensor_slices(files).shuffle(200, seed=0)  # reshuffled at each pass
+    validation, test = ({name.numpy() for name in part} for part in (stream.take(100), stream.skip(100)))
+    assert len(validation & test) > 20, "the tutorial's way leaks"
+    split = split_images(table({"a": 100, "b": 100}))
+    for _ in range(2):
+        assert not paths(split, "validation") & paths(split, "test")
+        assert not paths(split, "train") & paths(split, "test")
+
+
+# ---- groups
+
+
+def grouped(rng: np.random.Generator, *, classes: int, groups: int, mixed: float, size: int = 6) -> pd.DataFrame:
+    """Returns a table of groups of 1 to `size` images; a share of the groups has images of several classes."""
+    rows = []
+    for group in range(groups):
+        labels = rng.integers(0, classes, rng.integers(1, size + 1))
+        if rng.random() >= mixed:
+            labels[:] = labels[0]
+        rows += [
+            (f"{rng.integers(10**9)}-{number}.png", f"class {label}", "", f"g{group}")
+            for number, label in enumerate(labels)
+        ]
+    table = pd.DataFrame(rows, columns=["path", "label", "split", "group"])
+    table.loc[rng.random(len(table)) < 0.1, "group"] = ""
+    return table.drop_duplicates("path").sample(frac=1, random_state=int(rng.integers(1000)))
+
+
+@pytest.mark.parametrize("mixed", [0.0, 0.3, 1.0])
+def test_groups_stay_whole_in_any_table(mixed):
+    """Properties over 60 random tables: a split that holds, or an error that says why there is none."""
+    refused = 0
+    for number in range(60):
+        rng = np.random.default_rng([number, int(10 * mixed)])
+        images = grouped(rng, classes=int(rng.integers(2, 5)), groups=int(rng.integers(8, 60)), mixed=mixed)
+        try:
+            split = split_images(images, seed=number)
+        except ValueError as error:
+            assert "class" in str(error) and ("missing" in str(error) or "without dividing a group" in str(error))
+            refused += 1
+            continue
+        assert sorted(split["path"]) == sorted(images["path"]) and split["path"].is_unique
+        assert (split[split["group"] != ""].groupby("group")["split"].nunique() == 1).all()
+        assert (split.groupby("label")["split"].nunique() == 3).all()
+        again = split_images(images.sample(frac=1, random_state=number), seed=number)
+        pd.testing.assert_frame_equal(split, again)
+    assert refused < 30
+
+
+def test_parts_of_grouped_images_have_nearly_the_sizes_asked_for():
+    rng = np.random.default_rng(0)
+    images = grouped(rng, classes=3, groups=400, mixed=0.4)
+    split = split_images(images, validation_fraction=0.25, test_fraction=0.2, seed=0)
+    shares = pd.crosstab(split["label"], split["split"], normalize="index")
+    assert (shares["test"] - 0.2).abs().max() < 0.02
+    assert (shares["validation"] - 0.2).abs().max() < 0.02
+
+
+def test_a_class_in_too_few_groups_is_told_how_many_are_missing():
+    images = table({"a": 9, "b": 9}).assign(group="")
+    images.loc[images["label"] == "b", "group"] = ["left eye"] * 5 + ["right eye"] * 4
+    with pytest.raises(ValueError, match="'b' has 9 usable images in 2 groups.*needs at least 3.*: 1 group missing"):
+        split_images(images)
+
+
+def test_classes_that_share_all_their_groups():
+    rows = [(f"{group}{label}", label, "", f"patient {group}") for group in range(3) for label in "ab"]
+    images = pd.DataFrame(rows, columns=["path", "label", "split", "group"])
+    split = split_images(images)
+    assert (split.groupby("group")["split"].nunique() == 1).all() and set(split["split"]) == set(PARTS)
+    extra = pd.DataFrame([("x", "c", "", "patient 0"), ("y", "c", "", "patient 1")], columns=images.columns)
+    with pytest.raises(ValueError, match="'c' has 2 usable images"):
+        split_images(pd.concat([images, extra]))
+
+
+def test_an_undecided_image_goes_with_the_given_ones_of_its_group():
+    images = table({"a": 30, "b": 30}).assign(group="")
+    images.loc[images.index % 10 == 0, "split"] = "test"
+    images.loc[[10, 11, 12], "group"] = "one burst"
+    split = split_images(images, seed=4).set_index("path")
+    assert (split.loc[images.loc[[10, 11, 12], "path"], "split"] == "test").all()
+
+
+def test_fewer_images_per_class_are_nested_in_each_part_also_with_groups():
+    images = grouped(np.random.default_rng(5), classes=3, groups=300, mixed=0.3)
+    few, more, every = (split_images(images, images_per_class=n, seed=1) for n in (10, 20, 0))
+    for part in PARTS:
+        assert paths(few, part) <= paths(more, part) <= paths(every, part)
+    assert paths(few, "test") == paths(every, "test")
+    assert (few[few["split"] != "test"]["label"].value_counts() == 10).all()
+    assert (more[more["split"] != "test"]["label"].value_counts() == 20).all()
+
+
+def test_the_same_files_in_another_folder_are_divided_alike():
+    images = table({"a": 40, "b": 25})
+    moved = images.assign(path="/elsewhere/" + images["path"])
+    one, other = split_images(images, seed=2), split_images(moved.sample(frac=1, random_state=0), seed=2)
+    assert one["split"].tolist() == other["split"].tolist()
