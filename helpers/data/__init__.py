@@ -1,6 +1,8 @@
 """From what the user has to a checked, split table of images, and from the table to pixels.
 
     sources     folders, tables and archives  ->  a table with a row for every file
+    archives    unpacked once, and safely
+    listings    the tables in which a user lists images
     checks      every file is opened once     ->  the problems, and the images without them
     splits      the parts train, validation and test
     tables      images.csv, and what is counted in it

@@ -1,56 +1,100 @@
-"""From what the user names to a table with a row for every file."""
+"""From what the user names, a folder, a table or an archive, to one table with a row for every file."""
 
 import os
 import shutil
+import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from helpers import resolve_path
+from helpers.data.archives import is_archive, unpack
+from helpers.data.listings import PART_NAMES, TABLES, Listed, lists_images, read_listing
 from helpers.data.tables import stored_path
 
-_PART_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
+COLUMNS = ("path", "label", "split", "group", "problem", "reason")
 
 
 def open_data(data: str) -> Path:
-    """Returns the folder of labelled images that the parameter `data` names.
+    """Returns the folder, or the table, of labelled images that the parameter `data` names.
 
     Args:
-        data: "digits" for the embedded example (1000 of scikit-learn's handwritten digits, 8x8 pixels,
-            written below `data/digits` on first use), or a folder; a relative path counts from the
-            repository's root.
+        data: "digits" for the embedded example (1000 of scikit-learn's handwritten digits, 8x8 pixels, written
+            below `data/digits` on first use); a folder; a table (.csv, .tsv, .parquet) with the columns path and
+            label; or an archive (zip, or tar, also in gz, bz2 or xz, told by content) of one of these, which is
+            unpacked below `runs/.unpacked` on first use. A folder that directly holds one such table stands for
+            it. A relative path counts from the repository's root.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        NotADirectoryError: it is a file.
+        FileNotFoundError: there is nothing of this name.
+        ValueError: it is another kind of file, an archive that cannot be unpacked safely, or a folder with
+            several tables.
+        OSError: it may not be read.
     """
     if data == "digits":
         return _write_digits(resolve_path("data/digits"))
-    folder = resolve_path(str(data) or "?")  # an empty text would be the repository itself
-    if not folder.exists():
-        nearest = next(parent for parent in folder.parents if parent.exists())
-        raise FileNotFoundError(
-            f"The parameter `data` should name a folder of labelled images. Received {data!r}, but there is "
-            f"no {folder} (the nearest folder that exists is {nearest}). Check the spelling. "
-            f'`data="digits"` runs the embedded example.'
+    path = _resolve_data(str(data))
+    if path.is_dir():
+        return _find_table(path) or path
+    if path.suffix.lower() in TABLES and path.is_file():
+        return path
+    if path.is_file() and is_archive(path):
+        folder = _descend(unpack(path))
+        return _find_table(folder) or folder
+    raise ValueError(
+        f"The parameter `data` should name a folder that holds one folder of images per class, a table "
+        f"({', '.join(TABLES)}) with the columns path and label, or an archive (zip, tar, tar.gz, tar.bz2, tar.xz). "
+        f"Received {str(path)!r}, which is a file, and by its content none of these. If it should be an archive, it "
+        f"is damaged, cut off, or of another kind: unpack it, and name the folder. Save a spreadsheet as CSV."
+    )
+
+
+def _resolve_data(data: str) -> Path:
+    try:
+        path = resolve_path(data or "?")  # an empty text would be the repository itself
+    except RuntimeError:  # "~somebody", who has no home here
+        path = resolve_path(".") / data
+    if os.path.exists(path):
+        return path
+    nearest = next(parent for parent in path.parents if os.path.exists(parent))
+    raise FileNotFoundError(
+        f"The parameter `data` should name a folder of labelled images, a table or an archive. Received {data!r}, "
+        f"but there is no {path} (the nearest folder that exists is {nearest}). Check the spelling. "
+        f'`data="digits"` runs the embedded example.'
+    )
+
+
+def _descend(folder: Path) -> Path:
+    """Returns the folder that matters in an unpacked archive: it often lies in another one, alone."""
+    while True:
+        visible = [entry for entry in os.scandir(folder) if not _is_junk(entry.name)]
+        if len(visible) != 1 or not visible[0].is_dir():
+            return folder
+        inner = Path(visible[0].path)
+        if not _folders(inner) and not _find_table(inner):  # a class folder: the only one
+            return folder
+        folder = inner
+
+
+def _find_table(folder: Path) -> Path | None:
+    """Returns the table of images that lies directly in the folder, if any.
+
+    Raises:
+        ValueError: there are several.
+    """
+    names = sorted(entry.name for entry in os.scandir(folder) if not _is_junk(entry.name) and entry.is_file())
+    tables = [folder / name for name in names if name.lower().endswith(TABLES) and lists_images(folder / name)]
+    if len(tables) > 1:
+        raise ValueError(
+            f"Expected at most one table with the columns path and label in {folder}. Found "
+            f"{', '.join(table.name for table in tables)}. Name one of them in `data`, or join them into one that "
+            f"says train, validation or test in a column split."
         )
-    if not folder.is_dir():
-        raise NotADirectoryError(
-            f"The parameter `data` should name a folder that holds one folder of images per class. "
-            f"Received {data!r}, which is a file. Unpack it if it is an archive, and name the folder."
-        )
-    return folder
+    return tables[0] if tables else None
 
 
 def _write_digits(folder: Path) -> Path:
@@ -77,59 +121,222 @@ def _write_digits(folder: Path) -> Path:
     return folder
 
 
-def find_images(folder: str | Path) -> pd.DataFrame:
-    """Returns the table of the files in a folder of class folders, or of parts with class folders.
+def find_images(source: str | Path) -> pd.DataFrame:
+    """Returns the table of the files in a folder of class folders, or of those that a table lists.
 
-    Two layouts are understood: `folder/<class>/...` and `folder/<part>/<class>/...` with the parts train,
-    val (or validation) and test. Where only two parts are given, as in many public sets, the second one is
-    the test set, whatever its name, and `split_images` draws validation images from the first.
+    Two layouts of folders are understood: `folder/<class>/...` and `folder/<part>/<class>/...` with the parts
+    train, val (or validation) and test. A table has the columns path (counted from the table's folder) and
+    label, perhaps also split and group. Where only train and validation are given, as in many public sets, the
+    second one is the test set, whatever its name, and `split_images` draws validation images from the first.
 
     Returns:
-        A DataFrame with the columns path, label and split, sorted by path; `split` is "" where the
-        folder does not decide it. Every file is listed: what is no image is for `check_images` to tell.
+        A DataFrame of texts with the columns path, label, split, group, problem and reason, sorted by path.
+        `split` is "" where the source does not decide it. `problem` is "" for the files that `check_images` is to
+        open. Every other one has a row, too, and `reason` says more: "stray file", "empty class", "broken link",
+        "no permission", "not a file", "bad name"; and, listed in a table, "missing file", "outside", "no path",
+        "no label", "two labels", "two parts", "repeated row".
 
     Raises:
-        ValueError: there is no file, fewer than two classes, or a given part lacks a class.
+        ValueError: there is no usable file, fewer than two classes, a given part lacks a class, or the table
+            cannot be read as one.
+        ImportError: it is a .parquet table, and pyarrow is not installed.
+        OSError: the folder or the table may not be read.
     """
-    folder = resolve_path(folder)
-    parts = _find_parts(folder)
-    roots = parts or {"": folder}
-    rows = [
-        (stored_path(path), label.name, part)
-        for part, root in roots.items()
-        for label in _folders(root)
-        for path in sorted(label.rglob("*"))
-        if path.is_file() and not any(map(_hidden, (path, *path.parents[: len(path.relative_to(label).parts) - 1])))
-    ]
-    for path, *_ in rows:
-        if any("\ud800" <= character <= "\udfff" for character in path):
-            raise ValueError(f"Expected file names in UTF-8. Received {path!r}: rename it.")
-    images = pd.DataFrame(rows, columns=["path", "label", "split"])
-    if images.empty:
+    source = resolve_path(source)
+    rows, parts = _list_table(source) if source.is_file() else _list_folder(source)
+    images = pd.DataFrame(sorted(_store(rows)), columns=COLUMNS, dtype=str)
+    _require_classes(images, source, parts)
+    return images
+
+
+class _Row(NamedTuple):
+    path: str
+    label: str
+    split: str
+    group: str = ""
+    problem: str = ""
+    reason: str = ""
+
+
+def _store(rows: list[_Row]) -> Iterator[_Row]:
+    """Yields the rows with their paths as tables name them, and with every name in UTF-8."""
+    beginnings = {}  # of each folder: working them out for each file would take longer than all the rest
+    for row in rows:
+        folder, name = os.path.split(row.path)
+        if folder not in beginnings:
+            beginnings[folder] = stored_path(Path(folder, "?")).removesuffix("?")
+        stored = beginnings[folder] + name
+        if stored.startswith("~"):
+            stored = row.path  # `resolve_path` would take it for somebody's home
+        if not row.problem and not _is_utf8(stored):
+            row = row._replace(
+                problem="bad name", reason="its name, or its folder's, is not UTF-8: rename it to use it"
+            )
+        yield row._replace(path=_escape(stored), label=_escape(row.label), reason=_escape(row.reason))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:  # Python reads other bytes as lone surrogates
+        return False
+
+
+def _escape(name: str) -> str:
+    return name if _is_utf8(name) else os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _require_classes(images: pd.DataFrame, source: Path, parts: dict[str, str]) -> None:
+    """Raises unless there are two classes, and all classes in each part; `parts` are {part: its name there}."""
+    usable = images[images["problem"] == ""]
+    classes = sorted(usable["label"].unique())
+    refused = images[~images["problem"].isin(["", "stray file", "empty class"])]
+    example = ""
+    if len(refused):
+        row = refused.iloc[0]
+        example = f" {len(refused)} cannot be used, for example {row.path}: {row.problem}, {row.reason}."
+    if not classes and source.is_dir():
         raise ValueError(
-            f"Expected one folder of images per class in {folder}. Found {_contents(folder)}, and no file in "
-            f"a class folder. Put the images of each class into a folder named after the class."
+            f"Expected one folder of images per class in {source}. Found {_contents(source)}, and no file in "
+            f"a class folder.{example} Put the images of each class into a folder named after the class."
         )
-    classes = sorted(images["label"].unique())
-    if len(classes) == 1:
+    if len(classes) < 2:
+        found = f"only {classes[0]!r} with {len(usable)} files" if classes else "not one file"
+        need = "a folder of its own; perhaps `data` should name the folder above or below"
         raise ValueError(
-            f"Expected at least two classes in {folder}. Found only {classes[0]!r} with {len(images)} files. "
-            f"Each class needs a folder of its own; perhaps `data` should name the folder above or below."
+            f"Expected at least two classes in {source}. Found {found}.{example} Each class needs "
+            f"{need if source.is_dir() else 'a label of its own'}."
         )
-    for part in parts:
-        missing = sorted(set(classes) - set(images.loc[images["split"] == part, "label"]))
+    for part, name in parts.items():
+        missing = sorted(set(classes) - set(usable.loc[usable["split"] == part, "label"]))
         if missing:
             raise ValueError(
-                f"Expected every class in every given part of {folder}. {parts[part].name!r} has no image of "
-                f"{', '.join(map(repr, missing))}. Add some, or remove the class from the other parts."
+                f"Expected every class in every given part of {source}. {name!r} has no image of "
+                f"{', '.join(map(repr, missing))}.{example} Add some, or remove the class from the other parts."
             )
-    return images.sort_values("path", ignore_index=True)
+
+
+# ---- folders
+
+
+def _list_folder(folder: Path) -> tuple[list[_Row], dict[str, str]]:
+    """Returns a row for everything in the folder, and the given parts with their folders' names."""
+    parts = _find_parts(folder)
+    rows = []
+    for part, root in {"": folder, **parts}.items():
+        above = _ancestors(folder) | _ancestors(root)
+        folders, files = _list(root, above)
+        for path, problem, reason in files:
+            if not problem:
+                problem, reason = "stray file", "it lies beside the class folders, not in one: of no class"
+            rows.append(_Row(path, "", part, "", problem, reason))
+        if part or not parts:  # where parts are given, the folders beside them are these parts
+            rows += [row for path in folders for row in _list_class(path, part, above)]
+    return rows, {part: root.name for part, root in parts.items()}
+
+
+def _list_class(folder: str, part: str, above: frozenset) -> list[_Row]:
+    label = os.path.basename(folder)
+    rows = [_Row(path, label, part, "", problem, reason) for path, problem, reason in _walk(folder, above)]
+    if all(row.problem == "stray file" for row in rows):
+        rows.append(_Row(folder, label, part, "", "empty class", "a class folder without any image"))
+    return rows
+
+
+def _walk(folder: str, above: frozenset) -> Iterator[tuple[str, str, str]]:
+    """Yields path, problem and reason for everything below the folder; `above` are the folders that it lies in."""
+    stack = [(folder, above)]  # no recursion: folders may lie deeper than Python calls
+    while stack:
+        folder, above = stack.pop()
+        try:
+            above = above | {_identity(folder)}
+            folders, files = _list(folder, above)
+        except OSError as error:
+            yield (
+                folder,
+                "no permission",
+                f"a folder that cannot be listed ({error.strerror}): its files are not used",
+            )
+            continue
+        yield from files
+        stack += [(path, above) for path in folders]
+
+
+def _list(folder: str | Path, above: frozenset) -> tuple[list[str], list[tuple[str, str, str]]]:
+    """Returns what one folder holds, by name: the folders to look into, and path, problem and reason of the others.
+
+    Links are followed, except to a folder `above`, where they would lead in circles.
+    """
+    folders, others = [], []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if _is_junk(entry.name):
+            others.append((entry.path, "stray file", _describe_junk(entry)))
+        elif entry.is_file(follow_symlinks=False):
+            others.append((entry.path, "", ""))
+        elif not entry.is_dir(follow_symlinks=False) and not (entry.is_symlink() and os.path.isdir(entry.path)):
+            others.append((entry.path, *_find_problem(entry.path)))
+        elif _identity(entry.path) in above:
+            others.append((entry.path, "broken link", "a link to a folder that it lies in: it leads in circles"))
+        else:
+            folders.append(entry.path)
+    return folders, others
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _ancestors(folder: Path) -> frozenset:
+    """Returns the identities of the folder, and of all those that it lies in."""
+    real = Path(os.path.realpath(folder))
+    return frozenset(map(_identity, (real, *real.parents)))
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX" or name.lower() in ("thumbs.db", "desktop.ini")
+
+
+def _describe_junk(entry: os.DirEntry) -> str:
+    if not entry.is_dir(follow_symlinks=False):
+        return "a hidden file, or one that a system leaves behind: not looked at"
+    count, stack = 0, [entry.path]
+    while stack:
+        try:
+            for inner in os.scandir(stack.pop()):
+                if inner.is_dir(follow_symlinks=False):
+                    stack.append(inner.path)
+                else:
+                    count += 1
+        except OSError:
+            continue
+    return (
+        f"a hidden folder, or one that a system leaves behind, with {count:,} file{'s' * (count != 1)}: not looked at"
+    )
+
+
+def _find_problem(path: str) -> tuple[str, str]:
+    """Returns problem and reason of what should be a file; nothing of it is opened: a pipe would wait for ever."""
+    try:
+        mode = os.stat(path).st_mode
+    except PermissionError:
+        return "no permission", "it lies in a folder that may not be entered"
+    except OSError as error:
+        if os.path.islink(path):
+            return "broken link", f"a link to {os.readlink(path)!r}, which leads nowhere ({error.strerror})"
+        hint = ": write / between folders, not a backslash" if "\\" in path else ""
+        return "missing file", f"there is no such file ({error.strerror}){hint}"
+    if stat.S_ISREG(mode):
+        return "", ""
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return "not a file", f"{kinds.get(stat.S_IFMT(mode), 'a device')}: not opened"
 
 
 def _find_parts(folder: Path) -> dict[str, Path]:
     """Returns the given parts, {"train": ..., "test": ...}; nothing if these are class folders."""
     children = _folders(folder)
-    parts = {_PART_NAMES.get(child.name.lower()): child for child in children}
+    parts = {PART_NAMES.get(child.name.lower()): child for child in children}
     if None in parts or "train" not in parts or len(children) < 2:
         _refuse_unknown_parts(folder, children)
         return {}
@@ -156,11 +363,10 @@ def _refuse_unknown_parts(folder: Path, children: list[Path]) -> None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not _hidden(entry)]
-
-
-def _hidden(path: Path) -> bool:
-    return path.name.startswith(".") or path.name == "__MACOSX"
+    try:
+        return [Path(path) for path in _list(folder, _ancestors(folder))[0]]
+    except OSError:  # a row of its own, once the folder's turn comes
+        return []
 
 
 def _contents(folder: Path) -> str:
@@ -170,3 +376,73 @@ def _contents(folder: Path) -> str:
         if names
         else "nothing at all"
     )
+
+
+# ---- tables
+
+
+def _list_table(table: Path) -> tuple[list[_Row], dict[str, str]]:
+    """Returns a row for every file that the table lists, or fails to name, and the parts that it gives to all."""
+    listed = read_listing(table)
+    rows, same = [], {}
+    for row in listed:
+        if not row.path.strip():
+            reason = f"row {row.number} names no file"
+            rows.append(_Row(str(table), row.label, row.split, row.group, "no path", reason))
+        elif not row.label:
+            reason = f"row {row.number} gives it no label"
+            rows.append(_Row(_locate(row.path, table.parent), "", row.split, row.group, "no label", reason))
+        else:
+            same.setdefault(_locate(row.path, table.parent), []).append(row)
+    inside = _find_unpacked(table)
+    for path, listed in same.items():
+        rows += _list_file(path, listed, inside, table)
+    splits = {row.split for listed in same.values() for row in listed}
+    if splits == {"train", "validation"}:
+        rows = [row._replace(split="test") if row.split == "validation" else row for row in rows]
+        return rows, {"train": "train", "test": "validation"}
+    if splits and not splits & {"train", ""}:
+        raise ValueError(
+            f"Expected images to learn from in {table}. Received only {' and '.join(sorted(splits))} in its column "
+            f"split: name train, or leave it empty, for the others."
+        )
+    return rows, {} if "" in splits else {part: part for part in sorted(splits)}
+
+
+def _list_file(path: str, listed: list[Listed], inside: str, table: Path) -> list[_Row]:
+    """Returns the rows of one file: one to use, where all that is listed of it agrees, and one per repetition."""
+    first, *again = listed
+    group = next((row.group for row in listed if row.group), "")
+    labels, splits = _differences(listed, "label"), _differences(listed, "split")
+    if labels or splits:
+        label, split = " | ".join(sorted({row.label for row in listed})), "" if splits else first.split
+        reason = f"the table contradicts itself: {labels or splits}"
+        return [_Row(path, label, split, group, "two labels" if labels else "two parts", reason)]
+    if groups := _differences([row for row in listed if row.group], "group"):
+        raise ValueError(f"Expected one group for each file in {table}. Received for {first.path}: {groups}.")
+    if inside and not os.path.realpath(path).startswith(inside):
+        problem = ("outside", "it lies outside of the unpacked archive that names it: not opened")
+    else:
+        problem = _find_problem(path)
+    repeated = [("repeated row", f"row {row.number} says the same as row {first.number}") for row in again]
+    return [_Row(path, first.label, first.split, group, *found) for found in (problem, *repeated)]
+
+
+def _differences(listed: list[Listed], column: str) -> str:
+    """Returns the values of one file's rows, and where each is first, if there are several."""
+    values = {getattr(row, column): row.number for row in reversed(listed)}
+    said = (f"{value or 'none'!r} in row {values[value]}" for value in sorted(values))
+    return ", ".join(said) if len(values) > 1 else ""
+
+
+def _locate(path: str, folder: Path) -> str:
+    path = os.path.join(folder, path)
+    if ".." in path.split("/"):  # what it means depends on links: ask the file system
+        path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    return str(Path(path))  # without "." and "//", so that one file has one path
+
+
+def _find_unpacked(table: Path) -> str:
+    """Returns the beginning of all paths that a table from an archive may name; "" for any other table."""
+    store, real = Path(os.path.realpath(resolve_path("runs/.unpacked"))), Path(os.path.realpath(table))
+    return f"{store / real.relative_to(store).parts[0]}/" if real.is_relative_to(store) else ""

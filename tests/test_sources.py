@@ -1,0 +1,1077 @@
+"""Every file of a folder, a table or an archive gets a row; nothing is skipped, nothing is written elsewhere."""
+
+import bz2
+import csv
+import gzip
+import hashlib
+import io
+import os
+import random
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from helpers.data import archives, find_images, open_data, sources
+
+TWO_CLASSES = {"cats/1.png": b"1", "cats/2.png": b"2", "dogs/1.png": b"3"}
+
+
+def write(folder: Path, *paths: str, content: bytes = b"?") -> Path:
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    return folder
+
+
+def rows(found: pd.DataFrame, folder: Path) -> dict[str, tuple[str, str]]:
+    """Returns {path in the folder: (label, problem)}."""
+    names = [path.removeprefix(f"{folder}/") for path in found["path"]]
+    return dict(zip(names, zip(found["label"], found["problem"], strict=True), strict=True))
+
+
+def row(found: pd.DataFrame, problem: str) -> pd.Series:
+    chosen = found[found["problem"] == problem]
+    assert len(chosen) == 1, found
+    return chosen.iloc[0]
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A folder of two classes."""
+    return write(tmp_path / "pets", *TWO_CLASSES)
+
+
+# ---- folders: the layouts
+
+
+def test_columns_and_order(pets):
+    found = find_images(pets)
+    assert list(found.columns) == ["path", "label", "split", "group", "problem", "reason"]
+    assert found["path"].tolist() == [f"{pets}/{name}" for name in TWO_CLASSES]
+    assert found["label"].tolist() == ["cats", "cats", "dogs"]
+    assert (found[["split", "group", "problem", "reason"]] == "").all(axis=None)
+
+
+def test_paths_below_the_root_are_relative_and_can_be_opened_again(root):
+    from helpers import resolve_path
+
+    write(root / "photos", *TWO_CLASSES)
+    found = find_images(open_data("photos"))
+    assert found["path"].tolist() == [f"photos/{name}" for name in TWO_CLASSES]
+    write(root, "cats/1.png", "dogs/1.png")
+    assert "cats/1.png" in set(find_images(root)["path"])
+    write(root / "~photos", *TWO_CLASSES)  # not somebody's home
+    assert all(resolve_path(path).is_file() for path in find_images(open_data("~photos"))["path"])
+
+
+def test_two_given_parts_are_train_and_test_whatever_the_second_is_called(make_images, tmp_path):
+    make_images(tmp_path / "train", {"a": 5, "b": 5})
+    make_images(tmp_path / "val", {"a": 3, "b": 3})
+    assert find_images(tmp_path)["split"].value_counts().to_dict() == {"train": 10, "test": 6}
+
+
+def test_three_given_parts(make_images, tmp_path):
+    for part, count in (("Train", 4), ("valid", 3), ("TEST", 2)):
+        make_images(tmp_path / part, {"a": count, "b": count})
+    found = find_images(tmp_path)["split"].value_counts().to_dict()
+    assert found == {"train": 8, "validation": 6, "test": 4}
+
+
+def test_class_folders_that_are_called_like_parts_need_more_than_one_part(make_images, tmp_path):
+    make_images(tmp_path, {"train": 3, "bus": 3})  # vehicles
+    assert set(find_images(tmp_path)["label"]) == {"train", "bus"}
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_part_that_lacks_a_class_is_named(make_images, tmp_path, empty):
+    make_images(tmp_path / "train", {"a": 5, "b": 5})
+    make_images(tmp_path / "test", {"a": 3} | ({"b": 0} if empty else {}))
+    with pytest.raises(ValueError, match="'test' has no image of 'b'"):
+        find_images(tmp_path)
+
+
+def test_names_with_spaces_and_subfolders_are_found(make_images, tmp_path):
+    make_images(tmp_path / "my pets", {"big cats": 2, "dögs": 2})
+    make_images(tmp_path / "my pets" / "big cats", {"more": 3})
+    found = find_images(tmp_path / "my pets")
+    assert found["label"].value_counts().to_dict() == {"big cats": 5, "dögs": 2}
+
+
+def test_empty_folder_and_single_class(make_images, tmp_path):
+    with pytest.raises(ValueError, match="one folder of images per class.*nothing"):
+        find_images(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty"):
+        find_images(tmp_path)
+    make_images(tmp_path, {"only": 4})
+    with pytest.raises(ValueError, match="at least two classes.*'only' with 4 files"):
+        find_images(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("train", "test", "annotations"), ("training_set", "test_set"), ("val", "test")])
+def test_parts_that_are_not_understood_are_refused_and_no_classes(make_images, tmp_path, names):
+    make_images(tmp_path / names[0], {"a": 3, "b": 3})
+    make_images(tmp_path / names[1], {"a": 2, "b": 2})
+    for name in names[2:]:
+        make_images(tmp_path, {name: 1})
+    with pytest.raises(ValueError, match=f"{names[0]}.*several hold 'a', 'b'.*Rename the parts"):
+        find_images(tmp_path)
+
+
+def test_classes_may_be_sorted_into_the_same_sub_folders(make_images, tmp_path):
+    for label in ("cats", "dogs", "valiant"):
+        make_images(tmp_path / label, {"2019": 2, "2020": 2})
+    assert find_images(tmp_path)["label"].value_counts().to_dict() == {"cats": 4, "dogs": 4, "valiant": 4}
+
+
+def test_embedded_digits_are_whole_and_given_in_two_parts(root):
+    found = find_images(open_data("digits"))
+    counts = found.groupby(["split", "label"]).size().unstack(0)
+    assert counts.shape == (10, 2) and (counts["train"] == 20).all() and (counts["test"] == 80).all()
+    assert not list(root.glob("data/*partial*"))
+
+
+# ---- folders: what is no file to open
+
+
+def test_stray_files_have_a_row_each_and_hidden_folders_one(tmp_path):
+    write(tmp_path, *(f"{part}/{label}/1.png" for part in ("train", "test") for label in "ab"))
+    write(tmp_path, "README.md", "train/notes.txt", "train/a/.DS_Store", "train/a/Thumbs.db", "test/b/Desktop.ini")
+    write(tmp_path, "train/a/.ipynb_checkpoints/1.png", "train/a/.ipynb_checkpoints/more/2.png", "train/a/sub/3.png")
+    write(tmp_path, *(f"__MACOSX/train/a/._{index}.png" for index in range(30)), ".git/config")
+    found = find_images(tmp_path)
+    stray = {name: label for name, (label, problem) in rows(found, tmp_path).items() if problem == "stray file"}
+    assert stray == {
+        "README.md": "",
+        "train/notes.txt": "",
+        "train/a/.DS_Store": "a",
+        "train/a/Thumbs.db": "a",
+        "train/a/.ipynb_checkpoints": "a",
+        "test/b/Desktop.ini": "b",
+        "__MACOSX": "",
+        ".git": "",
+    }
+    reasons = dict(zip(found["path"], found["reason"], strict=True))
+    assert "30 files" in reasons[f"{tmp_path}/__MACOSX"] and "with 1 file:" in reasons[f"{tmp_path}/.git"]
+    assert "with 2 files" in reasons[f"{tmp_path}/train/a/.ipynb_checkpoints"]
+    assert found.loc[found["path"] == f"{tmp_path}/train/notes.txt", "split"].tolist() == ["train"]
+    assert (found["problem"] == "").sum() == 5
+    assert ((found["problem"] == "") == (found["reason"] == "")).all()
+
+
+def test_an_empty_class_is_a_row_of_its_own(pets):
+    (pets / "birds" / "sub").mkdir(parents=True)
+    write(pets, "fish/.DS_Store")
+    assert {name: is_ for name, is_ in rows(find_images(pets), pets).items() if name not in TWO_CLASSES} == {
+        "birds": ("birds", "empty class"),
+        "fish": ("fish", "empty class"),
+        "fish/.DS_Store": ("fish", "stray file"),
+    }
+
+
+def test_an_empty_class_in_every_part_is_a_row_for_each(tmp_path):
+    write(tmp_path, *(f"{part}/{label}/1.png" for part in ("train", "test") for label in "ab"))
+    for part in ("train", "test"):
+        (tmp_path / part / "c").mkdir()
+    found = find_images(tmp_path)
+    assert found.loc[found["problem"] == "empty class", ["label", "split"]].values.tolist() == [
+        ["c", "test"],
+        ["c", "train"],
+    ]
+
+
+def test_links_are_followed_unless_they_lead_nowhere_or_in_circles(pets, tmp_path):
+    write(tmp_path / "elsewhere", "x.png", "deep/y.png")
+    (pets / "cats" / "file.png").symlink_to(tmp_path / "elsewhere" / "x.png")
+    (pets / "cats" / "folder").symlink_to(tmp_path / "elsewhere")
+    (pets / "birds").symlink_to(tmp_path / "elsewhere")
+    (pets / "cats" / "gone.png").symlink_to("nowhere.png")
+    (pets / "cats" / "itself").symlink_to("itself")
+    (pets / "dogs" / "circle").symlink_to(pets / "dogs")
+    (pets / "dogs" / "above").symlink_to(tmp_path)  # a folder above the one that is listed
+    (tmp_path / "elsewhere" / "deep" / "up").symlink_to(tmp_path / "elsewhere")
+    (pets / "gone").symlink_to("nowhere")
+    found = rows(find_images(pets), pets)
+    broken = {"cats/gone.png", "cats/itself", "dogs/circle", "dogs/above", "gone", "birds/deep/up"}
+    assert {name for name, (_, problem) in found.items() if problem == "broken link"} == {
+        *broken,
+        "cats/folder/deep/up",
+    }
+    assert {name for name, (_, problem) in found.items() if not problem} == {
+        *TWO_CLASSES,
+        *("cats/file.png", "cats/folder/x.png", "cats/folder/deep/y.png", "birds/x.png", "birds/deep/y.png"),
+    }
+
+
+def test_a_link_into_a_folder_s_own_inside_does_not_list_it_twice(pets, tmp_path):
+    write(tmp_path / "x", "y/1.png", "2.png")
+    (tmp_path / "x" / "y" / "up").symlink_to("..")
+    (pets / "birds").symlink_to(tmp_path / "x" / "y")
+    birds = {name: problem for name, (label, problem) in rows(find_images(pets), pets).items() if label == "birds"}
+    assert birds == {"birds/1.png": "", "birds/up/2.png": "", "birds/up/y": "broken link"}
+
+
+def test_a_part_may_be_a_link_and_one_that_leads_in_circles_is_none(pets, tmp_path):
+    (tmp_path / "both").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "both" / part).symlink_to(pets)
+    assert find_images(tmp_path / "both")["split"].value_counts().to_dict() == {"train": 3, "test": 3}
+    (pets / "train").symlink_to(pets)
+    assert rows(find_images(pets), pets)["train"] == ("", "broken link")
+
+
+def test_a_folder_without_permission_is_a_row(pets, monkeypatch):
+    closed = write(pets, "cats/closed/1.png", "birds/2.png") / "cats" / "closed"
+    for folder in (closed, pets / "birds"):
+        folder.chmod(0)
+    if os.access(closed, os.R_OK):  # root may read everything: let the system refuse all the same
+        scandir = os.scandir
+
+        def refuse(folder):
+            if Path(folder) in (closed, pets / "birds"):
+                raise PermissionError(13, "Permission denied", str(folder))
+            return scandir(folder)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+    try:
+        found = find_images(pets)
+    finally:
+        for folder in (closed, pets / "birds"):
+            folder.chmod(0o755)
+    refused = found[found["problem"] == "no permission"]
+    assert refused["path"].tolist() == [f"{pets}/birds", f"{pets}/cats/closed"]
+    assert refused["reason"].str.contains("Permission denied").all()
+    assert (found["problem"] == "").sum() == 3 and "empty class" not in set(found["problem"])
+
+
+def test_pipes_and_sockets_are_not_opened(pets, monkeypatch):
+    os.mkfifo(pets / "cats" / "pipe.png")
+    monkeypatch.chdir(pets / "dogs")  # a socket's path may only be short
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.bind("socket.png")
+        (pets / "dogs" / "device").symlink_to("/dev/zero")
+        found = find_images(pets)
+    assert found.loc[found["problem"] == "not a file", "reason"].tolist() == [
+        f"{kind}: not opened" for kind in ("a pipe", "a device", "a socket")
+    ]
+
+
+def test_names_that_are_no_utf8_are_written_with_escapes(pets):
+    write(pets / "dogs", os.fsdecode(b"caf\xe9.png"))
+    write(pets, os.fsdecode(b"v\xf6gel/1.png"), os.fsdecode(b"v\xf6gel/.hidden"), os.fsdecode(b"\xff.txt"))
+    os.symlink(b"\xfe", os.fsencode(pets) + b"/cats/link")
+    found = find_images(pets)
+    bad = {name: is_ for name, is_ in rows(found, pets).items() if name not in TWO_CLASSES}
+    assert bad == {
+        "dogs/caf\\xe9.png": ("dogs", "bad name"),
+        "v\\xf6gel/1.png": ("v\\xf6gel", "bad name"),
+        "v\\xf6gel/.hidden": ("v\\xf6gel", "stray file"),
+        "\\xff.txt": ("", "stray file"),
+        "cats/link": ("cats", "broken link"),
+    }
+    found.to_csv().encode()
+
+
+def test_names_may_hold_what_file_systems_allow(pets):
+    names = [
+        " a b ",
+        'it\'s "quoted", 1',
+        "new\nline",
+        "carriage\rreturn",
+        "🐈‍⬛",
+        "\\back",
+        "~",
+        "?",
+        "*",
+        "n" * 255,
+    ]
+    write(pets / "cats", *names)
+    found = find_images(pets)
+    assert set(found["path"]) == {f"{pets}/{name}" for name in TWO_CLASSES} | {f"{pets}/cats/{n}" for n in names}
+    assert (found["problem"] == "").all()
+
+
+def test_folders_may_lie_deeper_than_python_calls(pets, monkeypatch):
+    monkeypatch.chdir(pets / "cats")
+    try:
+        for _ in range(1200):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("deep.png").touch()
+        assert find_images(pets)["path"].str.contains("deep.png").sum() == 1
+    finally:  # by a program of its own: Python's, and so pytest's, gives up
+        subprocess.run(["rm", "-r", pets / "cats" / "d"], check=True)
+
+
+def test_the_order_does_not_depend_on_the_file_system(pets, monkeypatch):
+    write(pets, "cats/more/3.png", "cats/.DS_Store", "README.md", "birds/1.png", "birds/a/1.png", "birds/a.png")
+    expected, scandir = find_images(pets), os.scandir
+    for seed in range(10):
+        generator = random.Random(seed)
+
+        def shuffled(folder, generator=generator):
+            entries = list(scandir(folder))
+            generator.shuffle(entries)
+            return iter(entries)
+
+        monkeypatch.setattr(os, "scandir", shuffled)
+        pd.testing.assert_frame_equal(find_images(pets), expected)
+    assert expected["path"].tolist() == sorted(expected["path"])
+
+
+def test_a_hundred_thousand_files_take_seconds(pets):
+    (pets / "many").mkdir()
+    for index in range(100_000):
+        if index % 10_000 == 0:
+            empty = pets / "dogs" / f"{index}.png"
+            empty.touch()
+        os.link(empty, f"{pets}/many/{index}.png")  # ever new files would take the test ten times as long
+    start = time.perf_counter()
+    assert len(find_images(pets)) == 100_013
+    assert time.perf_counter() - start < 4
+
+
+# ---- what `data` may name
+
+
+def test_missing_folder_names_the_nearest_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"nearest folder that exists is {tmp_path}"):
+        open_data(str(tmp_path / "pets" / "photos"))
+
+
+@pytest.mark.parametrize("data", ["", "~nobody-of-this-name/x", "x\0y", "n" * 300, "no/such"])
+def test_what_is_no_path_is_missing(root, data):
+    with pytest.raises(FileNotFoundError, match="should name a folder"):
+        open_data(data)
+
+
+@pytest.mark.parametrize("name", ["pets.zip", "pets.tar.gz", "pets.xlsx", "pets"])
+def test_a_file_that_is_neither_table_nor_archive(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(ValueError, match=f"{name}.*is a file, and by its content none of these.*cut off"):
+        open_data(str(tmp_path / name))
+
+
+def test_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(ValueError, match="pipe.csv"):
+        open_data(str(tmp_path / "pipe.csv"))
+
+
+def test_a_folder_s_only_table_is_the_source(pets):
+    assert open_data(str(pets)) == pets
+    write(pets, "sizes.csv", content=b"name,size\n")
+    write(pets, ".labels.csv", content=b"path,label\n")
+    write(pets, "broken.parquet", content=b"path,label\n")
+    assert open_data(str(pets)) == pets
+    assert rows(find_images(pets), pets)["sizes.csv"] == ("", "stray file")
+    write(pets, "labels.CSV", content="Label ; PATH;größe\n".encode("latin-1"))
+    assert open_data(str(pets)) == pets / "labels.CSV"
+    write(pets, "test.tsv", content=b"\xef\xbb\xbfpath\tlabel\n")
+    with pytest.raises(ValueError, match="Found labels.CSV, test.tsv. Name one.*column split"):
+        open_data(str(pets))
+    assert open_data(str(pets / "test.tsv")) == pets / "test.tsv"
+
+
+# ---- tables
+
+
+def make_table(pets: Path, *lines: str, name: str = "labels.csv", encoding: str = "utf-8") -> Path:
+    (pets / name).write_bytes("\n".join(lines).encode(encoding))
+    return pets / name
+
+
+LINES = ("path,label", "cats/1.png,cat", "cats/2.png,cat", "dogs/1.png,dog")
+
+
+def test_a_table_names_files_and_labels(pets):
+    found = find_images(make_table(pets, *LINES))
+    assert rows(found, pets) == {"cats/1.png": ("cat", ""), "cats/2.png": ("cat", ""), "dogs/1.png": ("dog", "")}
+    assert (found[["split", "group", "reason"]] == "").all(axis=None)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize(("name", "encoding"), [("a.csv", "utf-8"), ("a.CSV", "utf-8-sig"), ("a.tsv", "utf-8-sig")])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_kinds_of_text_tables(pets, separator, name, encoding, end):
+    lines = [" Label,more,PATH", '"cät, a ""big""; one",x,cats/1.png', " dog\t ,,dogs/1.png", "", "007,,cats/2.png"]
+    table = pets / name
+    if name == "a.tsv":
+        separator = "\t"
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=separator, lineterminator=end).writerows(csv.reader(lines))
+    table.write_bytes(text.getvalue().encode(encoding))
+    assert rows(find_images(table), pets) == {
+        "cats/1.png": ('cät, a "big"; one', ""),
+        "cats/2.png": ("007", ""),
+        "dogs/1.png": ("dog", ""),
+    }
+
+
+def test_labels_and_paths_stay_the_texts_that_they_are(pets):
+    names = ["new\nline.png", "carriage\rreturn.png", " space ", "~", "NA", "1e3"]
+    labels = ["007", "NA", "nan", "null", "true", "1e3"]
+    write(pets, *names)
+    with open(pets / "labels.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("path", "label"), *zip(names, labels, strict=True)])
+    assert rows(find_images(pets / "labels.csv"), pets) == {
+        name: (label, "") for name, label in zip(names, labels, strict=True)
+    }
+
+
+def test_split_and_group_are_taken(pets):
+    write(pets, "dogs/2.png")
+    lines = ("path,label,Split,group", "cats/1.png,cat, TRAIN,p1", "cats/2.png,cat,testing,p2 ", "dogs/1.png,dog,,")
+    found = find_images(make_table(pets, *lines, "dogs/2.png,dog,dev,p3"))
+    assert found["split"].tolist() == ["train", "test", "", "validation"]
+    assert found["group"].tolist() == ["p1", "p2", "", "p3"]
+
+
+def test_train_and_validation_alone_are_train_and_test(pets):
+    lines = [f"{name},{name[:4]},{part}" for name, part in zip(TWO_CLASSES, ("train", "val", "train"), strict=True)]
+    write(pets, "dogs/2.png")
+    both = find_images(make_table(pets, "path,label,split", *lines, "dogs/2.png,dogs,val"))
+    assert both["split"].tolist() == ["train", "test", "train", "test"]
+    undecided = find_images(make_table(pets, "path,label,split", *lines, "dogs/2.png,dogs,"))
+    assert undecided["split"].tolist() == ["train", "validation", "train", ""]
+
+
+def test_parts_of_a_table_need_something_to_learn_from_and_every_class(pets):
+    lines = [f"{name},{name[:4]},test" for name in TWO_CLASSES]
+    with pytest.raises(ValueError, match="images to learn from in .*labels.csv. Received only test"):
+        find_images(make_table(pets, "path,label,split", *lines))
+    lines[0] = lines[0].replace("test", "train")
+    with pytest.raises(ValueError, match="labels.csv. 'train' has no image of 'dogs'"):
+        find_images(make_table(pets, "path,label,split", *lines))
+
+
+def test_an_unknown_part_is_named_with_its_row(pets):
+    with pytest.raises(ValueError, match="split of .*labels.csv. Received 'Tset ' in row 3"):
+        find_images(make_table(pets, "path,label,split", "cats/1.png,a,train", "cats/2.png,b,Tset ", "x,y,tset"))
+
+
+def test_rows_that_cannot_be_used_are_named(pets):
+    write(pets, "cats/3.png", "cats/4.png", "cats/5.png", "dogs/2.png")
+    os.mkfifo(pets / "pipe")
+    (pets / "gone").symlink_to("nowhere")
+    table = make_table(
+        pets,
+        *(
+            "path,label,split,group",
+            "cats/1.png,cat,train,a",
+            "dogs/1.png,dog,,",
+            "cats/5.png,cat,,",
+            "dogs/2.png,dog,,",
+        ),
+        *(
+            "cats/9.png,cat,,",
+            "cats\\1.png,cat,,",
+            ",cat,,",
+            "  ,,train,",
+            "cats/2.png, ,,",
+            "pipe,cat,,",
+            "dogs,dog,,",
+        ),
+        *("cats/3.png,cat,train,", "./cats/3.png,dog,train,", "cats//3.png,bird,test,"),
+        *("cats/4.png,cat,train,x", "cats/4.png,cat,,x", "cats/1.png,cat,train,a", "cats/../cats/1.png,cat,train,a"),
+        *("gone,cat,,", "cats/5.png,cat,,patient", "n" * 300 + ",cat,,", "cats/1.png/x,cat,,"),
+    )
+    found = find_images(table)
+    order = list(zip(found["path"], found["label"], strict=True))
+    assert order == sorted(order) and len(found) == 22 - 2 - 1  # contradictions share a row
+    assert (found["problem"] == "").sum() == 4
+    missing = found[found["problem"] == "missing file"]
+    assert [path.removeprefix(f"{pets}/")[:11] for path in missing["path"]] == [
+        *("cats/1.png/", "cats/9.png", "cats\\1.png", "nnnnnnnnnnn")
+    ]
+    assert "not a backslash" in missing["reason"].iloc[2] and "No such file" in missing["reason"].iloc[1]
+    nameless = found[found["problem"] == "no path"]
+    assert set(nameless["path"]) == {str(table)}
+    assert set(nameless["reason"]) == {"row 8 names no file", "row 9 names no file"}
+    assert row(found, "no label").path == f"{pets}/cats/2.png"
+    assert set(found.loc[found["problem"] == "not a file", "reason"]) == {
+        "a pipe: not opened",
+        "a folder: not opened",
+    }
+    labels = row(found, "two labels")
+    assert (labels.path, labels.label, labels.split) == (f"{pets}/cats/3.png", "bird | cat | dog", "")
+    assert labels.reason.endswith("'bird' in row 15, 'cat' in row 13, 'dog' in row 14")
+    parts = row(found, "two parts")
+    assert (parts.path, parts.label, parts.split, parts.group) == (f"{pets}/cats/4.png", "cat", "", "x")
+    assert "'none' in row 17, 'train' in row 16" in parts.reason
+    assert found.loc[found["path"] == f"{pets}/cats/5.png", ["group", "problem"]].values.tolist() == [
+        ["patient", ""],
+        ["patient", "repeated row"],
+    ]
+    assert row(found, "broken link").path == f"{pets}/gone"
+    repeated = found[found["path"] == f"{pets}/cats/1.png"]
+    assert repeated["problem"].tolist() == ["", "repeated row", "repeated row"]
+    assert repeated["reason"].tolist()[1:] == ["row 18 says the same as row 2", "row 19 says the same as row 2"]
+
+
+def test_a_file_of_two_groups_is_named(pets):
+    lines = ("path,label,group", "cats/1.png,a,p1", "cats/1.png,a,p2", "dogs/1.png,b,p1")
+    with pytest.raises(ValueError, match="labels.csv. Received for cats/1.png: 'p1' in row 2, 'p2' in row 3"):
+        find_images(make_table(pets, *lines))
+
+
+def test_paths_may_lie_elsewhere_but_not_in_a_home(pets, tmp_path):
+    write(tmp_path, "a.png", "b.png")
+    table = make_table(pets, "path,label", f"{tmp_path}/a.png,a", "../b.png,b", "~/a.png,a")
+    found = find_images(table)
+    assert found["path"].tolist() == [f"{tmp_path}/a.png", f"{tmp_path}/b.png", f"{pets}/~/a.png"]
+    assert found["problem"].tolist() == ["", "", "missing file"]
+
+
+def test_two_dots_after_a_link_mean_what_they_mean_to_the_system(pets, tmp_path):
+    write(tmp_path / "far", "away/1.png", "2.png")
+    (pets / "link").symlink_to(tmp_path / "far" / "away")
+    found = find_images(make_table(pets, "path,label", "link/../2.png,a", "dogs/1.png,b"))
+    assert found["path"].tolist() == [f"{tmp_path}/far/2.png", f"{pets}/dogs/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "columns path and label.*Received no names at all"),
+        (b"\n\n", "Received no names at all"),
+        (b"path,label\n", "Received only the names"),
+        (b"cats/1.png,cat\ndogs/1.png,dog\n", "Received 'cats/1.png', 'cat'"),
+        (b"file,class\nx,y\n", "columns path and label.*Received 'file', 'class'"),
+        (b"path,label,Label\nx,y,z\n", "once each.*Received 'path', 'label', 'Label'"),
+        (b"path,label\nx,y\nx,y,z\n", "Expected 2 columns in every row.*Received 3 in row 3"),
+        (b"path,label\nx\n", "Received 1 in row 2"),
+        (b'path,label\nx,"y\nz,y\n', "damaged: unexpected end of data"),
+        (b"path,label\nx\0,y\n", "NUL bytes"),
+        ("path,label\nx,é\n".encode("latin-1"), "UTF-8.*0xe9 at byte 13"),
+        ("path,label\nx,é\n".encode("utf-16"), "UTF-8.*0xff at byte 0"),
+        ("path,label\nx,y\n".encode("utf-16-le"), "NUL bytes"),
+        (b"path,label\n" + b"x" * 200_000 + b",y\n", "field larger"),
+        (b"path,label\nx,a\ny,a\n", "two classes in .*Found not one file. 2 cannot be used.*x: missing file"),
+        (b"path,label\ncats/1.png,a\n", "two classes.*only 'a' with 1 files.*a label of its own"),
+    ],
+)
+def test_what_is_no_table_is_refused_by_name(pets, content, message):
+    write(pets, "my labels.csv", content=content)
+    with pytest.raises(ValueError, match=f"(?s)my labels.csv.*{message}|{message}.*my labels.csv|my labels.csv"):
+        find_images(pets / "my labels.csv")
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        find_images(pets / "my labels.csv")
+
+
+def test_parquet_holds_numbers_and_bytes(pets):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    write(pets, "7", "8")
+    columns = {
+        "Path": [b"cats/1.png", b"cats/2.png", b"dogs/1.png", b"7", b"8"],
+        "label": arrow.array([7, 7, 8, None, 8]),
+        "split": arrow.array(["train", "test", None, "test", "val"]).dictionary_encode(),
+        "group": [1.5, float("nan"), 0.0, 1.0, 2.0],
+        "pixels": [b"\xff"] * 5,
+    }
+    parquet.write_table(arrow.table(columns), pets / "labels.Parquet")
+    assert open_data(str(pets)) == pets / "labels.Parquet"
+    found = find_images(pets / "labels.Parquet").set_index("path")
+    found.index = found.index.str.removeprefix(f"{pets}/")
+    assert found["label"].to_dict() == {
+        "7": "",
+        "8": "8",
+        "cats/1.png": "7",
+        "cats/2.png": "7",
+        "dogs/1.png": "8",
+    }
+    assert found.loc["7", "problem"] == "no label" and found.loc["7", "reason"] == "row 4 gives it no label"
+    assert found["split"].tolist() == ["test", "validation", "train", "test", ""]
+    assert found["group"].tolist() == ["1.0", "2.0", "1.5", "", "0.0"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"path": [b"\xff"], "label": ["a"]}, r"row 1 of .*Received b'\\xff'"),
+        ({"path": ["x\0"], "label": ["a"]}, "row 1 of .*Received 'x.x00'"),
+        ({"path": ["x"], "label": [["a"]]}, r"row 1 of .*Received \['a'\]"),
+        ({"image": ["x"], "label": [1]}, "columns path and label.*Received 'image', 'label'"),
+        ({"path": [], "label": []}, "Received only the names"),
+        (None, "none, or damaged"),
+    ],
+)
+def test_what_is_no_parquet_table_is_refused_by_name(tmp_path, columns, message):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    if columns is None:
+        (tmp_path / "labels.parquet").write_bytes(b"PAR1 and no more")
+    else:
+        parquet.write_table(arrow.table(columns), tmp_path / "labels.parquet")
+    with pytest.raises(ValueError, match=message) as refused:
+        find_images(tmp_path / "labels.parquet")
+    assert "labels.parquet" in str(refused.value)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(pets, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    write(pets, "labels.parquet")
+    assert open_data(str(pets)) == pets  # it may be anything: the folder stands for itself
+    with pytest.raises(ImportError, match="labels.parquet takes pyarrow.*pip install pyarrow.*parquet.*CSV"):
+        find_images(pets / "labels.parquet")
+
+
+# ---- archives
+
+
+def make_zip(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def make_tar(path: Path, files: dict[str, bytes | tarfile.TarInfo], mode: str = "w") -> Path:
+    """Writes an archive of files, and of TarInfo's as they are."""
+    with tarfile.open(path, mode) as archive:
+        for name, content in files.items():
+            info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.name = name
+            if content is not info:
+                info.size = len(content)
+            archive.addfile(info, io.BytesIO(b"" if content is info else content))
+    return path
+
+
+def make_link(kind: bytes, target: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo()
+    info.type, info.linkname = kind, target
+    return info
+
+
+def refusal(archive: Path) -> str:
+    """Returns the message with which the archive is refused, having left nothing."""
+    with pytest.raises(ValueError, match="Nothing of it was kept") as refused:
+        open_data(str(archive))
+    assert str(archive) in str(refused.value)
+    assert not list((archive.parent / "runs" / ".unpacked").iterdir())
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["pets.zip", "pets.tar", "pets.tar.gz", "pets.tgz", "pets.tar.bz2", "pets.tar.xz", "x"]
+)
+def test_archives_are_unpacked_once_and_found_again(root, name, monkeypatch):
+    if name in ("pets.zip", "x"):  # told by content
+        archive = make_zip(root / name, TWO_CLASSES)
+    else:
+        archive = make_tar(
+            root / name, TWO_CLASSES, f"w:{name[-3:].replace('tar', '').replace('tgz', 'gz').strip('.')}"
+        )
+    folder = open_data(str(archive))
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()[:16]
+    assert folder == root / "runs" / ".unpacked" / f"{name.partition('.')[0]}-{digest}"
+    found = find_images(folder)
+    assert found["path"].tolist() == [f"runs/.unpacked/{folder.name}/{name}" for name in TWO_CLASSES]
+    assert {name: (folder / name).read_bytes() for name in TWO_CLASSES} == TWO_CLASSES
+    monkeypatch.setattr(archives, "_unpack_file", lambda *_: pytest.fail("unpacked again"))
+    assert open_data(name) == folder
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_zips_of_other_methods_are_unpacked(root):
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        assert len(find_images(open_data(str(make_zip(root / f"{method}.zip", TWO_CLASSES, method))))) == 3
+
+
+def test_another_archive_of_the_same_name_gets_another_folder(root):
+    first = open_data(str(make_zip(root / "pets.zip", TWO_CLASSES)))
+    second = open_data(str(make_zip(root / "pets.zip", TWO_CLASSES | {"cats/1.png": b"other"})))
+    assert first != second and (second / "cats" / "1.png").read_bytes() == b"other"
+
+
+@pytest.mark.parametrize("name", ["n" * 200 + ".zip", os.fsdecode(b"\xff.zip"), ".zip", "🐈" * 60 + ".zip"])
+def test_an_archive_s_name_may_be_odd(root, name):
+    assert (find_images(open_data(str(make_zip(root / name, TWO_CLASSES))))["problem"] == "").all()
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (("pets/cats/1", "pets/dogs/1", "__MACOSX/pets/cats/._1", ".DS_Store"), "pets"),
+        (("a/pets/cats/1", "a/pets/dogs/1", "a/README"), "a"),
+        (("a/pets/cats/1", "a/pets/dogs/1", "a/.hidden"), "a/pets"),
+        (("pets/README", "pets/cats/1", "pets/dogs/1"), "pets"),
+        (("pets/labels.csv", "pets/1", "pets/2"), "pets/labels.csv"),
+        (("pets/labels.csv", "pets/images/1", "pets/images/2"), "pets/labels.csv"),
+        (("labels.csv", "images/1", "images/2"), "labels.csv"),
+        (("cats/1", "cats/2"), ""),
+        (("pets/cats/1", "pets/cats/2"), "pets"),
+        (("1", "2"), ""),
+    ],
+)
+def test_the_folder_that_matters_may_lie_in_others(root, files, expected):
+    archive = make_zip(root / "x.zip", {name: b"path,label\n1,a\n" if "csv" in name else b"?" for name in files})
+    unpacked = root / "runs" / ".unpacked"
+    assert open_data(str(archive)).relative_to(next(iter([*unpacked.iterdir()] or [unpacked / "?"]))) == Path(
+        expected
+    )
+
+
+EVIL = ["../x", "cats/../../x", "/tmp/evil-x", "a\\..\\x", "C:/x", "C:x", "..", "cats/..", "//x", "a\\b"]
+
+
+@pytest.mark.parametrize("name", [*EVIL, "cats/x\0.png"])
+def test_a_zip_that_leads_out_is_refused_as_a_whole(root, name):
+    archive = make_zip(root / "evil.zip", TWO_CLASSES | {name.replace("\0", "%"): b"evil"})
+    if "\0" in name:  # Python's zipfile does not write it
+        archive.write_bytes(archive.read_bytes().replace(name.replace("\0", "%").encode(), name.encode()))
+    message = refusal(archive)
+    assert repr(name) in message and "could lead out" in message
+    assert {path.name for path in root.rglob("*")} == {"evil.zip", "runs", ".unpacked"}
+    assert not os.path.exists("/tmp/evil-x")
+
+
+@pytest.mark.parametrize("name", EVIL)
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE])
+def test_a_tar_that_leads_out_is_refused_as_a_whole(root, name, kind):
+    message = refusal(make_tar(root / "evil.tar", TWO_CLASSES | {name: make_link(kind, "")}))
+    assert repr(name) in message and "could lead out" in message
+    assert {path.name for path in root.rglob("*")} == {"evil.tar", "runs", ".unpacked"}
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize(
+    "target", ["/etc/passwd", "../../x", "..", "../../../evil.tar", "nowhere", "cats", "", "link"]
+)
+def test_links_in_a_tar_that_lead_to_no_file_of_it_are_refused(root, kind, target):
+    message = refusal(make_tar(root / "evil.tar", TWO_CLASSES | {"cats/link": make_link(kind, target)}))
+    assert "'cats/link'" in message and ("lead out" in message or "no file in this archive" in message)
+
+
+def test_what_is_written_through_a_link_is_refused(root):
+    escape = {"out": make_link(tarfile.SYMTYPE, ".."), "out/x": b"evil"}
+    assert "'out'" in refusal(make_tar(root / "evil.tar", escape))
+    twice = {"a": b"1", "a/b": b"2"}
+    assert "'a/b'" in refusal(make_tar(root / "evil.tar", twice))
+
+
+def test_links_to_files_of_the_archive_become_copies(root):
+    links = {
+        "cats/early.png": make_link(tarfile.SYMTYPE, "../dogs/1.png"),
+        **TWO_CLASSES,
+        "./cats/hard.png": make_link(tarfile.LNKTYPE, "./cats/1.png"),
+        "cats/again.png": make_link(tarfile.SYMTYPE, "hard.png"),
+    }
+    folder = open_data(str(make_tar(root / "pets.tar", links)))
+    names = ("early", "hard", "again")
+    assert [(folder / "cats" / f"{name}.png").read_bytes() for name in names] == [b"3", b"1", b"1"]
+    assert not any(path.is_symlink() or path.stat().st_nlink > 1 for path in (folder / "cats").iterdir())
+
+
+def make_zip_link(archive: Path, name: str, target: str, kind: int = stat.S_IFLNK) -> Path:
+    info = zipfile.ZipInfo(name)
+    info.create_system, info.external_attr = 3, (kind | 0o777) << 16
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr(info, target)
+    return archive
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../x", "nowhere", "cats", "x" * 9000])
+def test_links_in_a_zip_that_lead_to_no_file_of_it_are_refused(root, target):
+    archive = make_zip_link(make_zip(root / "evil.zip", TWO_CLASSES), "cats/link", target)
+    assert "'cats/link'" in refusal(archive)
+
+
+def test_a_link_in_a_zip_to_a_file_of_it_becomes_a_copy(root):
+    archive = make_zip_link(make_zip(root / "pets.zip", TWO_CLASSES), "cats/link", "../dogs/1.png")
+    assert (open_data(str(archive)) / "cats" / "link").read_bytes() == b"3"
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"?"])
+def test_devices_and_pipes_are_refused(root, kind):
+    assert "'cats/dev': neither" in refusal(make_tar(root / "x.tar", TWO_CLASSES | {"cats/dev": make_link(kind, "")}))
+    if kind == tarfile.FIFOTYPE:
+        archive = make_zip_link(make_zip(root / "x.zip", TWO_CLASSES), "cats/dev", "", stat.S_IFIFO)
+        assert "'cats/dev': neither" in refusal(archive)
+
+
+def test_two_entries_of_one_path_are_refused(root):
+    for again in ("./cats//1.png", "cats"):
+        assert f"{again!r}: another entry" in refusal(make_tar(root / "x.tar", TWO_CLASSES | {again: b"x"}))
+    with pytest.warns(UserWarning), zipfile.ZipFile(root / "x.zip", "w") as archive:
+        for content in "12":
+            archive.writestr("cats/1.png", content)
+    assert "'cats/1.png': another entry has the same path" in refusal(root / "x.zip")
+
+
+def test_names_that_the_file_system_does_not_take_are_refused(root):
+    assert "File name too long" in refusal(make_zip(root / "x.zip", TWO_CLASSES | {"n" * 256: b""}))
+    assert "100 folders deep" in refusal(make_zip(root / "x.zip", {"d/" * 1500 + "x": b""}))
+
+
+def test_modes_are_those_of_plain_files_and_folders(root):
+    files = {name: make_link(tarfile.REGTYPE, "") for name in TWO_CLASSES} | {"dogs": make_link(tarfile.DIRTYPE, "")}
+    for info, mode in zip(files.values(), (0, 0o7777, 0o111, 0), strict=True):
+        info.mode = mode
+    umask = os.umask(0o022)
+    try:
+        folder = open_data(str(make_tar(root / "x.tar", files)))
+    finally:
+        os.umask(umask)
+    modes = {path.is_dir(): stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.rglob("*"))}
+    assert modes == {True: 0o755, False: 0o644}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.bz2", "tar.xz", "links"])
+def test_bombs_are_stopped_by_what_they_write(root, monkeypatch, kind):
+    monkeypatch.setattr(archives, "LEAST_LIMIT", 2**20)
+    files = TWO_CLASSES | {"cats/bomb.png": bytes(2**26)}
+    if kind == "zip":
+        archive = make_zip(root / "x.zip", files)
+    elif kind == "links":
+        links = {f"cats/{index}": make_link(tarfile.LNKTYPE, "cats/bomb.png") for index in range(64)}
+        archive = make_tar(root / "x.tar.gz", TWO_CLASSES | {"cats/bomb.png": bytes(2**19)} | links, "w:gz")
+    else:
+        archive = make_tar(root / f"x.{kind}", files, f"w:{kind[4:]}")
+    written, take = [], archives._Limit.take
+
+    def count(self, size):
+        take(self, size)
+        written.append(size)
+
+    monkeypatch.setattr(archives._Limit, "take", count)
+    message = refusal(archive)
+    assert "larger than" in message and ("cats/bomb.png" in message or kind == "links")
+    assert sum(written) <= max(2**20, 50 * archive.stat().st_size)
+
+
+def test_a_sparse_tar_s_holes_count(root, monkeypatch):
+    info = tarfile.TarInfo()
+    info.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.name": "cats/hole.png"}
+    info.pax_headers |= {"GNU.sparse.size": str(2**50), "GNU.sparse.numblocks": "1", "GNU.sparse.map": "0,0"}
+    archive = make_tar(root / "x.tar", TWO_CLASSES | {"cats/hole.png": info})
+    monkeypatch.setattr(archives, "LEAST_LIMIT", 2**20)
+    assert "cats/hole.png" in refusal(archive)
+
+
+def test_the_disk_is_not_filled(root, monkeypatch):
+    archive = make_zip(root / "x.zip", TWO_CLASSES)
+    usage = archives.shutil.disk_usage(root)
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: usage._replace(free=2**30 + 2))
+    assert "'dogs/1.png': unpacked, it is larger than the 2 bytes" in refusal(archive)
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: usage._replace(free=5))
+    assert "larger than the 0 bytes that may be written to this disk" in refusal(archive)
+
+
+def test_the_number_of_entries_is_limited(root, monkeypatch):
+    monkeypatch.setattr(archives, "MOST_MEMBERS", 3)
+    open_data(str(make_zip(root / "three.zip", TWO_CLASSES)))
+    with pytest.raises(ValueError, match="'cats/': it has more than 3 entries"):
+        open_data(str(make_zip(root / "four.zip", TWO_CLASSES | {"cats/": b""})))
+
+
+@pytest.mark.parametrize("size", [1, 2**20])
+def test_a_zip_that_lies_about_a_size_is_refused(root, size):
+    archive = make_zip(root / "x.zip", TWO_CLASSES | {"cats/big.png": bytes(100_000)})
+    true, lie = struct.pack("<I", 100_000), struct.pack("<I", size)
+    assert archive.read_bytes().count(true) == 2  # in the file's header, and in the directory
+    archive.write_bytes(archive.read_bytes().replace(true, lie))
+    message = refusal(archive)
+    assert "'cats/big.png'" in message and ("Bad CRC" in message or "it holds 100,000 bytes" in message)
+
+
+def test_a_damaged_member_is_named(root):
+    archive = make_zip(root / "x.zip", TWO_CLASSES | {"cats/3.png": b"precious"}, zipfile.ZIP_STORED)
+    archive.write_bytes(archive.read_bytes().replace(b"precious", b"worthles"))
+    assert "'cats/3.png': Bad CRC" in refusal(archive)
+
+
+def test_an_encrypted_zip_is_refused(root):
+    archive = make_zip(root / "x.zip", TWO_CLASSES)
+    content = bytearray(archive.read_bytes())
+    for signature, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # the flag in each header
+        at = content.find(signature)
+        while at >= 0:
+            content[at + offset] |= 1
+            at = content.find(signature, at + 1)
+    archive.write_bytes(content)
+    message = refusal(archive)
+    assert "'cats/1.png'" in message and "is encrypted, password required" in message
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress])
+def test_a_tar_that_is_cut_off_or_goes_on_is_refused_wherever_it_is_cut(root, pack):
+    plain = make_tar(root / "x", {name: b"x" * 700 for name in TWO_CLASSES}).read_bytes()
+    assert len(plain) == 10240
+    archive = root / "x.tar"
+    for end in (1000, 1024, 1536, 2048, 2100, 3 * 1536, 3 * 1536 + 100):
+        archive.write_bytes(pack(plain[:end]))
+        assert "cut off" in refusal(archive), end
+    archive.write_bytes(pack(plain[:1536] + b"?" * 512 + plain[2048:]))
+    assert "after 'cats/1.png': a damaged header" in refusal(archive)
+    archive.write_bytes(pack(plain + plain))
+    assert "after 'dogs/1.png': something follows" in refusal(archive)
+    archive.write_bytes(pack(plain[: 3 * 1536 + 512]))  # one block of zeros is an end, too
+    assert len(find_images(open_data(str(archive)))) == 3
+
+
+def test_a_compressed_tar_is_checked_to_its_end(root):
+    whole = make_tar(root / "x.tar.gz", TWO_CLASSES, "w:gz").read_bytes()
+    (root / "x.tar.gz").write_bytes(whole[:-8] + b"\0" * 8)  # the checksum and the size
+    assert "CRC check failed" in refusal(root / "x.tar.gz")
+    (root / "x.tar.gz").write_bytes(whole[:-4])
+    assert "ended before the end" in refusal(root / "x.tar.gz")
+
+
+@pytest.mark.parametrize("size", [-512, -1, 2**40, 2**62])
+def test_a_tar_with_impossible_sizes_is_refused(root, size):
+    for kind in (tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, b"?"):
+        info = tarfile.TarInfo("cats/x.png")
+        info.type, info.size = kind, size
+        good = make_tar(root / "x", TWO_CLASSES).read_bytes()[: 3 * 1024]
+        (root / "x.tar").write_bytes(good + info.tobuf(tarfile.GNU_FORMAT) + bytes(5120))
+        refusal(root / "x.tar")
+
+
+def test_empty_archives_are_refused(root):
+    assert "as a whole: it holds no file" in refusal(make_zip(root / "x.zip", {}))
+    assert "it holds no file" in refusal(make_zip(root / "y.zip", {"cats/": b""}))
+    assert "it holds no file" in refusal(make_tar(root / "x.tar", {}))
+
+
+def test_archives_within_archives_are_files(root):
+    inner = make_zip(root / "inner.zip", {"../evil": b"x", "a/1.png": b"1", "b/1.png": b"2"}).read_bytes()
+    for archive in (
+        make_tar(root / "outer.tar", TWO_CLASSES | {"dogs/inner.zip": inner}),  # ends in a zip, and is none
+        make_zip(root / "outer.zip", TWO_CLASSES | {"dogs/inner.zip": inner}, zipfile.ZIP_STORED),
+    ):
+        found = find_images(open_data(str(archive)))
+        assert [path.rsplit("/", 1)[1] for path in found["path"]] == ["1.png", "2.png", "1.png", "inner.zip"]
+
+
+def test_names_that_macs_write_into_zips_are_read(root):
+    archive = make_zip(root / "x.zip", {"dxxgs/1.png": b"1", "cats/1.png": b"2"})
+    archive.write_bytes(archive.read_bytes().replace(b"dxxgs", "dögs".encode()))  # UTF-8, and no flag that says so
+    assert set(find_images(open_data(str(archive)))["label"]) == {"cats", "dögs"}
+
+
+def test_names_in_a_tar_that_are_no_utf8_are_problems_and_no_error(root):
+    archive = make_tar(root / "x.tar", TWO_CLASSES | {os.fsdecode(b"cats/\xe9.png"): b"x"})
+    assert row(find_images(open_data(str(archive))), "bad name").path.endswith("cats/\\xe9.png")
+
+
+def test_a_table_from_an_archive_stays_within_it(root):
+    write(root, "secret.png", "another.png")
+    lines = b"path,label\nimages/1.png,a\nimages/../images/2.png,b\n%s/secret.png,a\n../../../../another.png,b\n"
+    files = {"x/labels.csv": lines % os.fsencode(root), "x/images/1.png": b"1", "x/images/2.png": b"2"}
+    found = find_images(open_data(str(make_zip(root / "x.zip", files))))
+    outside = found[found["problem"] == "outside"]
+    assert outside["path"].tolist() == ["another.png", "secret.png"] and (found["problem"] == "").sum() == 2
+
+
+def test_interrupted_unpacking_leaves_nothing(root, monkeypatch):
+    archive, calls, write_file = make_zip(root / "x.zip", TWO_CLASSES), [], archives._write
+
+    def interrupt(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return write_file(*arguments)
+
+    monkeypatch.setattr(archives, "_write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        open_data(str(archive))
+    assert len(calls) == 3 and not list((root / "runs" / ".unpacked").iterdir())
+    assert len(find_images(open_data(str(archive)))) == 3
+
+
+def test_several_may_unpack_at_once(root):
+    archive = make_zip(root / "x.zip", {f"{label}/{index}": bytes(1000) for label in "ab" for index in range(200)})
+    with ThreadPoolExecutor(8) as pool:
+        folders = set(pool.map(open_data, [str(archive)] * 8))
+    assert len(folders) == 1 and len(find_images(folders.pop())) == 400
+    assert len(list((root / "runs" / ".unpacked").iterdir())) == 1
+
+
+# ---- damaged at random
+
+
+@pytest.fixture
+def impatient():
+    """Ends what would hang."""
+
+    def end(*_):
+        pytest.fail("it hangs")
+
+    signal.signal(signal.SIGALRM, end)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+def damage(content: bytes, generator: random.Random) -> bytes:
+    damaged = bytearray(content)
+    for _ in range(generator.choice([1, 1, 2, 5, 20])):
+        at = generator.randrange(len(damaged) + 1)
+        kind = generator.randrange(5)
+        if kind == 0 and at < len(damaged):
+            damaged[at] ^= 1 << generator.randrange(8)
+        elif kind == 1:
+            damaged[at : at + generator.randrange(40)] = b""
+        elif kind == 2:
+            damaged[at:at] = generator.randbytes(generator.randrange(1, 40))
+        elif kind == 3:
+            damaged[at:at] = generator.choice([b'"', b"\0", b"\r", b",", b"\n", b"PK\1\2", b"../", bytes(512)])
+        elif generator.random() < 0.3:
+            del damaged[at:]
+    return bytes(damaged)
+
+
+def make_victim(folder: Path, kind: str) -> bytes:
+    if kind in ("csv", "tsv"):
+        lines = ["path,label,split,group", "cats/1.png,cat,train,a", '"cats/2.png",cat,test,', "dogs/1.png,döge,,"]
+        return (
+            "\r\n".join(lines * 1 + ["dogs/2.png,döge,train,b"]).replace(",", "," if kind == "csv" else "\t").encode()
+        )
+    files = TWO_CLASSES | {"dogs/" + "long" * 40: b"x" * 600, "dogs/ö": bytes(1500), "cats/sub/": b""}
+    if kind == "zip":
+        return make_zip(folder / "x", files).read_bytes()
+    files = files | {"cats/link": make_link(tarfile.SYMTYPE, "1.png"), "cats/sub/": make_link(tarfile.DIRTYPE, "")}
+    path = folder / "x"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT if kind == "gnu.tar" else tarfile.PAX_FORMAT):
+        pass
+    return make_tar(path, files, {"tar.gz": "w:gz", "tar.xz": "w:xz"}.get(kind, "w")).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "zip", "tar", "gnu.tar", "tar.gz", "tar.xz"])
+def test_what_is_damaged_at_random_is_a_table_or_an_error_that_names_it(tmp_path, monkeypatch, impatient, kind):
+    import helpers
+
+    root = write(tmp_path / "root", "data/cats/1.png", "data/cats/2.png", "data/dogs/1.png", "data/dogs/2.png")
+    monkeypatch.setattr(helpers, "ROOT", root)
+    victim = root / "data" / f"victim.{kind}"
+    whole, generator = make_victim(tmp_path, kind), random.Random(kind)
+    outcomes = {"table": 0, "error": 0}
+    before = sorted((*tmp_path.rglob("*"), victim, root / "runs", root / "runs" / ".unpacked"))
+    for _ in range(300):
+        victim.write_bytes(damage(whole, generator))
+        try:
+            found = find_images(open_data(str(victim)))
+            assert list(found.columns) == list(sources.COLUMNS) and (found["problem"] == "").any()
+            outcomes["table"] += 1
+        except (ValueError, FileNotFoundError) as error:
+            assert "victim" in str(error)
+            outcomes["error"] += 1
+        unpacked = root / "runs" / ".unpacked"
+        unpacked.mkdir(parents=True, exist_ok=True)
+        for folder in unpacked.iterdir():
+            assert "partial" not in folder.name
+            archives.shutil.rmtree(folder)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert outcomes["error"] > 30 and (outcomes["table"] > 3 or kind in ("tar.gz", "tar.xz")), outcomes
