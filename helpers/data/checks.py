@@ -189,25 +189,25 @@ class _Opened(NamedTuple):
 
 
 def _open_all(images: pd.DataFrame, thumbnails: Thumbnails, findings: list) -> tuple[pd.DataFrame, np.ndarray]:
-    """Returns the images that can be decoded, and which rows are to be compared: each content once."""
-    comparable, measured, kept, seen = [], [], [], set()
-    opened = in_parallel(_open, images["path"].tolist(), title="checking images")
-    for row, (image, result) in enumerate(zip(images.itertuples(index=False), opened, strict=True)):
-        about = (image.path, image.label, image.split)
-        findings.extend((*about, *remark, "", "") for remark in result.remarks)
-        if result.problem:
-            findings.append((*about, result.problem, result.reason, "", ""))
-            continue
-        if result.comparable and result.sha256 not in seen:
-            comparable.append(len(kept))
-        seen.add(result.sha256)
-        thumbnails.append(result.thumbnail)
-        measured.append((result.width, result.height, result.sha256))
-        kept.append(row)
-    columns = pd.DataFrame(measured, columns=["width", "height", "sha256"])
-    columns = columns.astype({"width": "int64", "height": "int64", "sha256": "str"})
-    images = pd.concat([images.iloc[kept].reset_index(drop=True), columns], axis=1)
-    return images, np.array(comparable, "int64")
+    """Returns the images that can be decoded, measured, and which of them are to be compared: each content once."""
+    count = len(images)
+    sizes, digests = np.zeros((count, 2), "int64"), np.zeros(count, "S64")
+    usable, comparable = np.zeros(count, bool), np.zeros(count, bool)
+    paths = images["path"].tolist()
+    for row, result in enumerate(in_parallel(_open, paths, title="checking images")):
+        if result.problem or result.remarks:
+            about = (paths[row], images["label"].iloc[row], images["split"].iloc[row])
+            told = [*result.remarks, (result.problem, result.reason)]
+            findings.extend((*about, *finding, "", "") for finding in told if finding[0])
+        if not result.problem:
+            thumbnails.append(result.thumbnail)
+            usable[row], comparable[row] = True, result.comparable
+            sizes[row], digests[row] = (result.width, result.height), result.sha256
+    images = images[usable].reset_index(drop=True)
+    images["width"], images["height"] = sizes[usable].T
+    images["sha256"] = pd.array(digests[usable].astype(str), dtype="str")
+    comparable = comparable[usable] & ~images["sha256"].duplicated().to_numpy()
+    return images, np.flatnonzero(comparable)
 
 
 def _open(path: str) -> _Opened:
@@ -347,12 +347,12 @@ def _find_duplicates(images: pd.DataFrame, similar: np.ndarray, findings: list) 
     grouped = _links(images["group"][images["group"] != ""])
     together = group_pairs(count, np.concatenate([alike, grouped]))
     images = images.assign(group=_group_names(images, together))
-    table = images.assign(copy=group_pairs(count, copies), like=group_pairs(count, alike))
-    rows = list(table[["path", "label", "split", "group", "copy", "like"]].itertuples(index=False))
+    table = images.assign(copy=group_pairs(count, copies), like=group_pairs(count, alike), together=together)
+    table = table[table["together"].duplicated(keep=False)]
+    rows = dict(zip(table.index.tolist(), table.itertuples(index=False), strict=True))
     partners = _nearest_first(similar)
-    for members in pd.Series(range(count)).groupby(together).indices.values():
-        if len(members) > 1:
-            findings.extend(_compare(members.tolist(), rows, partners))
+    for members in table.groupby("together").groups.values():
+        findings.extend(_compare(members.tolist(), rows, partners))
     return images
 
 
@@ -399,12 +399,12 @@ def _nearest_first(similar: np.ndarray) -> dict[int, list[int]]:
     return partners
 
 
-def _compare(members: list[int], images: list, partners: dict[int, list[int]]) -> list[tuple]:
+def _compare(members: list[int], images: dict, partners: dict[int, list[int]]) -> list[tuple]:
     """Returns the findings about images that must stay together: at most one for each.
 
     Args:
         members: their rows, ascending.
-        images: of all images: path, label, split, group; copy and like, the same number for the same image and for
+        images: by row: path, label, split, group; copy and like, the same number for the same image and for
             images that a chain of near-duplicates connects.
         partners: for each row, the rows of its near-duplicates, the nearest first.
     """
@@ -436,7 +436,7 @@ def _compare(members: list[int], images: list, partners: dict[int, list[int]]) -
     return findings
 
 
-def _compare_parts(row: int, images: list, same: list[int], near: list[int], above: list[int]) -> tuple:
+def _compare_parts(row: int, images: dict, same: list[int], near: list[int], above: list[int]) -> tuple:
     """Returns the finding about an image of a lower part than others that it belongs with, and one of these."""
     higher, image = set(above), images[row]
     for problem, words, others in (
@@ -454,7 +454,7 @@ def _compare_parts(row: int, images: list, same: list[int], near: list[int], abo
     raise AssertionError("no image above")  # the last line names all of them
 
 
-def _alike(image, images: list, rows: list[int]) -> list[int]:
+def _alike(image, images: dict, rows: list[int]) -> list[int]:
     return [row for row in rows if images[row].like == image.like]
 
 
