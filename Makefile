@@ -22,7 +22,8 @@ help:  ## show this help
 	@echo "PYTHON=python3.12 chooses the Python (3.11 to 3.13) that the environment in $(VENV) is made from."
 
 #: NAME             ## the run's name: results go to runs/NAME
-#: DATA             ## your images: a folder of class folders, or with train/ val/ test/ around them
+#: DATA             ## your images: a folder of class folders (train/ val/ test/ around them or not), a table, an archive
+#: ON_PROBLEM       ## exclude (what would spoil the answer), keep or stop
 #: BACKBONE         ## a name of keras.applications (MobileNetV2, ResNet50, ...) or a .keras file
 #: WEIGHTS          ## imagenet, None or a weights file
 #: PREPROCESSING    ## how a .keras file of your own wants its pixels

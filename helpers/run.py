@@ -170,8 +170,10 @@ def run_name(values: dict, declared: dict[str, Parameter]) -> str:
     default = str(declared["backbone"].default) if "backbone" in declared else ""
     if of("data", EMBEDDED) == EMBEDDED and of("backbone", "") == default:
         return EMBEDDED
+    data = resolve_path(of("data", EMBEDDED))
+    source = data.name.partition(".")[0] if data.is_file() else data.name  # a table's or an archive's, too
     stem = of("backbone", "").removesuffix(".keras")
-    return "-".join(part for part in (Path(of("data", EMBEDDED)).name, Path(stem).name) if part)
+    return "-".join(part for part in (source, Path(stem).name) if part)
 
 
 def _templates() -> list[tuple]:

@@ -399,7 +399,7 @@ def test_paths_count_from_where_the_person_stands(tmp_path, monkeypatch):
         assert from_here(name, value, tmp_path) == value
 
 
-def test_a_run_is_named_after_what_it_is_made_of():
+def test_a_run_is_named_after_what_it_is_made_of(tmp_path):
     cell = new_code_cell('data: str = "digits"\nbackbone: str = "data/letters.keras"')
     cell.metadata.tags = ["parameters"]
     known = declared_parameters(new_notebook(cells=[cell]))
@@ -407,6 +407,9 @@ def test_a_run_is_named_after_what_it_is_made_of():
     assert run_name({"backbone": "ResNet50"}, known) == "digits-ResNet50"
     assert run_name({"data": "a/my pets"}, known) == "my pets-letters"
     assert run_name({"data": "a/pets", "backbone": "b/own.keras"}, known) == "pets-own"
+    for name in ("pets.csv", "pets.tar.gz"):
+        (tmp_path / name).touch()
+        assert run_name({"data": str(tmp_path / name)}, known) == "pets-letters"
 
 
 # ---- what notebooks call
