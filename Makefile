@@ -28,6 +28,7 @@ help:  ## show this help
 #: WEIGHTS          ## imagenet, None or a weights file
 #: PREPROCESSING    ## how a .keras file of your own wants its pixels
 #: IMAGE_SIZE       ## pixels along an image's side
+#: RESIZE           ## how images of another shape fit: crop, pad or stretch
 #: SEED             ## of the split and of the training
 #: EPOCHS           ## of fine-tuning
 #: UNFREEZE_FROM    ## the first stage that is fine-tuned
@@ -93,5 +94,5 @@ lock: $(INSTALLED)  ## resolve requirements.txt again from pyproject.toml
 	  --no-emit-find-links --custom-compile-command "make lock" pyproject.toml -o requirements.txt
 
 clean:  ## remove the environment and caches; the runs stay
-	rm -rf "$(VENV)" runs/.pixels build *.egg-info .pytest_cache .ruff_cache
+	rm -rf "$(VENV)" runs/.pixels runs/.unpacked build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,6 +16,7 @@ from sklearn.model_selection import StratifiedKFold
 from tqdm import TqdmWarning, tqdm
 
 from helpers._keras import keras
+from helpers.data import Pixels
 
 STRENGTHS = tuple(float(strength) for strength in np.logspace(-4, 3, 15).round(5))
 """Inverse L2 strengths that `fit_head` tries, strongest regularisation first, for features of unit variance."""
@@ -33,7 +34,7 @@ def set_seed(seed: int) -> None:
         tensorflow.config.experimental.enable_op_determinism()
 
 
-def compute_activations(model: keras.Model, inputs: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
+def compute_activations(model: keras.Model, inputs: np.ndarray | Pixels, *, batch_size: int = 32) -> np.ndarray:
     """Returns the model's outputs in inference mode, float32, one row per image, with progress.
 
     For a frozen prefix this is done once, whatever is trained on top of it later: in inference mode it is a
@@ -41,7 +42,7 @@ def compute_activations(model: keras.Model, inputs: np.ndarray, *, batch_size: i
 
     Args:
         model: from images or activations to activations.
-        inputs: (images, ...), for example the memory map of `helpers.data.load_pixels`.
+        inputs: (images, ...): an array, or `Pixels` as `helpers.data.load_pixels` returns them.
         batch_size: images per forward pass.
 
     Raises:
@@ -80,7 +81,7 @@ def _refuse_more_than_memory(count: int, shape: tuple[int, ...]) -> None:
 
 
 def _compiled(model: keras.Model):
-    """Returns the model's inference, compiled. (`predict` would first copy a whole memory map into memory.)"""
+    """Returns the model's inference, compiled. (`predict` would first read all of the images into memory.)"""
     if keras.backend.backend() != "tensorflow":
         return lambda batch: model(batch, training=False)
     import tensorflow
@@ -197,32 +198,43 @@ def attach_head(backbone: keras.Model, head: LogisticRegression, *, class_names:
     return keras.Model(backbone.inputs[0], probabilities, name=backbone.name)
 
 
-def save_model(model: keras.Model, path: str | Path, *, class_names: list[str]) -> None:
-    """Saves the classifier as one `.keras` file, whole or not at all, with its class names inside.
+def save_model(model: keras.Model, path: str | Path, *, class_names: list[str], resize: str) -> None:
+    """Saves the classifier as one `.keras` file, whole or not at all, with what a prediction needs besides.
 
-    The file needs nothing but Keras to be loaded; the names are one more member of it, `class_names.json`,
-    which Keras does not look at.
+    The file needs nothing but Keras to be loaded. The settings are one more member of it, `classifier.json`,
+    which Keras does not look at: see `load_settings`.
+
+    Args:
+        model: from raw images to probabilities.
+        path: of the `.keras` file.
+        class_names: in the order of the probabilities.
+        resize: how images were brought to the model's size: "crop", "pad" or "stretch".
     """
+    settings = {"class_names": class_names, "resize": resize}
     path = Path(path)
     partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
     try:
         model.save(partial)
         with zipfile.ZipFile(partial, "a") as archive:
-            archive.writestr("class_names.json", json.dumps(class_names, ensure_ascii=False))
+            archive.writestr("classifier.json", json.dumps(settings, ensure_ascii=False))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def load_class_names(path: str | Path) -> list[str]:
-    """Returns the class names of a saved classifier, in the order of its probabilities.
+def load_settings(path: str | Path) -> dict:
+    """Returns what `save_model` kept with a classifier, besides the model.
+
+    Returns:
+        class_names, a list in the order of the model's probabilities, and resize, the rule by which images have
+        to be brought to its size (`helpers.data.read_pixels`).
 
     Raises:
         ValueError: the file is not one that `save_model` wrote.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.read("class_names.json"))
+            return json.loads(archive.read("classifier.json"))
     except (KeyError, zipfile.BadZipFile):
         raise ValueError(f"Expected a classifier saved by 02 or 03. {path} holds no class names.") from None
 

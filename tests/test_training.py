@@ -15,7 +15,7 @@ from helpers.training import (
     attach_head,
     compute_activations,
     fit_head,
-    load_class_names,
+    load_settings,
     save_model,
     set_seed,
     show_progress,
@@ -188,8 +188,8 @@ def test_learning_rate_rises_and_falls_to_zero():
 def test_a_saved_model_is_the_same_model_with_nothing_but_keras(tmp_path):
     model, _, images = fine_tune(seed=0)
     names = ["ants", "bées", 'quo"ted, name']
-    save_model(model, tmp_path / "x.keras", class_names=names)
-    assert load_class_names(tmp_path / "x.keras") == names
+    save_model(model, tmp_path / "x.keras", class_names=names, resize="pad")
+    assert load_settings(tmp_path / "x.keras") == {"class_names": names, "resize": "pad"}
     np.save(tmp_path / "images.npy", images)
     script = (
         "import sys, numpy, keras\n"
@@ -203,7 +203,7 @@ def test_a_saved_model_is_the_same_model_with_nothing_but_keras(tmp_path):
 
 def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     model = tiny_network()
-    save_model(model, tmp_path / "x.keras", class_names=["a"])
+    save_model(model, tmp_path / "x.keras", class_names=["a"], resize="crop")
     old = (tmp_path / "x.keras").read_bytes()
 
     def full_disk(*args, **kwargs):
@@ -211,13 +211,13 @@ def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(zipfile.ZipFile, "writestr", full_disk)
     with pytest.raises(OSError, match="No space"):
-        save_model(model, tmp_path / "x.keras", class_names=["b"])
+        save_model(model, tmp_path / "x.keras", class_names=["b"], resize="crop")
     assert (tmp_path / "x.keras").read_bytes() == old and len(list(tmp_path.iterdir())) == 1
 
 
-def test_class_names_of_a_file_that_has_none(tmp_path):
+def test_settings_of_a_file_that_has_none(tmp_path):
     tiny_network().save(tmp_path / "x.keras")
     (tmp_path / "y.keras").write_text(json.dumps(["a"]))
     for name in "xy":
         with pytest.raises(ValueError, match=f"{name}.keras holds no class names"):
-            load_class_names(tmp_path / f"{name}.keras")
+            load_settings(tmp_path / f"{name}.keras")

@@ -11,6 +11,7 @@ import pandas as pd
 import papermill
 import pytest
 import yaml
+from PIL import Image
 from refresh import ROOT, copy_tree
 
 from helpers.execution import kernel_manager_class
@@ -71,6 +72,7 @@ def other_parameters(tree, backbone):
     return {
         "run_dir": "runs/shapes",
         "data": "my shapes",
+        "on_problem": "keep",
         "validation_fraction": 0.3,
         "test_fraction": 0.4,
         "images_per_class": 12,
@@ -79,6 +81,7 @@ def other_parameters(tree, backbone):
         "weights": "None",
         "preprocessing": "unit",
         "image_size": 20,
+        "resize": "pad",
         "unfreeze_from": "block3",
         "learning_rate": 0.01,
         "epochs": 3,
@@ -88,7 +91,8 @@ def other_parameters(tree, backbone):
 
 
 def test_every_parameter_at_another_value(tree, make_images, other_parameters):
-    make_images(tree / "my shapes", {"one": 30, "two": 30, "three": 30}, size=24)
+    for file in make_images(tree / "my shapes", {"one": 30, "two": 30, "three": 30}, size=24).rglob("*.png"):
+        Image.open(file).crop((0, 0, 24, 16)).save(file)  # not square, so that the rule `resize` matters
     (tree / "my shapes" / "two" / "damaged.png").write_bytes(b"\x89PNG")
     for name in NOTEBOOKS:
         declared = declared_parameters(nbformat.read(tree / "notebooks" / f"{name}.ipynb", as_version=4))
@@ -107,6 +111,37 @@ def test_every_parameter_at_another_value(tree, make_images, other_parameters):
     assert metrics["arms"]["majority class"]["test_accuracy"] == pytest.approx(1 / 3)
     assert metrics["arms"]["frozen"]["test_accuracy"] > 0.9, "the classes differ in brightness"
     assert "36 test images" in metrics["answer"]
+
+
+@pytest.mark.parametrize(("name", "arm"), [("frozen", "frozen"), ("fine_tuned", "fine-tuned")])
+def test_a_saved_model_and_its_settings_give_from_files_what_was_evaluated(tree, name, arm):
+    from helpers._keras import keras
+    from helpers.data import encode_labels, load_images, read_pixels
+    from helpers.evaluation import evaluate
+    from helpers.training import load_settings
+
+    run = tree / "runs" / "shapes"
+    settings = load_settings(run / f"{name}.keras")
+    assert settings == {"class_names": ["one", "three", "two"], "resize": "pad"}
+    model = keras.models.load_model(run / f"{name}.keras")
+    images = load_images(run / "images.csv")
+    labels, _ = encode_labels(images)
+    paths = [tree / path for path in images.loc[images["split"] == "test", "path"]]
+
+    def score(resize: str) -> dict[str, float]:
+        pixels = np.stack([read_pixels(path, model.input_shape[1:3], resize=resize) for path in paths])
+        return evaluate(model.predict(pixels, verbose=0), labels["test"])
+
+    recorded = json.loads((run / "metrics.json").read_text())["arms"][arm]
+    given = score(settings["resize"])
+    assert given == pytest.approx({key: recorded[key] for key in given}, rel=1e-4)
+    assert score("crop")["log_loss"] != pytest.approx(recorded["log_loss"], rel=1e-2), "another rule, other answers"
+
+
+def test_03_takes_size_and_rule_from_02(tree):
+    """And finds the images that 02 decoded, although the rows of a store say nothing about a split."""
+    stores = sorted(path.name.split("-", 1)[1] for path in (tree / "runs" / ".pixels").glob("*.pixels"))
+    assert stores == ["20x20-pad.pixels"]
 
 
 def test_saved_models_differ_only_where_it_was_unfrozen(tree):
