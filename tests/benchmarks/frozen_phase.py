@@ -19,7 +19,7 @@ from time import perf_counter
 import numpy as np
 
 from helpers.backbones import freeze, keras, load_backbone
-from helpers.data import check_images, encode_labels, find_images, load_pixels, split_images
+from helpers.data import check_images, encode_labels, exclude_problems, find_images, load_pixels, split_images
 from helpers.training import attach_head, compute_activations, fit_head, set_seed
 
 SIZE, EPOCHS = 224, 10
@@ -35,11 +35,11 @@ def load():
             for part, n in (("train", 245), ("test", 153))
         }
         return pixels, {part: np.arange(len(array)) % 2 for part, array in pixels.items()}, None
-    images, _ = check_images(find_images(Path(folder) / "data" / "hymenoptera"))
-    images = split_images(images)
+    checked, problems = check_images(find_images(Path(folder) / "data" / "hymenoptera"))
+    images = split_images(exclude_problems(checked, problems))
     images["split"] = images["split"].replace("validation", "train")  # neither recipe needs validation images
     pixels = load_pixels(images, image_size=(SIZE, SIZE))
-    pixels = {part: np.array(array) for part, array in pixels.items()}
+    pixels = {part: np.array(stored) for part, stored in pixels.items()}  # in memory, as `fit` needs them
     return pixels, encode_labels(images)[0], f"{folder}/weights/mobilenet_v2_1.0_224_notop.weights.h5"
 
 
