@@ -564,10 +564,9 @@ def test_two_dots_after_a_link_mean_what_they_mean_to_the_system(pets, tmp_path)
 )
 def test_what_is_no_table_is_refused_by_name(pets, content, message):
     write(pets, "my labels.csv", content=content)
-    with pytest.raises(ValueError, match=f"(?s)my labels.csv.*{message}|{message}.*my labels.csv|my labels.csv"):
+    with pytest.raises(ValueError, match=f"(?s){message}") as refused:
         find_images(pets / "my labels.csv")
-    with pytest.raises(ValueError, match=f"(?s){message}"):
-        find_images(pets / "my labels.csv")
+    assert "my labels.csv" in str(refused.value)
 
 
 def test_parquet_holds_numbers_and_bytes(pets):
@@ -824,8 +823,8 @@ def test_modes_are_those_of_plain_files_and_folders(root):
         folder = open_data(str(make_tar(root / "x.tar", files)))
     finally:
         os.umask(umask)
-    modes = {path.is_dir(): stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.rglob("*"))}
-    assert modes == {True: 0o755, False: 0o644}
+    modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in (folder, *folder.rglob("*"))}
+    assert modes == {(True, 0o755), (False, 0o644)}
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.bz2", "tar.xz", "links"])

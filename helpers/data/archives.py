@@ -55,7 +55,6 @@ def is_archive(path: Path) -> bool:
         OSError: the file cannot be opened.
     """
     with open(path, "rb") as file:
-        # tar first: a tar that ends in a zip would pass for that zip
         return _is_tar(file) or zipfile.is_zipfile(file)
 
 
@@ -211,6 +210,7 @@ def _reason(error: Exception) -> str:
 
 
 def _members(file: BinaryIO, most: int) -> Iterator[_Member]:
+    # tar first: a tar that ends in a zip would pass for that zip
     return _tar_members(file, most) if _is_tar(file) else _zip_members(file)
 
 

@@ -169,9 +169,8 @@ def _store(rows: list[_Row]) -> Iterator[_Row]:
         if stored.startswith("~"):
             stored = row.path  # `resolve_path` would take it for somebody's home
         if not row.problem and not _is_utf8(stored):
-            row = row._replace(
-                problem="bad name", reason="its name, or its folder's, is not UTF-8: rename it to use it"
-            )
+            reason = "its name, or its folder's, is not UTF-8: rename it to use it"
+            row = row._replace(problem="bad name", reason=reason)
         yield row._replace(path=_escape(stored), label=_escape(row.label), reason=_escape(row.reason))
 
 
@@ -191,7 +190,7 @@ def _require_classes(images: pd.DataFrame, source: Path, parts: dict[str, str]) 
     """Raises unless there are two classes, and all classes in each part; `parts` are {part: its name there}."""
     usable = images[images["problem"] == ""]
     classes = sorted(usable["label"].unique())
-    refused = images[~images["problem"].isin(["", "stray file", "empty class"])]
+    refused = images[~images["problem"].isin(["", "stray file", "empty class", "repeated row"])]
     example = ""
     if len(refused):
         row = refused.iloc[0]
@@ -253,11 +252,8 @@ def _walk(folder: str, above: frozenset) -> Iterator[tuple[str, str, str]]:
             above = above | {_identity(folder)}
             folders, files = _list(folder, above)
         except OSError as error:
-            yield (
-                folder,
-                "no permission",
-                f"a folder that cannot be listed ({error.strerror}): its files are not used",
-            )
+            reason = f"a folder that cannot be listed ({error.strerror}): its files are not used"
+            yield folder, "no permission", reason
             continue
         yield from files
         stack += [(path, above) for path in folders]
