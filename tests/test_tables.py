@@ -22,8 +22,9 @@ def test_another_table_in_the_same_run_is_refused(tmp_path):
 
 
 def test_labels_stay_texts_in_the_table(tmp_path):
-    labels = ["007", "NA", "nan", "true", "1e3", 'a "quoted", label', "é\nü"]
+    labels = ["007", "NA", "nan", "true", "1e3", 'a "quoted", label', "é\nü", "\r", "a\rb"]
     images = table(labels)
+    images["path"] = [f"{label}\r.png" for label in labels]
     save_images(images, tmp_path / "images.csv")
     pd.testing.assert_frame_equal(load_images(tmp_path / "images.csv"), images)
 

@@ -16,6 +16,7 @@ from helpers.data.duplicates import SIDE, Thumbnails, find_similar, group_pairs
 from helpers.data.parallel import in_parallel
 from helpers.data.reading import FORMATS, TooLarge, convert_image, open_image, read_image, taking_turns
 from helpers.data.splits import find_shortages
+from helpers.data.tables import to_csv
 
 COLUMNS = ("path", "label", "split", "severity", "problem", "action", "reason", "other", "group")
 
@@ -164,7 +165,7 @@ def exclude_problems(images: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFra
 
 def save_problems(problems: pd.DataFrame, path: str | Path) -> None:
     """Writes the table as CSV, whole or not at all."""
-    write_atomically(Path(path), problems.to_csv(index=False))
+    write_atomically(Path(path), to_csv(problems))
 
 
 def summarize_problems(problems: pd.DataFrame) -> pd.DataFrame:

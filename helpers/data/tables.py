@@ -1,5 +1,6 @@
 """images.csv, the table that every later step starts from, and what is counted in it."""
 
+import csv
 import io
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def save_images(images: pd.DataFrame, path: str | Path) -> None:
     Raises:
         ValueError: there is another table already, which models may have been trained on.
     """
-    path, text = Path(path), images.to_csv(index=False)
+    path, text = Path(path), to_csv(images)
     if path.exists() and path.read_bytes() != text.encode():
         raise ValueError(
             f"{path} divides other images, or divides them otherwise: files were added, removed or changed since. "
@@ -38,6 +39,14 @@ def save_images(images: pd.DataFrame, path: str | Path) -> None:
             f"(make run NAME=...), or delete the run's folder to start over."
         )
     write_atomically(path, text)
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """Returns the table as CSV that `read_texts` reads back, whatever the names of the files in it."""
+    texts = table.select_dtypes("str")
+    returns = any(texts[name].str.contains("\r", regex=False).any() for name in texts)
+    # a "\r" alone would not be quoted, and end the line when it is read
+    return table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)
 
 
 def load_images(path: str | Path) -> pd.DataFrame:
