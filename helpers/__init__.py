@@ -5,6 +5,7 @@ Light on purpose: heavy libraries are imported by the modules that use them.
 
 import os
 import sys
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def resolve_path(path: str | Path) -> Path:
 def write_atomically(path: Path, text: str) -> Path:
     """Returns `path`, which now holds `text` (UTF-8): an interrupted write leaves the old file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)

@@ -131,6 +131,7 @@ def plot_problems(problems: pd.DataFrame, *, per_problem: int = 4, most: int = 1
     rows = -(-len(shown) // 4)
     figure = _new_figure(9, 2.4 * max(rows, 0.25))
     if shown.empty:
+        figure.subplots().axis("off")  # without axes, a notebook would print no picture
         figure.text(0.5, 0.5, "No problem in any image.", ha="center", va="center")
         figure.description = "No problem in any image."
         return figure

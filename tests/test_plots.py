@@ -44,7 +44,8 @@ def test_problems_are_shown_beside_what_they_are_like(images, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure._repr_mimebundle_()
-    assert "No problem" in plots.plot_problems(PROBLEMS[1:3]).description
+    nothing = plots.plot_problems(PROBLEMS[1:3])
+    assert "No problem" in nothing.description and nothing._repr_mimebundle_()[0]["image/png"]
 
 
 @pytest.mark.parametrize(
