@@ -9,6 +9,8 @@ import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # its own reserves megabytes for pandas' short texts
+
 ROOT = Path(__file__).resolve().parent.parent
 """The repository's root, which relative paths in parameters are resolved against."""
 

@@ -194,7 +194,7 @@ class _Opened(NamedTuple):
 def _open_all(images: pd.DataFrame, thumbnails: Thumbnails, findings: list) -> tuple[pd.DataFrame, np.ndarray]:
     """Returns the images that can be decoded, measured, and which of them are to be compared: each content once."""
     count = len(images)
-    sizes, digests = np.zeros((count, 2), "int64"), np.zeros(count, "S64")
+    sizes, digests = np.zeros((count, 2), "int64"), []
     usable, comparable = np.zeros(count, bool), np.zeros(count, bool)
     paths = images["path"].tolist()
     for row, result in enumerate(in_parallel(_open, paths, title="checking images")):
@@ -205,10 +205,11 @@ def _open_all(images: pd.DataFrame, thumbnails: Thumbnails, findings: list) -> t
         if not result.problem:
             thumbnails.append(result.thumbnail)
             usable[row], comparable[row] = True, result.comparable
-            sizes[row], digests[row] = (result.width, result.height), result.sha256
+            sizes[row] = result.width, result.height
+            digests.append(result.sha256)
     images = images[usable].reset_index(drop=True)
     images["width"], images["height"] = sizes[usable].T
-    images["sha256"] = pd.array(digests[usable].astype(str), dtype="str")
+    images["sha256"] = pd.array(digests, dtype="str")
     comparable = comparable[usable] & ~images["sha256"].duplicated().to_numpy()
     return images, np.flatnonzero(comparable)
 
@@ -365,6 +366,7 @@ def _find_duplicates(images: pd.DataFrame, similar: np.ndarray, findings: list) 
 
 def _links(names: pd.Series) -> np.ndarray:
     """Returns a pair of rows, int64 (pairs, 2), for each row after the first with the same name."""
+    names = names[names.duplicated(keep=False)]  # few, and the rest would cost memory
     rows = names.index.to_series()
     first = rows.groupby(names).transform("first")
     return np.stack([first, rows], axis=1).astype("int64")[(first != rows).to_numpy()]
@@ -389,10 +391,12 @@ def _equal(one: str, other: str) -> bool:
 
 def _group_names(images: pd.DataFrame, together: np.ndarray) -> pd.Series:
     """Returns each image's group: a given name, else the first path of those that it is like, else ""."""
-    given = images["group"].where(images["group"] != "").groupby(together).transform("min")
-    likeness = _LIKE + images["path"].groupby(together).transform("min")
-    alone = ~pd.Series(together).duplicated(keep=False)
-    return given.fillna(likeness.mask(alone, ""))
+    joined = pd.Series(together, images.index)
+    joined = joined[joined.duplicated(keep=False)]
+    given = images.loc[joined.index, "group"]
+    likeness = _LIKE + images.loc[joined.index, "path"].groupby(joined).transform("min")
+    names = given.where(given != "").groupby(joined).transform("min").fillna(likeness)
+    return names.reindex(images.index).fillna(images["group"])
 
 
 _LIKE = "like "

@@ -144,7 +144,9 @@ def find_images(source: str | Path) -> pd.DataFrame:
     """
     source = resolve_path(source)
     rows, parts = _list_table(source) if source.is_file() else _list_folder(source)
-    images = pd.DataFrame(sorted(_store(rows)), columns=COLUMNS, dtype=str)
+    rows = sorted(_store(rows))
+    # column by column: from rows, pandas would take a kilobyte for each file on the way
+    images = pd.DataFrame({name: pd.array([row[i] for row in rows], dtype="str") for i, name in enumerate(COLUMNS)})
     _require_classes(images, source, parts)
     return images
 
@@ -159,9 +161,10 @@ class _Row(NamedTuple):
 
 
 def _store(rows: list[_Row]) -> Iterator[_Row]:
-    """Yields the rows with their paths as tables name them, and with every name in UTF-8."""
+    """Yields the rows with their paths as tables name them, and with every name in UTF-8; empties the list."""
     beginnings = {}  # of each folder: working them out for each file would take longer than all the rest
-    for row in rows:
+    while rows:
+        row = rows.pop()  # one by one, since there may be a million: never two of each in memory
         folder, name = os.path.split(row.path)
         if folder not in beginnings:
             beginnings[folder] = stored_path(Path(folder, "?")).removesuffix("?")

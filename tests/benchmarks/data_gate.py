@@ -98,9 +98,8 @@ def main() -> None:
 
         peaks = {}
         for count in (2_000, 20_000):
-            few = Path(scratch) / str(count)
-            write_photos(few, count)
-            peaks[count] = median(peak_memory(few) for _ in range(3))
+            write_photos(Path(scratch) / str(count), count)
+            peaks[count] = median(peak_memory(Path(scratch) / str(count)) for _ in range(3))
             print(f"{count} images: peak memory {peaks[count] / 1000:.0f} MB")
         print(f"growth {100 * (peaks[20_000] / peaks[2_000] - 1):.1f} % (target: below 10 %)")
 
