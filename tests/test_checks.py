@@ -524,11 +524,21 @@ def test_exif_rotation_is_applied_and_size_is_as_seen(tmp_path):
         (tmp_path / label).mkdir()
         Image.fromarray(picture).save(tmp_path / label / "x.jpg", exif=exif, quality=95)
         Image.fromarray(picture).save(tmp_path / label / "y.png", exif=exif)
-    images, _ = check_images(find_images(tmp_path))
+        Image.fromarray(picture).save(tmp_path / label / "z.tif", exif=exif)
+    images, problems = check_images(find_images(tmp_path))
     assert (images["width"] == 20).all() and (images["height"] == 40).all()
+    assert (problems["problem"] == "EXIF rotation").sum() == 6
     for path in images["path"]:
         upright = read_pixels(path, (40, 20))
         assert upright[:8].mean() > 240 and upright[12:].mean() < 15  # white on top
+
+
+def test_a_photo_with_damaged_exif_data_is_used_as_it_is(photos):
+    for number, exif in enumerate((b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0")):
+        photo(80 + number).save(photos.folder / "a" / f"exif{number}.jpg", exif=exif, quality=90)
+        assert read_image(photos.folder / "a" / f"exif{number}.jpg").size == (160, 120)
+    images, problems = photos()
+    assert len(images) == 23 and problems.empty
 
 
 def test_a_rotated_copy_is_the_same_image(photos):
@@ -537,7 +547,10 @@ def test_a_rotated_copy_is_the_same_image(photos):
     origin = read_image(photos.folder / "a" / "00.jpg")
     origin.rotate(90, expand=True).save(photos.folder / "a" / "turned.jpg", exif=exif, quality=90)
     _, problems = photos()
-    assert only(problems, "path", "problem", "other") == [("turned.jpg", "near-duplicate", "00.jpg")]
+    assert only(problems, "path", "problem", "other") == [
+        ("turned.jpg", "near-duplicate", "00.jpg"),
+        ("turned.jpg", "EXIF rotation", ""),
+    ]
 
 
 # ---- fuzz

@@ -16,7 +16,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from helpers import write_atomically
 from helpers.data.duplicates import SIDE, Thumbnails, find_similar, group_pairs
 from helpers.data.parallel import in_parallel
-from helpers.data.reading import FORMATS, TooLarge, convert_image, open_image, read_file, read_image, taking_turns
+from helpers.data.reading import (
+    FORMATS,
+    TooLarge,
+    convert_image,
+    find_orientation,
+    open_image,
+    read_file,
+    read_image,
+    taking_turns,
+)
 from helpers.data.splits import find_shortages
 from helpers.data.tables import to_csv
 
@@ -65,6 +74,7 @@ KINDS = {
     "imbalance": _Kind("note", "kept"),
     "animation": _Kind("note", "kept"),
     "wrong extension": _Kind("note", "kept"),
+    "EXIF rotation": _Kind("note", "kept"),
     "repeated row": _Kind("note", "ignored"),
     "stray file": _Kind("note", "ignored"),
 }
@@ -229,15 +239,16 @@ def _measure(path: str, content: bytes) -> _Opened:
     with open_image(io.BytesIO(content)) as image, taking_turns(image):
         remarks = [remark for remark in (_wrong_extension(extension, image.format), _animation(image)) if remark]
         width, height = image.size
+        turned = find_orientation(image)
+        if turned != 1:
+            remarks.append(("EXIF rotation", "it is turned, or mirrored, as its EXIF data say; some programs do not"))
         if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
             # All of the file is decoded, but only to grey and small: twice as fast, and enough to compare
             image.draft("L", (2 * SIDE, 2 * SIDE))
             image.load()
-            grey = image
-            if not image.info.keys().isdisjoint(("exif", "xmp")):
-                grey = ImageOps.exif_transpose(image)
-                if image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE:
-                    width, height = height, width
+            grey = image if turned == 1 else ImageOps.exif_transpose(image)
+            if turned in (5, 6, 7, 8):  # on its side
+                width, height = height, width
         else:
             grey = convert_image(image).convert("L")
             width, height = grey.size
@@ -253,9 +264,6 @@ def _measure(path: str, content: bytes) -> _Opened:
         comparable=min(width, height) >= SIDE and not blank,
         remarks=tuple(remarks),
     )
-
-
-_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and those of its values that swap width and height
 
 
 def _animation(image: Image.Image) -> tuple[str, str] | None:

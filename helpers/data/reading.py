@@ -82,7 +82,9 @@ class TooLarge(ValueError):
 
 def convert_image(image: Image.Image) -> Image.Image:
     """Returns the opened image upright and as RGB."""
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    if find_orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F":
@@ -98,6 +100,17 @@ def convert_image(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def find_orientation(image: Image.Image) -> int:
+    """Returns what EXIF data say: 1 for upright, 2 to 8 for mirrored or turned; 1 if they cannot be read."""
+    if image.format != "TIFF" and image.info.keys().isdisjoint(("exif", "xmp")):
+        return 1  # the usual case, told without a look
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # Pillow raises many kinds; the pixels are whole, and a viewer shows them as they are
+        return 1
+    return orientation if orientation in range(2, 9) else 1
 
 
 def _convert_by_profile(image: Image.Image) -> Image.Image:
