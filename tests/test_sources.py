@@ -722,7 +722,7 @@ def test_the_folder_that_matters_may_lie_in_others(root, files, expected):
     )
 
 
-EVIL = ["../x", "cats/../../x", "/tmp/evil-x", "a\\..\\x", "C:/x", "C:x", "..", "cats/..", "//x", "a\\b"]
+EVIL = ["../x", "cats/../../x", "/evil-x", "a\\..\\x", "C:/x", "C:x", "..", "cats/..", "//x", "a\\b"]
 
 
 @pytest.mark.parametrize("name", [*EVIL, "cats/x\0.png"])
@@ -733,7 +733,7 @@ def test_a_zip_that_leads_out_is_refused_as_a_whole(root, name):
     message = refusal(archive)
     assert repr(name) in message and "could lead out" in message
     assert {path.name for path in root.rglob("*")} == {"evil.zip", "runs", ".unpacked"}
-    assert not os.path.exists("/tmp/evil-x")
+    assert not os.path.exists("/evil-x")
 
 
 @pytest.mark.parametrize("name", EVIL)
