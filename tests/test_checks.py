@@ -212,7 +212,7 @@ def test_one_image_under_two_labels_is_left_out_everywhere(photos):
         ("00.jpg", "two labels", "left out"),
         ("00_again.jpg", "two labels", "left out"),
         ("00_too.jpg", "two labels", "left out"),
-        ("02_smaller.jpg", "similar, two labels", "kept"),
+        ("02_smaller.jpg", "similar, two labels", "kept together"),
         ("", "few images", "kept"),
     ]
     assert "also filed under 'b'" in problems["reason"][0] and "filed under 'a'" in problems["reason"][3]
@@ -277,6 +277,44 @@ def test_images_that_are_alike_come_into_one_part(photos):
     for seed in range(20):
         split = split_images(exclude_problems(images, problems), seed=seed)
         assert len(split) == 50 and (split.groupby("group")["split"].nunique().drop("") == 1).all()
+
+
+def test_keep_leaves_given_parts_as_they_are(tmp_path):
+    for number in range(40):
+        part = "train" if number < 24 else "test"
+        folder = tmp_path / part / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        photo(number).save(folder / f"{number:02d}.jpg", quality=92)
+        if part == "test":
+            shutil.copy(folder / f"{number:02d}.jpg", tmp_path / "train" / "ab"[number % 2])
+    images, problems = check_images(find_images(tmp_path), on_problem="keep")
+    split = split_images(exclude_problems(images, problems))
+    was_test = split["path"].str.contains("/test/")
+    assert was_test.sum() == 16 and (split["split"].eq("test") == was_test).all()
+    assert split["split"].eq("validation").sum() > 0
+
+
+def test_images_of_one_subject_are_no_near_duplicates(tmp_path):
+    """Alike by what all have in common, as X-rays are, and one that is a copy all the same."""
+    common = np.asarray(photo(0, (128, 128)), float)
+    for number in range(60):
+        own = np.asarray(photo(1000 + number, (128, 128)), float)
+        folder = tmp_path / "ab"[number % 2]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray((0.8 * common + 0.2 * own).astype("uint8")).save(folder / f"{number:02d}.png")
+    read_image(tmp_path / "a" / "00.png").resize((96, 96)).save(tmp_path / "a" / "copy.jpg", quality=80)
+    _, problems = check_images(find_images(tmp_path))
+    assert only(problems, "path", "problem", "other") == [("copy.jpg", "near-duplicate", "00.png")]
+
+
+def test_the_same_pixels_in_another_format_are_the_same_image(real_data, tmp_path):
+    for number, path in enumerate(sorted((real_data / "data" / "flowers").rglob("*.jpg"))[::25]):
+        folder = tmp_path / "ab"[number % 2]
+        folder.mkdir(exist_ok=True)
+        shutil.copy(path, folder)
+        read_image(path).save(folder / f"{path.stem}.png")
+    images, problems = check_images(find_images(tmp_path))
+    assert (problems["problem"] == "duplicate").sum() == len(images) // 2 == 40
 
 
 def test_a_group_of_the_users_in_two_given_parts(tmp_path):
@@ -411,12 +449,20 @@ def test_classes_that_are_small_or_uneven(photos):
     assert exclude_problems(images, problems)["label"].nunique() == 3
 
 
-def test_a_class_with_too_few_images_stops_the_run_whatever_the_policy(photos):
+def test_a_class_with_too_few_images_stops_the_run(photos):
     (photos.folder / "lonely").mkdir()
     for number in range(2):
         photo(400 + number).save(photos.folder / "lonely" / f"{number}.png")
     photo(401).resize((80, 60)).save(photos.folder / "lonely" / "2.png")  # alike: they come into one part
+    images, problems = photos(on_problem="keep")  # which takes them for three
+    assert len(exclude_problems(images, problems)) == 23
+    (photos.folder / "lonely" / "2.png").unlink()
     for policy in ("exclude", "keep", "stop"):
+        images, problems = photos(on_problem=policy)
+        with pytest.raises(ValueError, match="lonely.*2 usable images to draw .*train, validation, test: 1 image"):
+            exclude_problems(images, problems)
+    photo(401).resize((80, 60)).save(photos.folder / "lonely" / "2.png")
+    for policy in ("exclude", "stop"):
         images, problems = photos(on_problem=policy)
         with pytest.raises(ValueError, match="lonely.*3 usable images in 2 groups.*train, validation, test: 1 group"):
             exclude_problems(images, problems)

@@ -187,3 +187,14 @@ def test_the_same_files_in_another_folder_are_divided_alike():
     moved = images.assign(path="/elsewhere/" + images["path"])
     one, other = split_images(images, seed=2), split_images(moved.sample(frac=1, random_state=0), seed=2)
     assert one["split"].tolist() == other["split"].tolist()
+
+
+def test_rows_given_as_train_stay_there_where_others_are_undecided():
+    images = pd.concat([table({"a": 30, "b": 30}, "train"), table({"a": 20, "b": 12})], ignore_index=True)
+    images["path"] = images["path"].where(images["split"] == "train", "more/" + images["path"])
+    split = split_images(images, seed=1)
+    assert paths(images, "train") <= paths(split, "train")
+    assert count_images(split)["test"].tolist() == [10, 8, 18]  # a fifth of all, drawn from the undecided
+    few = images[~((images["label"] == "b") & (images["split"] == "") & (images.index % 12 > 0))]
+    with pytest.raises(ValueError, match="'b' has 1 usable image to draw .* needs at least 2, one for each of val"):
+        split_images(few)

@@ -66,11 +66,11 @@ KINDS = {
     "blank": _Kind("warning", "left out"),
     "too small": _Kind("warning", "left out"),
     # what a person should look at
-    "similar, two labels": _Kind("warning", "kept"),
+    "similar, two labels": _Kind("warning", "kept together"),
     "few images": _Kind("warning", "kept"),
     "empty class": _Kind("warning", "ignored"),
     # what is good to know
-    "near-duplicate": _Kind("note", "kept"),
+    "near-duplicate": _Kind("note", "kept together"),
     "imbalance": _Kind("note", "kept"),
     "animation": _Kind("note", "kept"),
     "wrong extension": _Kind("note", "kept"),
@@ -100,11 +100,11 @@ def check_images(found: pd.DataFrame, *, on_problem: str = "exclude") -> tuple[p
         on_problem: "exclude" leaves out what cannot be used or would spoil the answer: images that cannot be
             decoded, are blank or far smaller than the others; all copies of an image that has two labels; the
             training copy where given parts share images (or near-duplicates, or a group), else the second copy.
-            "keep" leaves out only what cannot be decoded. "stop" lets `exclude_problems` raise.
+            "keep" leaves out only what cannot be decoded, and near-duplicates lie where they may. "stop" lets `exclude_problems` raise.
 
     Returns:
         The images, with the added columns width and height (pixels, as a viewer shows the image) and sha256 (of
-        the file's bytes), and with near-duplicates joined in `group`, so that they stay in one part; and the
+        the file's bytes), and with copies and near-duplicates joined in `group`, to stay in one part; and the
         problems, worst first: path, label, split; severity ("error", "warning", "note"), problem (see `KINDS`),
         action, reason; other (the path of the image that it is like) and group.
 
@@ -119,7 +119,7 @@ def check_images(found: pd.DataFrame, *, on_problem: str = "exclude") -> tuple[p
         images, comparable = _open_all(images.reset_index(drop=True), thumbnails, findings)
         similar = find_similar(thumbnails, comparable)
     _note_small(images, findings)
-    images = _find_duplicates(images, similar, findings)
+    images = _find_duplicates(images, similar, findings, join=on_problem != "keep")
     problems = pd.concat([known, pd.DataFrame(findings, columns=_FINDING)], ignore_index=True).fillna("")
     problems = _decide(problems, on_problem)
     classes = sorted(set(found.loc[found["problem"] == "", "label"]))
@@ -138,11 +138,10 @@ def _decide(problems: pd.DataFrame, on_problem: str) -> pd.DataFrame:
     kinds = [KINDS[problem] for problem in problems["problem"]]
     given_to_test = problems["problem"].eq("duplicate") & problems["split"].isin(["validation", "test"])
     actions = []
-    for kind, keep in zip(kinds, given_to_test, strict=True):
-        action = (
-            "kept" if keep or (on_problem == "keep" and kind.usable and kind.action == "left out") else kind.action
-        )
-        actions.append("stops the run" if on_problem == "stop" and kind.severity != "note" else action)
+    for kind, given in zip(kinds, given_to_test, strict=True):
+        lenient = given or (on_problem == "keep" and kind.usable and kind.action != "ignored")
+        stops = on_problem == "stop" and kind.severity != "note"
+        actions.append("stops the run" if stops else "kept" if lenient else kind.action)
     return problems.assign(severity=[kind.severity for kind in kinds], action=actions)
 
 
@@ -165,7 +164,7 @@ def exclude_problems(images: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFra
         rest = f"\n  and {len(stops) - 5} more" if len(stops) > 5 else ""
         raise ValueError(
             f"The data have {len(stops)} problem{'s' * (len(stops) > 1)} to be settled first:{some}{rest}\n"
-            f"All are listed in problems.csv, in the run's folder."
+            f"All are listed in problems.csv, in the run's folder. Add images, or remove what is wrong, or its class."
         )
     kept = _without(images, problems).reset_index(drop=True)
     if kept["label"].nunique() < 2:
@@ -355,15 +354,22 @@ def _note_small(images: pd.DataFrame, findings: list) -> None:
         findings.append((row.path, row.label, row.split, "too small", reason, "", ""))
 
 
-def _find_duplicates(images: pd.DataFrame, similar: np.ndarray, findings: list) -> pd.DataFrame:
-    """Returns the images with the groups that must stay together; adds a finding for each image like another."""
+def _find_duplicates(images: pd.DataFrame, similar: np.ndarray, findings: list, *, join: bool) -> pd.DataFrame:
+    """Returns the images, with `join` near-duplicates in groups; adds a finding for each image like another."""
     count = len(images)
     copies = np.concatenate([_links(images["sha256"]), _same_pixels(images, similar)])
     alike = np.concatenate([copies, similar[:, :2]])
     grouped = _links(images["group"][images["group"] != ""])
     together = group_pairs(count, np.concatenate([alike, grouped]))
+    table = images.assign(
+        group=_group_names(images, together),
+        copy=group_pairs(count, copies),
+        like=group_pairs(count, alike),
+        together=together,
+    )
+    if not join:
+        together = group_pairs(count, np.concatenate([copies, grouped]))
     images = images.assign(group=_group_names(images, together))
-    table = images.assign(copy=group_pairs(count, copies), like=group_pairs(count, alike), together=together)
     table = table[table["together"].duplicated(keep=False)]
     rows = dict(zip(table.index.tolist(), table.itertuples(index=False), strict=True))
     partners = _nearest_first(similar)
@@ -384,7 +390,7 @@ def _same_pixels(images: pd.DataFrame, similar: np.ndarray) -> np.ndarray:
     """Returns those of the pairs that are the same to the last bit, once decoded: other metadata, another format."""
     sizes = images[["width", "height"]].to_numpy()
     one, other, bits = similar.T
-    pairs = similar[(bits <= 8) & (sizes[one] == sizes[other]).all(axis=1), :2]
+    pairs = similar[(bits <= 32) & (sizes[one] == sizes[other]).all(axis=1), :2]
     paths = images["path"].tolist()
     same = in_parallel(lambda pair: _equal(*(paths[row] for row in pair)), pairs, title="comparing pixels")
     return pairs[np.fromiter(same, bool, len(pairs))]
@@ -449,7 +455,7 @@ def _compare(members: list[int], images: dict, partners: dict[int, list[int]]) -
             other = unlike[0]
             finding = "similar, two labels", f"nearly the same image is filed under {images[other].label!r}"
         elif earlier := [other for other in near if other < row]:
-            other, finding = earlier[0], ("near-duplicate", "nearly the same image: both stay in one part")
+            other, finding = earlier[0], ("near-duplicate", "nearly the same image")
         if finding:
             findings.append((image.path, image.label, image.split, *finding, images[other].path, image.group))
     return findings

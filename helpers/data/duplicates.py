@@ -2,9 +2,9 @@
 
 The hash is pHash (Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010): the signs
 of the low frequencies of a thumbnail, 256 of them. Near-duplicates differ in few; among thousands of images of
-one subject (X-rays, say) some that are not duplicates do so, too. So each candidate is confirmed: one thumbnail's
-details must be explained by the other's, allowing for another brightness and contrast and for a small shift,
-stretch or turn, as a few cropped pixels cause.
+one subject (X-rays, say) most that are not duplicates do so, too. So each candidate is confirmed: of what the mean of
+all images leaves unexplained in one thumbnail's details, the other must explain most, allowing for another brightness
+and contrast and for a small shift, stretch or turn, as a few cropped pixels cause.
 """
 
 import os
@@ -26,7 +26,7 @@ MOST_BITS = 60
 """Bits of 256 in which candidates may differ. Cropping 8 of 300 pixels changes 50 of them, another photo over 80."""
 
 LEAST_EXPLAINED = 0.8
-"""Share of the variance of a thumbnail's details that the other must explain. Other photos alike reach 0.6."""
+"""Share of what the mean leaves of a thumbnail's details that the other must explain. Other photos reach 0.6."""
 
 _NEAREST = 16  # candidates followed up for each image: a bound on the work where all images look alike
 _BATCH = 256
@@ -97,14 +97,24 @@ def find_similar(thumbnails: Thumbnails, comparable: np.ndarray) -> np.ndarray:
     found = in_parallel(lambda start: _find_candidates(hashes, start), starts, title="comparing images", lot=1)
     pairs = np.concatenate([np.empty((0, 3), "int64"), *found])
     pairs[:, :2] = comparable[pairs[:, :2]]
+    if not len(pairs):
+        return pairs
+    usual = _mean(thumbnails, comparable)
     lots = [pairs[start : start + 256] for start in range(0, len(pairs), 256)]
     kept = in_parallel(
-        lambda lot: lot[_explained(thumbnails.read(lot[:, 0]), thumbnails.read(lot[:, 1])) >= LEAST_EXPLAINED],
+        lambda lot: lot[_explained(*map(thumbnails.read, lot[:, :2].T), usual) >= LEAST_EXPLAINED],
         lots,
         title="comparing candidates",
         lot=1,
     )
     return np.concatenate([np.empty((0, 3), "int64"), *kept])
+
+
+def _mean(thumbnails: Thumbnails, comparable: np.ndarray) -> np.ndarray:
+    """Returns the mean, (1, 32, 32), of up to 1,000 thumbnails, each brought to one brightness and contrast."""
+    some = thumbnails.read(comparable[:: -(-len(comparable) // 1000)])
+    some = some - some.mean(axis=(1, 2), keepdims=True)
+    return (some / some.std(axis=(1, 2), keepdims=True).clip(1)).mean(axis=0, keepdims=True)
 
 
 def _find_candidates(hashes: np.ndarray, start: int) -> np.ndarray:
@@ -129,9 +139,24 @@ def _nearest(pairs: np.ndarray) -> np.ndarray:
     return pairs[rank < _NEAREST]
 
 
-def _explained(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Returns the share of the details' variance that is explained, the better of both ways round, 0 to 1."""
-    return np.maximum(_explain(one, other), _explain(other, one))
+def _explained(one: np.ndarray, other: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    """Returns how much of the details one explains that the usual image does not, the better of both ways round.
+
+    Between photos of all kinds the usual image, the mean, explains nothing. X-rays, or pages of one form, are alike
+    before any two of them are duplicates.
+
+    Args:
+        one: float32 (pairs, 32, 32).
+        other: the same.
+        usual: float32 (1, 32, 32).
+
+    Returns:
+        float (pairs,), up to 1.
+    """
+    return np.maximum(
+        1 - (1 - _explain(one, other)) / np.maximum(1 - _explain(usual, other), 1e-6),
+        1 - (1 - _explain(other, one)) / np.maximum(1 - _explain(usual, one), 1e-6),
+    )
 
 
 def _explain(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -436,6 +436,8 @@ def _differences(listed: list[Listed], column: str) -> str:
 
 def _locate(path: str, folder: Path) -> str:
     path = os.path.join(folder, path)
+    if "\\" in path and not os.path.exists(path) and os.path.exists(path.replace("\\", "/")):
+        path = path.replace("\\", "/")  # the table was made on Windows
     if ".." in path.split("/"):  # what it means depends on links: ask the file system
         path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
     return str(Path(path))  # without "." and "//", so that one file has one path

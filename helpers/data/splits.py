@@ -22,7 +22,8 @@ def split_images(
     cut. So the same files give the same split on any machine, and without groups no class's split depends on
     another's. Images of one group come into one part; groups of several classes are divided first, one after the
     other, to where they bring the parts nearest to their sizes. Parts that were given are kept, and only what is
-    missing is drawn; an undecided image goes with the given ones of its group.
+    missing is drawn: from undecided images, else from those given as train. An undecided image goes with the given
+    ones of its group.
 
     Args:
         images: columns path, label, split ("" while undecided) and optionally group ("" for none).
@@ -54,7 +55,7 @@ def split_images(
     for part, fraction in (("test", test_fraction), ("validation", validation_fraction)):
         if part in to_draw:
             to_draw.remove(part)
-            table.loc[_draw(table, part, fraction, still_needed=len(to_draw)), "split"] = part
+            table.loc[_draw(table, part, fraction, later=len(to_draw)), "split"] = part
     table.loc[table["split"] == "", "split"] = "train"
     if images_per_class:
         drawn_fraction = 0.0 if "validation" in set(images["split"]) else validation_fraction
@@ -65,60 +66,73 @@ def split_images(
 
 def find_shortages(images: pd.DataFrame) -> dict[str, str]:
     """Returns, for each class that cannot be in every part, how many images it has and how many are missing."""
-    needed, given, shortages = _parts_to_draw(images), set(images["split"]) & set(PARTS), {}
-    units = _units(images)
-    fixed = set(units[images["split"].isin(["validation", "test"])])
-    for label, rows in images.groupby("label"):
-        pool = rows[rows["split"].isin(["", "train"]) & ~units[rows.index].isin(fixed)]
-        count = units[pool.index].nunique()
-        if count < len(needed):
-            grouped = f" in {count} group{'s' * (count != 1)}" if count < len(pool) else ""
-            kind = "image" if not grouped else "group"
+    table, given, shortages = _settle_given(images), set(images["split"]), {}
+    for label, rows in table.groupby("label"):
+        have = set(rows["split"])
+        needed = [part for part in PARTS if part not in (have if part == "train" else given)]
+        pool = rows[rows["split"] == ""]
+        count = pool["unit"].nunique()
+        if (missing := len(needed) - count) > 0:
+            many, kind, where = len(pool), "image", ""
+            if count < many:
+                kind, where = "group", f" in {_number(count, 'group')} (nearly equal images are one)"
             shortages[label] = (
-                f"{len(pool)} usable image{'s' * (len(pool) != 1)}{grouped} to draw from, and needs at least "
-                f"{len(needed)}, one for each of {', '.join(needed)}: {len(needed) - count} {kind}"
-                f"{'s' * (len(needed) - count != 1)} missing"
+                f"{_number(many, 'usable image')}{where} to draw from, and needs at least {len(needed)}, one for "
+                f"each of {', '.join(needed)}: {_number(missing, kind)} missing"
             )
-        elif absent := [part for part in PARTS if part in given - {"train"} and part not in set(rows["split"])]:
+        elif absent := [part for part in PARTS[1:] if part in given and part not in have]:
             shortages[label] = f"no usable image in the given part {absent[0]}: 1 image missing"
     return shortages
 
 
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}{'s' * (count != 1)}"
+
+
 def _parts_to_draw(images: pd.DataFrame) -> list[str]:
     given = set(images["split"])
-    return [part for part in PARTS if part == "train" or part not in given]
+    return [part for part in PARTS[1:] if part not in given]
 
 
-def _units(images: pd.DataFrame) -> pd.Series:
-    """Returns what each image is divided with: its group, or itself."""
-    if "group" not in images:
-        return images["path"]
-    return ("g" + images["group"]).where(images["group"] != "", "p" + images["path"])
+def _settle_given(images: pd.DataFrame) -> pd.DataFrame:
+    """Returns label, unit (what an image is divided with: its group, or itself), and split, "" if it is to be drawn.
+
+    Parts are drawn from undecided images. Where there are none, from those given as train: then somebody has set
+    test images aside, and nothing more.
+    """
+    group = images["group"] if "group" in images else pd.Series("", images.index)
+    unit = ("g" + group).where(group != "", "p" + images["path"])
+    split, undecided = images["split"].copy(), images["split"] == ""
+    for part in PARTS:  # an undecided image goes with the given ones of its group
+        split[undecided & unit.isin(set(unit[images["split"] == part]))] = part
+    if not undecided.any():
+        elsewhere = unit.isin(set(unit[split.isin(PARTS[1:])]))
+        split = split.mask((split == "train") & ~elsewhere, "")
+    return pd.DataFrame({"label": images["label"], "unit": unit, "split": split})
 
 
 def _shuffle(images: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Returns label, unit, split ("" if it is to be drawn) and rank, each class in its random order of units."""
-    table = pd.DataFrame({"label": images["label"], "unit": _units(images), "split": images["split"]})
+    """Returns `_settle_given`, each class in its random order of units."""
+    table = _settle_given(images)
     rank = np.empty(len(table), "int64")
     for label, rows in table.groupby("label").indices.items():
         order = np.random.default_rng([seed, zlib.crc32(label.encode())]).permutation(rows)
         rank[order] = np.arange(len(order))
     table["rank"] = rank
     table["first"] = table.groupby(["label", "unit"])["rank"].transform("min")
-    table["split"] = table["split"].mask(table["split"] == "train", "")  # validation images are drawn from it
-    for part in ("validation", "test"):  # an undecided image goes with the given ones of its group
-        fixed = set(table.loc[table["split"] == part, "unit"])
-        table.loc[(table["split"] == "") & table["unit"].isin(fixed), "split"] = part
     return table.sort_values(["label", "first", "rank"])
 
 
-def _draw(table: pd.DataFrame, part: str, fraction: float, still_needed: int) -> pd.Index:
-    """Returns the rows of the units that make up a part; `still_needed` parts are to be filled from the rest."""
+def _draw(table: pd.DataFrame, part: str, fraction: float, later: int) -> pd.Index:
+    """Returns the rows of the units that make up a part; so many parts are drawn `later`."""
     pool = table[table["split"] == ""]
     if part == "validation":  # from the end: test images, from the front, stay the same whatever this takes
         pool = pool[::-1]
     sizes = pool.groupby("label").size()
-    wanted = (fraction * sizes).round().clip(1, sizes - still_needed).astype(int).to_dict()
+    train = table[table["split"] == "train"].groupby("label").size().reindex(sizes.index, fill_value=0)
+    needed = (later + (train == 0)).to_dict()  # units that this part must leave of each class
+    most = sizes - pd.Series(needed)
+    wanted = (fraction * (sizes + train)).round().clip(1, most).astype(int).to_dict()
     left = pool.groupby("label")["unit"].nunique().to_dict()
     # units in their random order, by the place of their first image in its class, so that no class comes first
     place = pool.groupby("label").cumcount() / pool["label"].map(sizes)
@@ -142,7 +156,7 @@ def _draw(table: pd.DataFrame, part: str, fraction: float, still_needed: int) ->
             left[label] -= 1
 
     def spared(unit: str) -> bool:
-        return all(left[label] > still_needed for label in units[unit])
+        return all(left[label] > needed[label] for label in units[unit])
 
     for unit, counts in mixed.items():
         # nearer to the wanted sizes with it than without, each class by its own size
