@@ -100,7 +100,8 @@ def check_images(found: pd.DataFrame, *, on_problem: str = "exclude") -> tuple[p
         on_problem: "exclude" leaves out what cannot be used or would spoil the answer: images that cannot be
             decoded, are blank or far smaller than the others; all copies of an image that has two labels; the
             training copy where given parts share images (or near-duplicates, or a group), else the second copy.
-            "keep" leaves out only what cannot be decoded, and near-duplicates lie where they may. "stop" lets `exclude_problems` raise.
+            "keep" leaves out only what cannot be decoded, and near-duplicates lie where they may. "stop" lets
+            `exclude_problems` raise.
 
     Returns:
         The images, with the added columns width and height (pixels, as a viewer shows the image) and sha256 (of
