@@ -39,7 +39,8 @@ def write_atomically(path: Path, text: str) -> Path:
 @contextmanager
 def silent_stderr():
     """Points file descriptor 2 at nothing: C libraries write messages to it, below `sys.stderr`."""
-    sys.stderr.flush()
+    if sys.stderr and not sys.stderr.closed:
+        sys.stderr.flush()
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)

@@ -3,6 +3,7 @@
 import io
 import random
 import shutil
+import time
 import warnings
 
 import imagehash
@@ -171,7 +172,87 @@ def test_a_set_of_small_images_is_no_problem(make_images, tmp_path):
     assert len(images) == 24 and problems.empty
 
 
+def test_large_images_are_looked_at_one_at_a_time_and_do_not_wait_for_themselves(photos):
+    for name in ("dark.jpg", "dark.png"):
+        Image.new("L", (4200, 3100)).save(photos.folder / "a" / name)  # blank, so that it is looked at twice
+    _, problems = photos()
+    assert (problems["problem"] == "blank").sum() == 2
+
+
+def test_a_film_is_not_read_to_say_that_it_is_no_image(photos):
+    with open(photos.folder / "a" / "film.mp4", "wb") as file:
+        file.write(b"\0\0\0\x18ftypmp42")
+        file.truncate(3 * 2**26)
+    with open(photos.folder / "a" / "scan.tif", "wb") as file:
+        file.truncate(2**30 + 1)
+    _, problems = photos()
+    assert only(problems, "path", "problem") == [("film.mp4", "not an image"), ("scan.tif", "too large")]
+
+
+def test_many_copies_take_little_time(tmp_path):
+    for number in range(6000):
+        folder = tmp_path / "ab"[number % 2]
+        folder.mkdir(exist_ok=True)
+        (folder / f"{number}.png").write_bytes(PLACEHOLDER if number > 40 else png_of(photo(number, (32, 32))))
+    started = time.perf_counter()
+    _, problems = check_images(find_images(tmp_path))
+    assert (problems["problem"] == "two labels").sum() == 5959
+    assert time.perf_counter() - started < 30  # 5 here, and half an hour if each were compared with each
+
+
+def png_of(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
+PLACEHOLDER = png_of(photo(12345, (32, 32)))
+
+
 # ---- images that are alike
+
+
+def test_small_images_are_compared_pixel_by_pixel(make_images, tmp_path):
+    make_images(tmp_path / "train", {"a": 12, "b": 12}, size=28)
+    make_images(tmp_path / "test", {"a": 3, "b": 3}, size=28, seed=1)
+    read_image(tmp_path / "test" / "a" / "000.png").save(tmp_path / "train" / "a" / "leak.bmp")
+    _, problems = check_images(find_images(tmp_path))
+    assert only(problems, "path", "problem", "other") == [("leak.bmp", "duplicate across parts", "000.png")]
+
+
+def test_symmetric_images_have_a_hash_too():
+    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    discs = np.stack([((x**2 + y**2 < radius) * 200).astype("uint8") for radius in (0.2, 0.4, 0.7)])
+    one, other = (np.unpackbits(hash_thumbnails(images).view("uint8"), axis=1) for images in (discs, discs // 5 * 4))
+    assert (one != other).sum(axis=1).max() <= 2
+
+
+def test_what_is_left_out_anyhow_costs_no_other_image_its_place(tmp_path):
+    rows = []
+    for number in range(40):
+        part, patient = ("train" if number < 25 else "test"), "anna" if number in (1, 2, 3, 30) else ""
+        (photo(number) if number != 30 else Image.new("L", (160, 120))).save(tmp_path / f"{number:02d}.png")
+        rows.append((f"{number:02d}.png", "xy"[number % 2], part, patient))
+    pd.DataFrame(rows, columns=["path", "label", "split", "group"]).to_csv(tmp_path / "scans.csv", index=False)
+    images, problems = check_images(find_images(tmp_path / "scans.csv"))
+    assert only(problems, "path", "problem") == [("30.png", "blank")]
+    assert len(exclude_problems(images, problems)) == 39
+
+
+def test_rows_of_a_table_that_were_refused(tmp_path):
+    rows = [(f"{number:02d}.png", "xy"[number % 2]) for number in range(24)]
+    for name, _ in rows:
+        photo(int(name[:2])).save(tmp_path / name)
+    rows += [("04.png", ""), ("05.png", "x")]
+    pd.DataFrame(rows, columns=["path", "label"]).to_csv(tmp_path / "scans.csv", index=False)
+    for policy in ("exclude", "keep"):
+        images, problems = check_images(find_images(tmp_path / "scans.csv"), on_problem=policy)
+        assert only(problems, "path", "problem", "action") == [
+            ("04.png", "no label", "left out"),
+            ("05.png", "two labels", "left out"),
+        ]
+        kept = only(exclude_problems(images, problems), "path")
+        assert "04.png" in kept and "05.png" not in kept and len(kept) == 23
 
 
 def test_our_hash_is_the_librarys():
@@ -179,7 +260,7 @@ def test_our_hash_is_the_librarys():
     ours = hash_thumbnails(np.stack([np.asarray(thumbnail) for thumbnail in thumbnails]))
     theirs = [imagehash.phash(thumbnail, hash_size=16, highfreq_factor=2).hash for thumbnail in thumbnails]
     ours = np.unpackbits(ours.view("uint8"), axis=1).reshape(-1, 16, 16)
-    np.testing.assert_array_equal(ours.astype(bool), np.stack(theirs))
+    assert (ours != np.stack(theirs)).sum(axis=(1, 2)).max() <= 1  # ours rounds, to be the same everywhere
 
 
 def test_exact_duplicates_also_with_other_metadata_or_in_another_format(photos):
@@ -714,4 +795,4 @@ def test_memory_stays_flat_while_files_are_checked(tmp_path):
         return top
 
     peak(found[:50])  # what is loaded once
-    assert peak(found) - peak(found[:100]) < 500 * 4000, "bytes an image"
+    assert peak(found) - peak(found[:300]) < 300 * 4000, "bytes an image"

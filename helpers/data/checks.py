@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from helpers import write_atomically
+from helpers import resolve_path, write_atomically
 from helpers.data.duplicates import SIDE, Thumbnails, find_similar, group_pairs
 from helpers.data.parallel import in_parallel
 from helpers.data.reading import (
@@ -25,6 +25,7 @@ from helpers.data.reading import (
     read_file,
     read_image,
     taking_turns,
+    turn_upright,
 )
 from helpers.data.splits import find_shortages
 from helpers.data.tables import to_csv
@@ -121,8 +122,10 @@ def check_images(found: pd.DataFrame, *, on_problem: str = "exclude") -> tuple[p
         similar = find_similar(thumbnails, comparable)
     _note_small(images, findings)
     images = _find_duplicates(images, similar, findings, join=on_problem != "keep")
-    problems = pd.concat([known, pd.DataFrame(findings, columns=_FINDING)], ignore_index=True).fillna("")
-    problems = _decide(problems, on_problem)
+    # what the source refused was not opened: "keep" cannot keep it
+    known = _decide(known, "exclude" if on_problem == "keep" else on_problem)
+    problems = pd.concat([known, _decide(pd.DataFrame(findings, columns=_FINDING), on_problem)], ignore_index=True)
+    problems = problems.fillna("")
     classes = sorted(set(found.loc[found["problem"] == "", "label"]))
     counted = pd.DataFrame(_count_classes(_without(images, problems), classes, problems), columns=_FINDING)
     problems = pd.concat([problems, _decide(counted, on_problem)], ignore_index=True).astype("str")
@@ -147,7 +150,9 @@ def _decide(problems: pd.DataFrame, on_problem: str) -> pd.DataFrame:
 
 
 def _without(images: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
-    return images[~images["path"].isin(problems.loc[problems["action"] == "left out", "path"])]
+    # by path, but not by rows about what was never opened: another row of a table may give the same file a label
+    usable = problems["problem"].map(lambda problem: KINDS[problem].usable).astype(bool)
+    return images[~images["path"].isin(problems.loc[usable & (problems["action"] == "left out"), "path"])]
 
 
 def exclude_problems(images: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
@@ -196,6 +201,7 @@ class _Opened(NamedTuple):
     width: int = 0
     height: int = 0
     sha256: str = ""
+    pixels: str = ""  # a hash of them, of a small image
     thumbnail: Image.Image | None = None
     comparable: bool = False
     remarks: tuple = ()  # (problem, reason) of an image that can be used
@@ -204,7 +210,7 @@ class _Opened(NamedTuple):
 def _open_all(images: pd.DataFrame, thumbnails: Thumbnails, findings: list) -> tuple[pd.DataFrame, np.ndarray]:
     """Returns the images that can be decoded, measured, and which of them are to be compared: each content once."""
     count = len(images)
-    sizes, digests = np.zeros((count, 2), "int64"), []
+    sizes, digests, pixels = np.zeros((count, 2), "int64"), [], []
     usable, comparable = np.zeros(count, bool), np.zeros(count, bool)
     paths = images["path"].tolist()
     for row, result in enumerate(in_parallel(_open, paths, title="checking images")):
@@ -217,9 +223,10 @@ def _open_all(images: pd.DataFrame, thumbnails: Thumbnails, findings: list) -> t
             usable[row], comparable[row] = True, result.comparable
             sizes[row] = result.width, result.height
             digests.append(result.sha256)
+            pixels.append(result.pixels)
     images = images[usable].reset_index(drop=True)
     images["width"], images["height"] = sizes[usable].T
-    images["sha256"] = pd.array(digests, dtype="str")
+    images["sha256"], images["pixels"] = pd.array(digests, dtype="str"), pd.array(pixels, dtype="str")
     comparable = comparable[usable] & ~images["sha256"].duplicated().to_numpy()
     return images, np.flatnonzero(comparable)
 
@@ -230,7 +237,15 @@ def _open(path: str) -> _Opened:
         content = read_file(path)
         return _measure(path, content)
     except Exception as error:  # Pillow's plugins raise many kinds; each is a row in the table, with its file
-        return _Opened(*_explain(error, content))
+        return _Opened(*_explain(error, content or _read_start(path)))
+
+
+def _read_start(path: str) -> bytes:
+    try:
+        with open(resolve_path(path), "rb") as file:
+            return file.read(512)
+    except OSError:
+        return b""
 
 
 def _measure(path: str, content: bytes) -> _Opened:
@@ -242,16 +257,20 @@ def _measure(path: str, content: bytes) -> _Opened:
         turned = find_orientation(image)
         if turned != 1:
             remarks.append(("EXIF rotation", "it is turned, or mirrored, as its EXIF data say; some programs do not"))
-        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        pixels, small = "", min(width, height) < SIDE
+        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and not small:
             # All of the file is decoded, but only to grey and small: twice as fast, and enough to compare
             image.draft("L", (2 * SIDE, 2 * SIDE))
             image.load()
-            grey = image if turned == 1 else ImageOps.exif_transpose(image)
+            grey = turn_upright(image, turned)
             if turned in (5, 6, 7, 8):  # on its side
                 width, height = height, width
         else:
-            grey = convert_image(image).convert("L")
-            width, height = grey.size
+            colour = convert_image(image)
+            width, height = colour.size
+            if small:  # too small to compare, so that only the very same pixels are found
+                pixels = f"{width}x{height} {hashlib.sha256(colour.tobytes()).hexdigest()}"
+            grey = colour.convert("L")
         thumbnail = grey.resize((SIDE, SIDE), Image.Resampling.BOX)
         blank = _is_blank(thumbnail, grey) and _is_blank_in_colour(content)
     if blank:
@@ -260,8 +279,9 @@ def _measure(path: str, content: bytes) -> _Opened:
         width=width,
         height=height,
         sha256=hashlib.sha256(content).hexdigest(),
+        pixels=pixels,
         thumbnail=thumbnail,
-        comparable=min(width, height) >= SIDE and not blank,
+        comparable=not small and not blank,
         remarks=tuple(remarks),
     )
 
@@ -358,7 +378,9 @@ def _note_small(images: pd.DataFrame, findings: list) -> None:
 def _find_duplicates(images: pd.DataFrame, similar: np.ndarray, findings: list, *, join: bool) -> pd.DataFrame:
     """Returns the images, with `join` near-duplicates in groups; adds a finding for each image like another."""
     count = len(images)
-    copies = np.concatenate([_links(images["sha256"]), _same_pixels(images, similar)])
+    small = _links(images["pixels"][images["pixels"] != ""])
+    images = images.drop(columns="pixels")
+    copies = np.concatenate([_links(images["sha256"]), small, _same_pixels(images, similar)])
     alike = np.concatenate([copies, similar[:, :2]])
     grouped = _links(images["group"][images["group"] != ""])
     together = group_pairs(count, np.concatenate([alike, grouped]))
@@ -371,6 +393,9 @@ def _find_duplicates(images: pd.DataFrame, similar: np.ndarray, findings: list, 
     if not join:
         together = group_pairs(count, np.concatenate([copies, grouped]))
     images = images.assign(group=_group_names(images, together))
+    if join:  # what is left out anyhow costs no other image its place
+        leaving = {path for path, _, _, problem, *_ in findings if problem in ("blank", "too small")}
+        table = table[~table["path"].isin(leaving)]
     table = table[table["together"].duplicated(keep=False)]
     rows = dict(zip(table.index.tolist(), table.itertuples(index=False), strict=True))
     partners = _nearest_first(similar)
@@ -399,9 +424,13 @@ def _same_pixels(images: pd.DataFrame, similar: np.ndarray) -> np.ndarray:
 
 def _equal(one: str, other: str) -> bool:
     try:
-        return read_image(one).tobytes() == read_image(other).tobytes()
+        return _hash_pixels(one) == _hash_pixels(other)
     except (OSError, ValueError):  # gone since it was checked: whoever reads it next will say so
         return False
+
+
+def _hash_pixels(path: str) -> bytes:
+    return hashlib.sha256(read_image(path).tobytes()).digest()  # one after the other: two large ones are many bytes
 
 
 def _group_names(images: pd.DataFrame, together: np.ndarray) -> pd.Series:
@@ -434,54 +463,54 @@ def _compare(members: list[int], images: dict, partners: dict[int, list[int]]) -
             images that a chain of near-duplicates connects.
         partners: for each row, the rows of its near-duplicates, the nearest first.
     """
-    rank = {row: _PRECEDENCE.get(images[row].split, -1) for row in members}
-    highest = max(rank.values())
-    copies: dict[int, list[int]] = {}
+    labels: dict[int, dict[str, int]] = {}  # of each image: its labels, with the first row of each
     for row in members:
-        copies.setdefault(images[row].copy, []).append(row)
+        labels.setdefault(images[row].copy, {}).setdefault(images[row].label, row)
+    # images with two labels are left out, and cost no other image its place
+    staying = [row for row in members if len(labels[images[row].copy]) == 1]
+    rank = {row: _PRECEDENCE.get(images[row].split, -1) for row in staying}
+    # the row of the highest part, the first of several: of each image, of each chain, and of all
+    highest: dict[tuple, int] = {}
+    for row in sorted(staying, key=lambda row: (-rank[row], row)):
+        for key in (("copy", images[row].copy), ("like", images[row].like), ("group",)):
+            highest.setdefault(key, row)
     findings = []
     for row in members:
-        image, same = images[row], copies[images[row].copy]
-        near = [other for other in partners.get(row, ()) if images[other].copy != image.copy]
-        relabelled = [other for other in same if images[other].label != image.label]
-        finding = None
-        if relabelled:
-            other, labels = relabelled[0], sorted({images[other].label for other in relabelled})
-            finding = "two labels", f"the same image is also filed under {', '.join(map(repr, labels))}: one is wrong"
-        elif 0 <= rank[row] < highest:
-            finding, other = _compare_parts(row, images, same, near, [m for m in members if rank[m] > rank[row]])
-        elif row != (other := min(same, key=lambda copy: (-rank[copy], copy))):
-            finding = "duplicate", "the same image again"
-        elif unlike := [other for other in near if other < row and images[other].label != image.label]:
-            other = unlike[0]
-            finding = "similar, two labels", f"nearly the same image is filed under {images[other].label!r}"
-        elif earlier := [other for other in near if other < row]:
-            other, finding = earlier[0], ("near-duplicate", "nearly the same image")
+        image = images[row]
+        finding, other = _compare_one(row, images, labels[image.copy], partners.get(row, ()), rank, highest)
         if finding:
             findings.append((image.path, image.label, image.split, *finding, images[other].path, image.group))
     return findings
 
 
-def _compare_parts(row: int, images: dict, same: list[int], near: list[int], above: list[int]) -> tuple:
-    """Returns the finding about an image of a lower part than others that it belongs with, and one of these."""
-    higher, image = set(above), images[row]
-    for problem, words, others in (
-        ("duplicate across parts", "the same image is in", same),
-        ("near-duplicate across parts", "nearly the same image is in", near),
-        (
-            "near-duplicate across parts",
-            "a series of nearly the same images leads into",
-            _alike(image, images, above),
-        ),
-        ("group across parts", f"its group {image.group!r} is also in", above),
-    ):
-        if found := [other for other in others if other in higher]:
-            return (problem, f"{words} the given part {images[found[0]].split}"), found[0]
-    raise AssertionError("no image above")  # the last line names all of them
-
-
-def _alike(image, images: dict, rows: list[int]) -> list[int]:
-    return [row for row in rows if images[row].like == image.like]
+def _compare_one(row, images, labels, partners, rank, highest) -> tuple[tuple[str, str] | None, int]:
+    image = images[row]
+    if len(labels) > 1:
+        names = ", ".join(repr(label) for label in sorted(labels) if label != image.label)
+        other = next(other for label, other in labels.items() if label != image.label)
+        return ("two labels", f"the same image is also filed under {names}: one is wrong"), other
+    near = [other for other in partners if other in rank and images[other].copy != image.copy]
+    if rank[row] >= 0:
+        for problem, words, others in (
+            ("duplicate across parts", "the same image is in", [highest["copy", image.copy]]),
+            ("near-duplicate across parts", "nearly the same image is in", near),
+            (
+                "near-duplicate across parts",
+                "a series of nearly the same images leads into",
+                [highest["like", image.like]],
+            ),
+            ("group across parts", f"its group {image.group!r} is also in", [highest["group",]]),
+        ):
+            for other in others:
+                if rank[other] > rank[row]:
+                    return (problem, f"{words} the given part {images[other].split}"), other
+    if row != (original := highest["copy", image.copy]):
+        return ("duplicate", "the same image again"), original
+    earlier = [other for other in near if other < row]
+    for other in earlier:
+        if images[other].label != image.label:
+            return ("similar, two labels", f"nearly the same image is filed under {images[other].label!r}"), other
+    return (("near-duplicate", "nearly the same image"), earlier[0]) if earlier else (None, row)
 
 
 def _count_classes(images: pd.DataFrame, classes: list[str], problems: pd.DataFrame) -> list[tuple]:

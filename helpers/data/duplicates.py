@@ -31,7 +31,7 @@ LEAST_EXPLAINED = 0.8
 _NEAREST = 16  # candidates followed up for each image: a bound on the work where all images look alike
 _BATCH = 256
 _LOW = 16
-_BASIS = dct(np.eye(SIDE, dtype="float32"), axis=0)[:_LOW]
+_BASIS = np.rint(4096 * dct(np.eye(SIDE), axis=0)[:_LOW])
 
 
 class Thumbnails:
@@ -73,14 +73,16 @@ class Thumbnails:
 
 
 def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
-    """Returns each thumbnail's pHash, uint64 (count, 4): the bits of `imagehash.phash` with hash_size 16.
+    """Returns each thumbnail's pHash, uint64 (count, 4): `imagehash.phash` with hash_size 16, but for ties.
 
     Computed for many at once, which takes a tenth of the time: one by one, hashing costs as much as decoding.
 
     Args:
         thumbnails: uint8 (count, 32, 32), grey.
     """
-    low = (_BASIS @ thumbnails.astype("float32") @ _BASIS.T).reshape(len(thumbnails), _LOW * _LOW)
+    # Whole numbers in float64 are exact, in any order: many coefficients of symmetric images are 0, and rounding
+    # errors, which differ from machine to machine, would decide about their bits
+    low = np.rint((_BASIS @ thumbnails.astype("float64") @ _BASIS.T) / 4096**2).reshape(len(thumbnails), _LOW * _LOW)
     bits = low > np.median(low, axis=1, keepdims=True)
     return np.packbits(bits, axis=1).view("uint64")
 

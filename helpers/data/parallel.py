@@ -31,7 +31,7 @@ def in_parallel(function: Callable, items: Sequence, *, title: str, lot: int = 1
     starts = iter(range(0, len(items), lot))
 
     def work(start: int) -> list:
-        with quiet:  # here and not around it all: what a caller prints or raises in between must be seen
+        with quiet:  # here and not around it all, which would not end if the caller raised in between
             return [function(item) for item in items[start : start + lot]]
 
     def submit(start: int):

@@ -17,6 +17,9 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 MOST_PIXELS = 100_000_000
 """Width times height from which on decoding is refused: 300 MB as RGB, and as much again on the way."""
 
+MOST_BYTES = 2**30
+"""Size of a file from which on it is not read."""
+
 RESIZE_RULES = ("crop", "pad", "stretch")
 
 
@@ -38,10 +41,15 @@ def read_file(path: str | Path) -> bytes:
 
     Raises:
         OSError: it is missing or may not be read.
+        ValueError: it is too large.
     """
     descriptor = os.open(path if os.path.isabs(path) else resolve_path(path), os.O_RDONLY)
     try:
         size = os.fstat(descriptor).st_size
+        if size > MOST_BYTES:
+            raise TooLarge(f"a file of {size / 1e9:.1f} GB; make it smaller")
+        if size > MOST_BYTES // 16:  # what is no image, a film perhaps, is not read as a whole to say so
+            open_image(path).close()
         content = os.read(descriptor, size)
         while len(content) < size and (more := os.read(descriptor, size - len(content))):
             content += more
@@ -68,7 +76,7 @@ def open_image(file: str | Path | io.BytesIO) -> Image.Image:
     return image
 
 
-_turn = threading.Lock()
+_turn = threading.RLock()  # a thread may look at its large image twice
 
 
 def taking_turns(image: Image.Image):
@@ -83,8 +91,7 @@ class TooLarge(ValueError):
 def convert_image(image: Image.Image) -> Image.Image:
     """Returns the opened image upright and as RGB."""
     image.load()
-    if find_orientation(image) != 1:
-        image = ImageOps.exif_transpose(image)
+    image = turn_upright(image, find_orientation(image))
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F":
@@ -100,6 +107,14 @@ def convert_image(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+_TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # EXIF's numbers to those of Image.Transpose
+
+
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Returns the image as `find_orientation` says; Pillow's own way fails where other EXIF data are damaged."""
+    return image if orientation == 1 else image.transpose(Image.Transpose(_TURNS[orientation]))
 
 
 def find_orientation(image: Image.Image) -> int:

@@ -22,13 +22,13 @@ def split_images(
     cut. So the same files give the same split on any machine, and without groups no class's split depends on
     another's. Images of one group come into one part; groups of several classes are divided first, one after the
     other, to where they bring the parts nearest to their sizes. Parts that were given are kept, and only what is
-    missing is drawn: from undecided images, else from those given as train. An undecided image goes with the given
-    ones of its group.
+    missing is drawn: test images from undecided ones (from all, where all are given as train), validation images
+    also from those given as train. An undecided image goes with the given ones of its group.
 
     Args:
         images: columns path, label, split ("" while undecided) and optionally group ("" for none).
         validation_fraction: share of the images that are not test images, in (0, 1).
-        test_fraction: share of all images, in (0, 1); not used where a test part was given.
+        test_fraction: share of all images but given validation images, in (0, 1); not used where test was given.
         images_per_class: how many labelled images of each class to keep for training and, unless it is
             given, validation together (the others are left out); 0 keeps all. The 10 of "10" are among
             the 20 of "20", in each part.
@@ -72,6 +72,7 @@ def find_shortages(images: pd.DataFrame) -> dict[str, str]:
         needed = [part for part in PARTS if part not in (have if part == "train" else given)]
         pool = rows[rows["split"] == ""]
         count = pool["unit"].nunique()
+        for_test = pool.loc[~pool["taught"], "unit"].nunique()
         if (missing := len(needed) - count) > 0:
             many, kind, where = len(pool), "image", ""
             if count < many:
@@ -80,6 +81,8 @@ def find_shortages(images: pd.DataFrame) -> dict[str, str]:
                 f"{_number(many, 'usable image')}{where} to draw from, and needs at least {len(needed)}, one for "
                 f"each of {', '.join(needed)}: {_number(missing, kind)} missing"
             )
+        elif "test" in needed and not for_test:
+            shortages[label] = "no undecided image to draw test images from, as others have: 1 image missing"
         elif absent := [part for part in PARTS[1:] if part in given and part not in have]:
             shortages[label] = f"no usable image in the given part {absent[0]}: 1 image missing"
     return shortages
@@ -95,20 +98,21 @@ def _parts_to_draw(images: pd.DataFrame) -> list[str]:
 
 
 def _settle_given(images: pd.DataFrame) -> pd.DataFrame:
-    """Returns label, unit (what an image is divided with: its group, or itself), and split, "" if it is to be drawn.
+    """Returns label, unit, split and taught.
 
-    Parts are drawn from undecided images. Where there are none, from those given as train: then somebody has set
-    test images aside, and nothing more.
+    `unit` is what an image is divided with: its group, or itself. `split` is "" if it is to be drawn: of undecided
+    images, and of those given as train, which validation images are drawn from. `taught` images are not drawn for
+    the test: those given as train, unless all are, so that nobody has decided about a test.
     """
     group = images["group"] if "group" in images else pd.Series("", images.index)
     unit = ("g" + group).where(group != "", "p" + images["path"])
     split, undecided = images["split"].copy(), images["split"] == ""
     for part in PARTS:  # an undecided image goes with the given ones of its group
         split[undecided & unit.isin(set(unit[images["split"] == part]))] = part
-    if not undecided.any():
-        elsewhere = unit.isin(set(unit[split.isin(PARTS[1:])]))
-        split = split.mask((split == "train") & ~elsewhere, "")
-    return pd.DataFrame({"label": images["label"], "unit": unit, "split": split})
+    elsewhere = unit.isin(set(unit[split.isin(PARTS[1:])]))
+    taught = (split == "train") if undecided.any() else pd.Series(False, images.index)
+    split = split.mask((split == "train") & ~elsewhere, "")
+    return pd.DataFrame({"label": images["label"], "unit": unit, "split": split, "taught": taught})
 
 
 def _shuffle(images: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -131,9 +135,11 @@ def _draw(table: pd.DataFrame, part: str, fraction: float, later: int) -> pd.Ind
     sizes = pool.groupby("label").size()
     train = table[table["split"] == "train"].groupby("label").size().reindex(sizes.index, fill_value=0)
     needed = (later + (train == 0)).to_dict()  # units that this part must leave of each class
+    left = pool.groupby("label")["unit"].nunique().to_dict()
     most = sizes - pd.Series(needed)
     wanted = (fraction * (sizes + train)).round().clip(1, most).astype(int).to_dict()
-    left = pool.groupby("label")["unit"].nunique().to_dict()
+    if part == "test":
+        pool = pool[~pool["taught"]]
     # units in their random order, by the place of their first image in its class, so that no class comes first
     place = pool.groupby("label").cumcount() / pool["label"].map(sizes)
     order = place.groupby(pool["unit"]).min().sort_values(kind="stable").index
