@@ -206,7 +206,7 @@ def test_real_photos_and_imagenet_weights(tree, real_data):
 def test_imagenet_photos_are_recognised(real_data):
     """The preprocessing is the one that the weights were trained with: most photos get their own class."""
     from helpers._keras import keras
-    from helpers.backbones import _preprocess
+    from helpers.backbones import preprocess
     from helpers.data import read_pixels
 
     weights = real_data / "weights" / "mobilenet_v2_1.0_224_top.weights.h5"
@@ -214,7 +214,7 @@ def test_imagenet_photos_are_recognised(real_data):
     folders = sorted((real_data / "data" / "imagenet_samples").iterdir())
     pixels = np.stack([read_pixels(next(folder.iterdir()), (224, 224)) for folder in folders])
     images = keras.Input((224, 224, 3), dtype="uint8")
-    model = keras.Model(images, network(_preprocess(images, "tf")))
+    model = keras.Model(images, network(preprocess(images, "tf")))
     predicted = model.predict(pixels, verbose=0).argmax(axis=1)
     assert (predicted == 4 * np.arange(len(folders))).mean() > 0.8
 

@@ -1,0 +1,40 @@
+"""Any pretrained Keras network as named stages that can be cut and frozen.
+
+A *backbone* is an ordinary functional Keras model from raw images (uint8 RGB, values 0..255) to a vector of
+features: preprocessing, the pretrained layers and global average pooling, all in one flat graph.
+
+A *boundary* is a place in that graph through which exactly one tensor passes. The network splits there into
+a *prefix* and a *suffix*, both ordinary Keras models that share its layers and compose to the whole. The
+layers between boundaries are grouped into the *stages* that people know by name (`conv4`, `block_7`).
+
+    loading         a name, a file or a preset  ->  a backbone
+    applications    the networks of keras.applications and their weights
+    files           .keras files, presets of KerasHub
+    preprocessing   what values a network was trained on, and whether it gets them
+    graphs          the layer graph, networks inside networks spread out
+    stages          its boundaries, the stages between them, the cut at one of them
+    costs           what each part of it computes
+    freezing        stages frozen or free to learn, every weight compared before and after
+"""
+
+from helpers._keras import keras
+from helpers.backbones.freezing import audit_weights, copy_weights, freeze
+from helpers.backbones.loading import load_backbone
+from helpers.backbones.preprocessing import PREPROCESSING, preprocess
+from helpers.backbones.stages import Stage, cut, describe_stages, find_stages, stage_at, upper_half
+
+__all__ = [
+    "PREPROCESSING",
+    "Stage",
+    "audit_weights",
+    "copy_weights",
+    "cut",
+    "describe_stages",
+    "find_stages",
+    "freeze",
+    "keras",
+    "load_backbone",
+    "preprocess",
+    "stage_at",
+    "upper_half",
+]

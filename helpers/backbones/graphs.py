@@ -1,0 +1,95 @@
+"""Layer graphs: their nodes, and networks inside networks spread out into one flat graph."""
+
+from helpers._keras import keras
+
+
+def check_graph(model: keras.Model) -> None:
+    """Raises a ValueError where a model is not functional with one input and one output."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"Expected a Keras model. Received {type(model).__name__}.")
+    if not isinstance(_graph(model), keras.Function):
+        raise ValueError(
+            f"Expected a functional Keras model: only its graph says where it can be cut. Received "
+            f"{model.name!r}, a {type(model).__name__} without a graph of layers."
+        )
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            f"Expected a model with one input and one output. Received {model.name!r} with {len(model.inputs)} "
+            f"and {len(model.outputs)}."
+        )
+
+
+def _graph(model: keras.Model):
+    return getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
+
+
+def find_nodes(model: keras.Model) -> list:
+    """Returns the graph's nodes (one per call of a layer), each after those that it depends on."""
+    by_depth = _graph(model)._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+def flatten(network: keras.Model, x, *, unroll: bool = True):
+    """Returns the output of a network on a symbolic tensor, with the layers of inner networks as the graph's own.
+
+    An argument `training` that an inner network was called with is left out: what is frozen is said layer by
+    layer. A layer whose name comes a second time is renamed, in place.
+
+    Args:
+        network: a functional model with one input and one output.
+        x: the symbolic tensor (batch, height, width, channels) that it is applied to.
+        unroll: whether stacks of blocks (see `is_stack`) become their blocks, too.
+    """
+    names: dict[str, int] = {}  # name -> the layer's id: a layer that is called twice is one layer
+
+    def replay(graph, inputs, prefix=""):
+        def expand(operation):
+            inner = _graph(operation) if isinstance(operation, keras.Model) else None
+            if isinstance(inner, keras.Function) and _calls_its_graph(operation):
+                return lambda *args, **kwargs: replay(inner, args or kwargs.get("inputs"), f"{operation.name}_")
+            if unroll and is_stack(operation):
+                for layer in operation._flatten_layers(include_self=False, recursive=False):
+                    _rename(layer, names, f"{operation.name}_")
+                return operation.call
+            _rename(operation, names, prefix)
+            return operation
+
+        return graph._run_through_graph(inputs, operation_fn=expand)
+
+    return replay(_graph(network), x)
+
+
+def is_stack(operation) -> bool:
+    """Returns whether a layer is a stack of blocks: it holds several of one class that hold layers themselves.
+
+    So KerasHub hides the blocks of a Vision Transformer inside its encoder. The blocks themselves are no stacks.
+    """
+    if not isinstance(operation, keras.Layer) or isinstance(operation, keras.Model):
+        return False
+    blocks = [
+        type(layer)
+        for layer in operation._flatten_layers(include_self=False, recursive=False)
+        if any(True for _ in layer._flatten_layers(include_self=False))
+    ]
+    return len(blocks) > len(set(blocks))
+
+
+def is_nested(network: keras.Model) -> bool:
+    """Returns whether `flatten` has something to spread out in the network."""
+    return any(isinstance(node.operation, keras.Model) or is_stack(node.operation) for node in find_nodes(network))
+
+
+def _calls_its_graph(model: keras.Model) -> bool:
+    """Returns whether the model's `call` is Keras's own, and not written by somebody who does more in it."""
+    owner = next(cls for cls in type(model).__mro__ if "call" in vars(cls))
+    return owner.__module__.startswith("keras.src.")
+
+
+def _rename(operation, names: dict[str, int], prefix: str) -> None:
+    if names.get(operation.name, id(operation)) != id(operation):
+        name = operation.name = f"{prefix}{operation.name}"
+        number = 1
+        while names.get(operation.name, id(operation)) != id(operation):
+            number += 1
+            operation.name = f"{name}_{number}"
+    names[operation.name] = id(operation)

@@ -1,0 +1,237 @@
+"""The boundaries of a network's graph, the stages between them, and the cut at one of them."""
+
+import difflib
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from helpers._keras import keras
+from helpers.backbones.costs import count_multiply_adds
+from helpers.backbones.graphs import check_graph, find_nodes, is_stack
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The part of a network between two boundaries.
+
+    Attributes:
+        layers: its layers in graph order; one that is called in several stages belongs to the first of them.
+        nodes: its calls of layers and operations, in graph order.
+        output: the symbolic tensor at its end, the only one that passes there.
+    """
+
+    layers: list[keras.Layer]
+    nodes: list
+    output: keras.KerasTensor
+
+
+def _segments(model: keras.Model) -> list[list]:
+    """Returns the graph's nodes cut at every boundary, input to output; a segment's last node makes the boundary.
+
+    In a graph whose every node lies between input and output, a tensor is the only way through exactly if
+    nothing else is still needed at the moment it has been computed, in any valid order of computation.
+    """
+    nodes = find_nodes(model)
+    last_use = {id(tensor): index for index, node in enumerate(nodes) for tensor in node.input_tensors}
+    last_use[id(model.outputs[0])] = len(nodes)
+    segments, segment, alive = [], [], set()
+    for index, node in enumerate(nodes):
+        segment.append(node)
+        alive |= {id(tensor) for tensor in node.outputs}
+        alive = {tensor for tensor in alive if last_use.get(tensor, -1) > index}
+        if len(alive) == 1 and id(node.outputs[0]) in alive:
+            segments.append(segment)
+            segment = []
+    return segments
+
+
+def _has_kernel(node) -> bool:
+    return any(len(weight.shape) > 1 for weight in getattr(node.operation, "weights", []))
+
+
+def _stage_name(segment: list) -> str | None:
+    """Returns the stage that the layers' names tell, None where Keras made the names (`conv2d_3`, `add`)."""
+    for node in reversed(segment):
+        layer = node.operation
+        class_name = type(layer).__name__.lower()
+        if re.sub(r"_\d+$", "", layer.name).replace("_", "") == class_name:
+            continue
+        for pattern in (
+            r".*?(stage_?\d+|stem|downsampling_block_\d+)",
+            r".*?((?:transformer|encoder)_(?:block|layer)_\d+)",
+            r"((?:block|conv|fire|mixed|layers?|expanded_conv)_?\d+)(?!d)",
+            r"(expanded_conv)",
+            r"conv_[dp]w(_\d+)",  # MobileNet: a depthwise and a pointwise convolution make a block
+            r"([A-Za-z]+\d*)",
+        ):
+            if match := re.match(pattern, layer.name, re.IGNORECASE):
+                return f"block{match[1]}" if match[1].startswith("_") else match[1]
+    return None
+
+
+def _group(model: keras.Model) -> dict[str, list[list]]:
+    """Returns each stage's segments. A stage begins with a kernel: what has none belongs to the one before."""
+    stages: dict[str, list[list]] = {"input": []}
+    current = "input"
+    for segment in _segments(model):
+        if any(map(_has_kernel, segment)):
+            name = _stage_name(segment) or ("stem" if current == "input" else current)
+            # a name that comes back later cannot be a stage of its own
+            current = current if name in stages else name
+        stages.setdefault(current, []).append(segment)
+    return stages
+
+
+def find_stages(model: keras.Model) -> dict[str, Stage]:
+    """Returns the network's stages by name, from input to output.
+
+    The first, "input", holds the preprocessing and nothing that could learn. The others are named as the layers
+    are (`conv4`, `block_7`); each begins with a kernel.
+
+    Args:
+        model: a functional model with one input and one output.
+
+    Raises:
+        ValueError: the model is not of that kind.
+    """
+    check_graph(model)
+    stages, seen = {}, set()
+    for name, segments in _group(model).items():
+        nodes = [node for segment in segments for node in segment]
+        layers = [node.operation for node in nodes if isinstance(node.operation, keras.Layer)]
+        own = list({id(layer): layer for layer in layers if id(layer) not in seen}.values())
+        seen |= {id(layer) for layer in own}
+        stages[name] = Stage(own, nodes, nodes[-1].outputs[0])
+    return stages
+
+
+def describe_stages(model: keras.Model) -> pd.DataFrame:
+    """Returns a table of the network's stages, in order: what each holds, computes and hands on, for one image.
+
+    Args:
+        model: a functional model with one input and one output, of a fixed image size.
+
+    Returns:
+        A DataFrame indexed by stage, with the columns last_layer, layers (count), parameters (count),
+        multiply_adds (count), output (shape of the activations at the stage's end, "14x14x64"), kilobytes (of
+        these activations in float32; 1 kB is 1000 bytes) and cost (share, 0..1, of the network's multiply-adds
+        from the input to the stage's end). Where a stage cannot be cut inside although it holds more than half
+        of the multiply-adds, one more column, note, says so.
+
+    Raises:
+        ValueError: the model is not of that kind.
+    """
+    rows = {}
+    for name, stage in find_stages(model).items():
+        numbers = int(np.prod(stage.output.shape[1:]))
+        rows[name] = {
+            "last_layer": stage.nodes[-1].operation.name,
+            "layers": len(stage.layers),
+            "parameters": sum(layer.count_params() for layer in stage.layers),
+            "multiply_adds": sum(map(count_multiply_adds, stage.nodes)),
+            "output": "x".join(str(size) for size in stage.output.shape[1:]),
+            "kilobytes": round(4 * numbers / 1000, 1),
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("stage")
+    done = table["multiply_adds"].cumsum()
+    table["cost"] = (done / max(done.iloc[-1], 1)).round(3)
+    if found := _inseparable(model):
+        table["note"] = ""
+        table.loc[found[0], "note"] = f"no boundary inside: {found[1]}"
+    return table
+
+
+def _inseparable(model: keras.Model) -> tuple[str, str] | None:
+    """Returns the stage whose middle holds more than half of the cost and cannot be cut, and why; None as a rule."""
+    whole = sum(map(count_multiply_adds, find_nodes(model)))
+    for name, segments in _group(model).items():
+        for segment in segments:
+            if 2 * sum(map(count_multiply_adds, segment)) > whole:
+                if any(is_stack(node.operation) for node in segment):
+                    return name, "one layer hides all its blocks"
+                if sum(map(_has_kernel, segment)) > 1:
+                    return name, "several tensors pass side by side"
+    return None
+
+
+def stage_at(model: keras.Model, share: float) -> str:
+    """Returns the first stage with at least a share of the network's forward cost before it.
+
+    Args:
+        model: a functional model with one input and one output, of a fixed image size.
+        share: of the network's multiply-adds, 0..1. 0.5 asks where the costlier half begins.
+
+    Returns:
+        A stage that the network can be cut at or unfrozen from; the last one where none has so much before it.
+        A classifier's head is not among them: what works on a vector of features, behind the pooling.
+
+    Raises:
+        ValueError: the share is not in 0..1; the network has no boundary to cut at, or is not functional.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"Expected `share` of the network's cost in 0..1. Received {share}.")
+    stages = find_stages(model)
+    check_cuttable(model, stages)
+    ends = np.cumsum([sum(map(count_multiply_adds, stage.nodes)) for stage in stages.values()])
+    names = list(stages)
+    inputs = {name: stages[before].output for before, name in zip(names, names[1:], strict=False)}
+    inner = [name for name, tensor in inputs.items() if len(tensor.shape) > 2] or names[1:]
+    return next((name for name in inner if ends[names.index(name) - 1] >= share * ends[-1]), inner[-1])
+
+
+def upper_half(model: keras.Model) -> str:
+    """Returns the stage at which the upper half of a classifier's stages begins: a first guess, no more.
+
+    Its head is not counted, and of an odd number of stages the lower half has one more: `conv4` in ResNet50.
+    """
+    stages = list(find_stages(model))[1:-1]
+    return stages[(len(stages) + 1) // 2] if len(stages) > 1 else list(find_stages(model))[-1]
+
+
+def check_cuttable(model: keras.Model, stages: dict[str, Stage]) -> None:
+    """Raises a ValueError where a network has no stage but "input"."""
+    if len(stages) == 1:
+        raise ValueError(
+            f"Expected a network with stages to cut at. Received {model.name!r}, which has no boundary but its "
+            f"ends: no layer with a kernel lies behind a place that one tensor alone passes. It can only be "
+            f"frozen or trained as a whole."
+        )
+
+
+def find_stage(model: keras.Model, stage: str) -> int:
+    """Returns the position of a stage among the network's stages.
+
+    Raises:
+        ValueError: there is no such stage, or it is the first one.
+    """
+    stages = find_stages(model)
+    check_cuttable(model, stages)
+    known = list(stages)
+    if stage not in known[1:]:
+        nearest = difflib.get_close_matches(stage, known[1:], n=1)
+        found = _inseparable(model)
+        raise ValueError(
+            f"Expected a stage of this network to unfreeze from. Received {stage!r}. "
+            f"{f'Did you mean {nearest[0]!r}? ' if nearest else ''}It can be unfrozen from {', '.join(known[1:])}."
+            f"{f' Inside {found[0]} is no boundary: {found[1]}.' if found else ''}"
+        )
+    return known.index(stage)
+
+
+def cut(model: keras.Model, stage: str) -> tuple[keras.Model, keras.Model]:
+    """Returns the network before a stage, and from that stage on.
+
+    Both share the model's layers: training the suffix trains the model.
+
+    Args:
+        model: a functional model with one input and one output.
+        stage: a name in `describe_stages(model)`, not the first.
+
+    Raises:
+        ValueError: there is no such stage to cut at, or the model is not of that kind.
+    """
+    index = find_stage(model, stage)
+    boundary = list(find_stages(model).values())[index - 1].output
+    return keras.Model(model.inputs[0], boundary), keras.Model(boundary, model.outputs[0])
