@@ -1,10 +1,12 @@
-"""Keras, imported in silence.
+"""Keras, imported in silence, repeatable, and on every GPU that there is.
 
 TensorFlow writes start-up messages to the process's standard error before any of its own settings can
 stop it, and a notebook would store them in its first output. Every module here takes `keras` from this one.
 """
 
 import os
+from contextlib import nullcontext
+from functools import cache
 
 from helpers import silent_stderr
 
@@ -19,4 +21,32 @@ with silent_stderr():
 
         tensorflow.config.list_physical_devices()  # looks for GPUs now: without one, CUDA complains at length
         tensorflow.get_logger().setLevel("ERROR")  # it warns of every second model that predicts
-__all__ = ["keras"]
+__all__ = ["keras", "on_all_devices", "set_seed"]
+
+
+def set_seed(seed: int) -> None:
+    """Makes everything random that follows repeat itself, to the last bit, on one machine.
+
+    Sets the seeds of Python, NumPy and Keras, and has TensorFlow use deterministic algorithms only.
+    """
+    keras.utils.set_random_seed(seed)
+    if keras.backend.backend() == "tensorflow":
+        tensorflow.config.experimental.enable_op_determinism()
+
+
+def on_all_devices():
+    """Returns a context in which models are made: with several GPUs, each step's batch is divided among them.
+
+    A model that was made in it trains on all GPUs, and so does what is cut from it in it. With one GPU or none it does
+    nothing. What is computed is the same, to rounding.
+    """
+    strategy = _strategy()
+    return strategy.scope() if strategy else nullcontext()
+
+
+@cache
+def _strategy():
+    if keras.backend.backend() != "tensorflow":
+        return None
+    gpus = tensorflow.config.list_logical_devices("GPU")
+    return tensorflow.distribute.MirroredStrategy([gpu.name for gpu in gpus]) if len(gpus) > 1 else None

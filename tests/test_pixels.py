@@ -27,6 +27,7 @@ from helpers.data import (
     read_image,
     read_pixels,
     shrink_pixels,
+    stores,
 )
 from helpers.data.reading import resize_image
 
@@ -84,13 +85,18 @@ def stored(root: Path, suffix: str = ".pixels") -> Path:
 def counted(rows: int) -> Pixels:
     """Returns images that show their own number, in the bytes of their first pixel."""
 
-    def number(row: int) -> np.ndarray:
-        image = np.zeros((2, 2, 3), "uint8")
-        image[0, 0] = row % 256, row // 256, 7
-        return image
-
+    images = np.zeros((rows, 2, 2, 3), "uint8")
+    images[:, 0, 0] = np.stack([np.arange(rows) % 256, np.arange(rows) // 256, np.full(rows, 7)], axis=1)
     file = helpers.resolve_path(f"runs/.pixels/{rows}.pixels")
-    return Pixels(pixels.write_store(file, number, rows=rows, image_size=(2, 2)), np.arange(rows))
+    return Pixels(store_of(file, images), np.arange(rows))
+
+
+def store_of(file: Path, images: np.ndarray) -> stores.Store:
+    with stores.new_store(
+        file, shape=images.shape[1:], dtype="uint8", keys=[str(i) for i in range(len(images))]
+    ) as w:
+        w(0, images)
+    return stores.open_store(file)
 
 
 def numbers(batch: np.ndarray) -> list[int]:
@@ -165,7 +171,7 @@ def test_an_unknown_rule_and_a_size_of_nothing_are_refused(images, root):
 def test_a_full_disk_is_told_before_the_work(images, root, monkeypatch, decoded):
     usage = shutil.disk_usage(root)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OSError, match="take 2.42e-05 GB, and 1e-06 GB are free.*`image_size`.*`images_per_class`"):
+    with pytest.raises(OSError, match="takes 2.42e-05 GB. 1e-06 GB are free.*`image_size`.*`images_per_class`"):
         load(images)
     assert not decoded and not list((root / "runs" / ".pixels").iterdir())
 
@@ -287,7 +293,7 @@ def test_a_copied_store_is_checked_once_and_kept(images, root, decoded, monkeypa
     shutil.rmtree(root / "runs")
     (root / "copied").rename(root / "runs")
     assert_right(load(images), images)
-    monkeypatch.setattr(pixels.Store, "checksum", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr(stores.Store, "checksum", lambda *_: pytest.fail("checked again"))
     assert_right(load(images), images)
     assert len(decoded) == 42
 
@@ -305,15 +311,12 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from helpers.data.pixels import write_store
+from helpers.data import new_store
 
-def row(number):
-    if number == 5:
-        os.kill(os.getpid(), int(sys.argv[2]))
-        signal.pause()
-    return np.zeros((8, 8, 3), "uint8")
-
-write_store(Path(sys.argv[1]), row, rows=10, image_size=(8, 8))
+with new_store(Path(sys.argv[1]), shape=(8, 8, 3), dtype="uint8", keys=list("abcdefghij")) as write:
+    write(0, np.zeros((5, 8, 8, 3), "uint8"))
+    os.kill(os.getpid(), int(sys.argv[2]))
+    signal.pause()
 """
 
 
@@ -404,7 +407,7 @@ def test_indices_that_are_none(root):
         with pytest.raises(IndexError):
             images[key]
     for key in ((0, 0), (..., 0), None, ...):
-        with pytest.raises(IndexError, match="an index of images alone"):
+        with pytest.raises(IndexError, match="an index of rows alone"):
             images[key]
 
 
@@ -451,7 +454,7 @@ def test_a_descriptor_is_shared_and_closed_with_its_last_user(images):
 def test_a_store_that_is_cut_off_while_in_use_is_told(images, root):
     train = load(images)["train"]
     os.truncate(stored(root), 1000)
-    with pytest.raises(OSError, match="cut off while in use. Load the pixels again"):
+    with pytest.raises(OSError, match="cut off while in use. Load the pixels or activations again"):
         np.asarray(train)
 
 
@@ -542,9 +545,10 @@ EPOCH = """
 import sys
 from pathlib import Path
 import numpy as np
-from helpers.data.pixels import Pixels, Store
+from helpers.data.pixels import Pixels
+from helpers.data.stores import Store
 
-store, rows, way = Store(Path(sys.argv[1]), (64, 64)), int(sys.argv[2]), sys.argv[3]
+store, rows, way = Store(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
 pixels = Pixels(store, np.random.default_rng(0).permutation(rows))
 if way == "mapped":
     everything = np.memmap(sys.argv[1], "uint8", "r", shape=pixels.shape)
@@ -566,7 +570,9 @@ def peak(file: Path, rows: int, way: str) -> subprocess.Popen:
 def test_trap_a_mapped_set_counts_as_memory_and_one_that_is_read_does_not(root):
     noise = np.random.default_rng(0).integers(1, 256, (64, 64, 3), dtype="uint8")
     file, peaks = root / "x.pixels", {}
-    pixels.write_store(file, lambda row: np.roll(noise, row, axis=0), rows=20_000, image_size=(64, 64))
+    with stores.new_store(file, shape=noise.shape, dtype="uint8", keys=[str(row) for row in range(20_000)]) as write:
+        for row in range(20_000):
+            write(row, np.roll(noise, row, axis=0)[None])
     for way in ("mapped", "read"):
         few, many = (int(peak(file, rows, way).communicate()[0]) for rows in (2_000, 20_000))
         peaks[way] = many / few

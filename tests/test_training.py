@@ -131,7 +131,7 @@ def test_activations_that_are_not_finite_are_refused():
 
 def test_activations_that_would_not_fit_are_refused_before_the_work():
     many = np.broadcast_to(random_images(1), (10**10, 8, 8, 3))  # takes no memory itself
-    with pytest.raises(MemoryError, match="10000000000 images, 6 numbers each, take 240.0 GB.*`unfreeze_from`"):
+    with pytest.raises(MemoryError, match="10000000000 images, 6 numbers each, take 240.0 GB.*`load_activations` keeps them on disk"):
         compute_activations(tiny_network(), many)
 
 

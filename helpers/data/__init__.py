@@ -7,6 +7,9 @@
     splits      the parts train, validation and test
     tables      images.csv, and what is counted in it
     reading     one file  ->  RGB, brought to one size
+    stores      rows of equal size in one file, checked, evicted when room is needed
+    augmentation  random variants of images
+    batches     an array in memory or in a store  ->  batches for `fit`
     pixels      the table ->  decoded once, stored, read back
 
 The table is a pandas DataFrame with one row per image, sorted by path:
@@ -17,25 +20,35 @@ The table is a pandas DataFrame with one row per image, sorted by path:
     group   str, images of one group (one patient, one video, near-duplicates) stay in one part; "" for none
 """
 
+from helpers.data.augmentation import AUGMENTATIONS, Augmented
+from helpers.data.batches import make_dataset
 from helpers.data.checks import check_images, exclude_problems, save_problems, summarize_problems
 from helpers.data.pixels import Pixels, load_pixels, shrink_pixels
 from helpers.data.reading import RESIZE_RULES, read_image, read_pixels
 from helpers.data.sources import find_images, open_data
 from helpers.data.splits import split_images
+from helpers.data.stores import StoredArray, content_keys, new_store, open_store
 from helpers.data.tables import PARTS, count_images, encode_labels, load_images, save_images
 
 __all__ = [
+    "AUGMENTATIONS",
     "PARTS",
     "RESIZE_RULES",
+    "Augmented",
     "Pixels",
+    "StoredArray",
     "check_images",
+    "content_keys",
     "count_images",
     "encode_labels",
     "exclude_problems",
     "find_images",
     "load_images",
     "load_pixels",
+    "make_dataset",
+    "new_store",
     "open_data",
+    "open_store",
     "read_image",
     "read_pixels",
     "save_images",

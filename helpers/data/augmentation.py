@@ -1,0 +1,113 @@
+"""Random variants of images: a view of an image is a fixed function of the image, the seed and the view's number."""
+
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from helpers.data.stores import StoredArray, content_keys
+
+AUGMENTATIONS = {
+    "flip": "mirrored left to right, every second time",
+    "crop": "a part of 60 to 100 % of the area, 3/4 to 4/3 as wide as high, brought back to the image's size",
+    "rotate": "turned by up to 15 degrees; the corners are filled with the edge's colours",
+    "light": "brightness, contrast and saturation changed by up to 25 %",
+}
+"""What `augment` can do, by name. Leave out what would change the class, such as a mirrored digit."""
+
+
+class Augmented:
+    """Images that look different in every epoch: `at_epoch` returns one view of each.
+
+    Args:
+        pixels: uint8 (images, height, width, 3), in memory or stored.
+        kinds: names of `AUGMENTATIONS`, separated by commas.
+        seed: of the random changes.
+        views: how many views there are; later epochs begin again with the first. 0 for a new one in each epoch,
+            which cannot be stored, and neither can what a frozen network makes of it.
+
+    Raises:
+        ValueError: an unknown kind, or a negative number of views.
+    """
+
+    def __init__(self, pixels: np.ndarray | StoredArray, kinds: str, *, seed: int = 0, views: int = 0):
+        self.kinds = tuple(kind.strip() for kind in kinds.split(",") if kind.strip())
+        if not self.kinds or not AUGMENTATIONS.keys() >= set(self.kinds):
+            known = "; ".join(f'"{name}": {meaning}' for name, meaning in AUGMENTATIONS.items())
+            raise ValueError(
+                f"Expected `augmentation` to be one or several of these, separated by commas: {known}. "
+                f"Received {kinds!r}."
+            )
+        if views < 0:
+            raise ValueError(f"Expected `augment_views` of at least 0. Received {views}.")
+        self.pixels, self.seed, self.views = pixels, seed, views
+        self.shape, self.dtype, self.ndim = pixels.shape, pixels.dtype, pixels.ndim
+        self.contents = [zlib.crc32(key.encode()) for key in content_keys(pixels)]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __repr__(self) -> str:
+        views = f"{self.views} views of each" if self.views else "new views in every epoch"
+        return f"<Augmented {self.shape}, {','.join(self.kinds)}, {views}>"
+
+    def at_epoch(self, epoch: int) -> "View":
+        """Returns the view of the images that this epoch trains on."""
+        return View(self, epoch % self.views if self.views else epoch)
+
+
+class View:
+    """One view of augmented images: it is indexed by a slice or by positions, as an array is."""
+
+    def __init__(self, augmented: Augmented, number: int):
+        self.augmented, self.number = augmented, number
+        self.shape, self.dtype, self.ndim = augmented.shape, augmented.dtype, augmented.ndim
+
+    def __len__(self) -> int:
+        return len(self.augmented)
+
+    @property
+    def keys(self) -> list[str]:
+        """What each row is, by its content."""
+        made = f"{','.join(self.augmented.kinds)}-{self.augmented.seed}-{self.number}"
+        return [f"{key}-{made}" for key in content_keys(self.augmented.pixels)]
+
+    def __getitem__(self, rows) -> np.ndarray:
+        whole, kinds = self.augmented, self.augmented.kinds
+        positions = np.arange(len(whole))[rows]
+        images = [
+            augment(image, kinds, seed=(whole.seed, self.number, whole.contents[position]))
+            for image, position in zip(whole.pixels[rows], positions, strict=True)
+        ]
+        return np.stack(images) if images else np.empty((0, *self.shape[1:]), self.dtype)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[[index]][0] for index in range(len(self)))
+
+
+def augment(image: np.ndarray, kinds: tuple[str, ...], *, seed: int | tuple[int, ...]) -> np.ndarray:
+    """Returns a random variant of the image, uint8 (height, width, 3): the same for the same seed.
+
+    Args:
+        image: uint8 (height, width, 3).
+        kinds: names of `AUGMENTATIONS`.
+        seed: one integer of at least 0, or several.
+    """
+    rng = np.random.default_rng(seed)
+    picture, (height, width) = Image.fromarray(image), image.shape[:2]
+    if "flip" in kinds and rng.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if "rotate" in kinds:
+        edge = tuple(int(value) for value in np.median(np.concatenate([image[0], image[-1]]), axis=0))
+        picture = picture.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR, fillcolor=edge)
+    if "crop" in kinds:
+        area, shape = rng.uniform(0.6, 1.0), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        part = min(1.0, np.sqrt(area * shape)), min(1.0, np.sqrt(area / shape))
+        left, top = rng.uniform(0, 1 - part[0]) * width, rng.uniform(0, 1 - part[1]) * height
+        box = (left, top, left + part[0] * width, top + part[1] * height)
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    if "light" in kinds:
+        for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            picture = change(picture).enhance(rng.uniform(0.75, 1.25))
+    return np.asarray(picture)

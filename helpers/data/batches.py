@@ -1,0 +1,105 @@
+"""Batches for `fit`, read while they are used: a tf.data.Dataset over an array in memory or on disk."""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import count
+from numbers import Integral
+
+import numpy as np
+
+from helpers.data.augmentation import Augmented
+from helpers.data.stores import StoredArray
+
+
+def make_dataset(
+    array: np.ndarray | StoredArray | Augmented,
+    labels: np.ndarray | None = None,
+    *,
+    batch_size: int = 32,
+    shuffle: int | None = None,
+    **options,
+):
+    """Returns a tf.data.Dataset of batches, (rows, labels) or rows alone, read while it is iterated.
+
+    Memory for a few batches is taken, however many rows there are. Labels come as int64 (batch,).
+
+    Args:
+        array: (rows, ...), such as `Pixels` or `Activations`; what has a method `at_epoch(epoch)`, such as
+            `Augmented`, is asked for each epoch's rows.
+        labels: int (rows,), or None.
+        batch_size: rows in a batch, at most.
+        shuffle: a seed, 0 or more: every epoch has an order of its own, drawn from all orders, and the same
+            seed repeats the same sequence of epochs. None for the order of the array; then the last batch may be
+            smaller.
+        options: `even`: with `shuffle`, all batches of an epoch have the same size, as near to `batch_size` as
+            that allows; the last is filled up with rows from the beginning of the epoch (fewer than there are
+            batches). `epoch`: a function that returns the number of the epoch; without it, each iteration is one.
+
+    Raises:
+        ValueError: the labels are not one integer per row, or the batch size or the seed is out of range.
+    """
+    if labels is not None:
+        labels = np.asarray(labels)
+        if labels.shape != (len(array),) or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"Expected `labels` of {len(array)} integers, one per image. Received {labels.dtype} of shape "
+                f"{labels.shape}."
+            )
+        labels = labels.astype("int64")
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"Expected `batch_size` of at least 1. Received {batch_size!r}.")
+    if isinstance(shuffle, bool) or not (shuffle is None or (isinstance(shuffle, Integral) and shuffle >= 0)):
+        raise ValueError(f"Expected `shuffle` to be a seed, 0 or more, or None. Received {shuffle!r}.")
+    import helpers._keras  # noqa: F401 - it starts TensorFlow without messages that a notebook would store
+
+    return _make_dataset(array, labels, batch_size=int(batch_size), seed=shuffle, **options)
+
+
+def _make_dataset(
+    array,
+    labels: np.ndarray | None,
+    *,
+    batch_size: int,
+    seed: int | None,
+    even: bool = False,
+    epoch: Callable[[], int] | None = None,
+):
+    import tensorflow as tf  # only here: tables and arrays do without it
+
+    rows, epochs, steps = len(array), count(), math.ceil(len(array) / batch_size)
+    number = epoch or (lambda: next(epochs))
+    shape = array.at_epoch(0).shape if hasattr(array, "at_epoch") else array.shape
+    if even and seed is not None:
+        batch_size = math.ceil(rows / steps)
+    types = [tf.as_dtype(array.dtype)] if labels is None else [tf.as_dtype(array.dtype), tf.int64]
+
+    @lru_cache(maxsize=2)  # every batch of an epoch asks for it
+    def order(epoch: int) -> np.ndarray:
+        positions = np.arange(rows)
+        if seed is not None:
+            positions = np.random.default_rng([seed, epoch]).permutation(positions)
+        return np.resize(positions, steps * batch_size) if even else positions
+
+    def read(epoch, batch):
+        chosen = order(int(epoch))[batch * batch_size : (batch + 1) * batch_size]
+        source = array.at_epoch(int(epoch)) if hasattr(array, "at_epoch") else array
+        values = source[chosen]
+        return (values,) if labels is None else (values, labels[chosen])
+
+    def load(epoch, batch):
+        values, *codes = tf.numpy_function(read, [epoch, batch], types)
+        values.set_shape([None, *shape[1:]])
+        for tensor in codes:
+            tensor.set_shape([None])
+        return (values, *codes) if codes else values
+
+    # Not `from_generator`, which is half as fast.
+    started = tf.data.Dataset.range(1).map(lambda _: tf.numpy_function(lambda: np.int64(number()), [], tf.int64))
+    numbered = started.flat_map(lambda epoch: tf.data.Dataset.range(steps).map(lambda batch: (epoch, batch)))
+    numbered = numbered.apply(tf.data.experimental.assert_cardinality(steps))
+    # Fixed numbers: AUTOTUNE would take more and more memory for buffers, the longer an epoch lasts. And where it is
+    # on, some epochs of `fit` compute on half of the cores (TensorFlow 2.21: 1.27 s in place of 0.73 s on two).
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return numbered.map(load, num_parallel_calls=4, deterministic=True).prefetch(2).with_options(options)

@@ -1,0 +1,53 @@
+"""What is frozen is computed once; the head is solved; the rest is fine-tuned from there.
+
+activations   images and a frozen prefix  ->  activations at a boundary, kept on disk
+heads         features and labels         ->  the best linear head, and the classifier with it
+optimizers    how large the steps are: over time, from stage to stage
+keeping       the best epoch is kept, and a stopped training goes on
+weights       class weights, blends of weights, precision
+recipe        the defaults of fine-tuning, and why
+fine_tuning   all of it in one call
+files         a classifier is one file
+"""
+
+from helpers._keras import on_all_devices, set_seed
+from helpers.training.activations import (
+    Activations,
+    compute_activations,
+    half_precision_error,
+    load_activations,
+)
+from helpers.training.files import load_classifier, load_settings, save_model
+from helpers.training.fine_tuning import fine_tune, prepare_training
+from helpers.training.heads import STRENGTHS, attach_head, fit_head
+from helpers.training.keeping import KeepBest, show_progress
+from helpers.training.optimizers import decaying_rates, make_optimizer, warmup_cosine
+from helpers.training.recipe import Recipe, first_stage
+from helpers.training.weights import blend_weights, computing_in, weigh_classes
+
+__all__ = [
+    "STRENGTHS",
+    "Activations",
+    "KeepBest",
+    "Recipe",
+    "attach_head",
+    "blend_weights",
+    "compute_activations",
+    "computing_in",
+    "decaying_rates",
+    "fine_tune",
+    "first_stage",
+    "fit_head",
+    "half_precision_error",
+    "load_activations",
+    "load_classifier",
+    "load_settings",
+    "make_optimizer",
+    "on_all_devices",
+    "prepare_training",
+    "save_model",
+    "set_seed",
+    "show_progress",
+    "warmup_cosine",
+    "weigh_classes",
+]

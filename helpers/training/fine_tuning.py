@@ -1,0 +1,115 @@
+"""Frozen up to a stage, fine-tuned above it: one call, from the solved head on."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from helpers._keras import keras, on_all_devices, set_seed
+from helpers.backbones import copy_weights, cut, find_stages, freeze
+from helpers.data import Augmented, make_dataset
+from helpers.training.activations import compute_activations, load_activations
+from helpers.training.keeping import KeepBest, show_progress
+from helpers.training.optimizers import decaying_rates, make_optimizer, warmup_cosine
+from helpers.training.recipe import Recipe, first_stage, thawing
+from helpers.training.weights import blend_weights, computing_in
+
+
+def prepare_training(model: keras.Model, pixels: dict, *, stage: str) -> tuple[keras.Model, dict]:
+    """Returns the part of the model that learns, and what enters it, computed once.
+
+    Args:
+        model: a classifier from raw images to probabilities; the part shares its layers.
+        pixels: part to uint8 (images, height, width, 3), `Pixels`, or `Augmented` images.
+        stage: the first stage that learns. Where nothing that has weights lies before it, the part is the whole
+            model, on the images themselves; likewise where images are augmented anew in every epoch, since then
+            nothing is fixed that could be kept.
+
+    Raises:
+        ValueError: no such stage. And what `load_activations` raises.
+    """
+    names, always_new = (
+        list(find_stages(model)),
+        any(isinstance(p, Augmented) and not p.views for p in pixels.values()),
+    )
+    with on_all_devices():
+        suffix = cut(model, stage)[1]
+    if always_new or names.index(stage) == 1:
+        return model, pixels
+    return suffix, load_activations(model, pixels, stage=stage)
+
+
+def fine_tune(
+    model: keras.Model, pixels: dict, labels: dict, *, recipe: Recipe | None = None, file: Path | None = None
+) -> KeepBest:
+    """Trains the classifier from its solved head on, in place, and returns how it went.
+
+    What 03 does step by step: freeze, compute what is frozen once, compile, fit, keep the best epoch. With it
+    come the recipe's options.
+
+    Args:
+        model: a classifier from `attach_head`, from raw images to probabilities.
+        pixels: "train" and "validation" to uint8 (images, height, width, 3).
+        labels: the same parts to int (images,).
+        recipe: what to do; None for the defaults.
+        file: keeps the state after each epoch: a killed training goes on from there, with the same result.
+
+    Returns:
+        The `KeepBest` that watched the training: history, best_epoch, seconds and outcome. The model has the weights
+        of the best epoch, mixed with those of the start if the recipe says so.
+
+    Raises:
+        ValueError: the recipe does not fit the model.
+        KeyboardInterrupt: after the model got its best weights so far.
+    """
+    recipe = recipe or Recipe()
+    stage = first_stage(model, recipe.unfreeze_from)
+    set_seed(recipe.seed)
+    freeze(model, unfreeze_from=stage, batch_norm=recipe.batch_norm)
+    before = copy_weights(model) if recipe.start_share else {}
+    parts = {part: pixels[part] for part in ("train", "validation")}
+    if recipe.augmentation:
+        views = {"seed": recipe.seed, "views": recipe.augment_views}
+        parts["train"] = Augmented(parts["train"], recipe.augmentation, **views)
+    suffix, inputs = prepare_training(model, parts, stage=stage)
+    start = compute_activations(suffix, inputs["validation"])
+    of_truth = start[np.arange(len(start)), labels["validation"]]
+    keep = KeepBest(
+        file,
+        start_loss=-np.log(np.clip(of_truth, 1e-7, None)).mean(),
+        patience=recipe.patience,
+        settings=asdict(recipe),
+    )
+    steps = {"images": len(labels["train"]), "batch_size": recipe.batch_size, "epochs": recipe.epochs}
+    steps_per_epoch = math.ceil(steps["images"] / recipe.batch_size)
+    rates = decaying_rates(model, recipe.lowest_rate)
+    learning = {name for name, part in find_stages(model).items() if any(x.trainable_weights for x in part.layers)}
+    with computing_in(suffix, recipe.precision), on_all_devices():
+        optimizer = make_optimizer(
+            model,
+            warmup_cosine(recipe.learning_rate, **steps),
+            name=recipe.optimizer,
+            rates={name: rate for name, rate in rates.items() if name in learning}
+            if recipe.lowest_rate != 1
+            else None,
+            pull=recipe.pull,
+            thaw=thawing(model, recipe, steps_per_epoch=steps_per_epoch) if recipe.thaw_epochs else None,
+        )
+        suffix.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+        batches = {"batch_size": recipe.batch_size}
+        suffix.fit(
+            make_dataset(
+                inputs["train"], labels["train"], **batches, shuffle=recipe.seed, even=True, epoch=keep.current_epoch
+            ),
+            validation_data=make_dataset(inputs["validation"], labels["validation"], **batches),
+            epochs=recipe.epochs,
+            initial_epoch=keep.first_epoch,
+            class_weight=recipe.class_weight,
+            callbacks=[keep, show_progress()],
+            shuffle=False,  # the batches are shuffled already
+            verbose=0,
+        )
+    if recipe.start_share:
+        blend_weights(model, before, start_share=recipe.start_share)
+    return keep

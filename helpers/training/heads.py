@@ -1,0 +1,162 @@
+"""The head: the best linear classifier on fixed features, solved and not trained."""
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold
+from threadpoolctl import threadpool_limits
+
+from helpers._keras import keras
+from helpers.data import StoredArray
+
+STRENGTHS = tuple(float(strength) for strength in np.logspace(-4, 3, 15).round(5))
+"""Inverse L2 strengths that `fit_head` tries, strongest regularisation first, for features of unit variance."""
+
+
+def fit_head(
+    features: np.ndarray | StoredArray,
+    labels: np.ndarray,
+    *,
+    strengths: tuple[float, ...] = STRENGTHS,
+    folds: int = 5,
+    class_weight: dict[int, float] | None = None,
+) -> LogisticRegression:
+    """Returns the best linear head: L2-regularised multinomial logistic regression, solved.
+
+    With frozen features the head is a convex problem: there is one best solution for each strength of the
+    regularisation, and no learning rate or number of epochs to choose. The strength is the one with the
+    lowest cross-validated log-loss. Log-loss, since accuracy on a few hundred images hardly tells strengths apart.
+
+    Args:
+        features: float (images, features), in memory or stored; of images with fixed augmented views, (images,
+            views, features): then all views of an image are in one fold.
+        labels: int (images,), each class at least once.
+        strengths: inverse strengths C to try, ascending, relative to features of unit mean variance. The search
+            goes from the middle to both sides, until two in a row are no better.
+        folds: of the cross-validation; fewer if a class has fewer images.
+        class_weight: class to the weight of its images (`weigh_classes`); None for equal ones.
+
+    Returns:
+        A fitted scikit-learn LogisticRegression that takes the features as they are, with the added
+        attributes `strength_` (the chosen C) and `losses_` (a dict: strength tried to log-loss, ascending).
+
+    Raises:
+        ValueError: features are not finite, there are fewer than two classes, or a class has no weight.
+    """
+    features = np.asarray(features)
+    if not np.isfinite(features).all():
+        raise ValueError("Expected finite features. Received some that are NaN or infinite.")
+    classes, counts = np.unique(labels, return_counts=True)
+    if len(counts) < 2:
+        raise ValueError(f"Expected at least two classes to tell apart. Received {len(counts)}.")
+    if class_weight is not None and (missing := sorted(set(classes.tolist()) - set(class_weight))):
+        raise ValueError(f"Expected `class_weight` to have a weight for every class. It lacks {missing}.")
+    folds = min(folds, counts.min())
+    parts = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(labels, labels)) if folds > 1 else []
+    if features.ndim == 3:
+        views = features.shape[1]
+        features, labels = features.reshape(-1, features.shape[2]), np.repeat(labels, views)
+        parts = [tuple((part[:, None] * views + np.arange(views)).ravel() for part in pair) for pair in parts]
+    mean, scale = features.mean(axis=0, dtype="float64"), np.sqrt(features.var(axis=0, dtype="float64").mean())
+    scaled = (features - mean) / (scale or 1.0)
+    # One thread for each fold, and BLAS with one of its own: the products are small, and two threads of BLAS that
+    # wait for each other make them ten times slower on a machine that does something else, too.
+    with threadpool_limits(1):
+        rotation = None
+        if scaled.shape[0] < scaled.shape[1]:
+            # With fewer images than features, a rotation onto the images' own directions loses nothing: the
+            # penalty does not see it, and the problem shrinks.
+            left, singular, rotation = np.linalg.svd(scaled, full_matrices=False)
+            scaled = left * singular
+        losses = _cross_validate(scaled.astype("float32"), labels, strengths, parts=parts, class_weight=class_weight)
+        strength = min(losses, key=losses.get)
+        head = _solve(scaled, labels, strength, class_weight=class_weight)
+    head.strength_, head.losses_ = strength, losses
+    kernel = head.coef_ if rotation is None else head.coef_ @ rotation
+    head.coef_ = kernel / (scale or 1.0)
+    head.intercept_ = head.intercept_ - head.coef_ @ mean
+    head.n_features_in_ = features.shape[1]
+    return head
+
+
+def _solve(features, labels, strength: float, *, class_weight=None, start=None) -> LogisticRegression:
+    # scikit-learn's own tolerance, 1e-4, ends early with many classes and features: it looks at the largest
+    # derivative, and each of 200,000 is small.
+    options = {"max_iter": 1000, "tol": 1e-6, "class_weight": class_weight}
+    head = LogisticRegression(C=strength, warm_start=start is not None, **options)
+    if start is not None:
+        head.coef_, head.intercept_ = start.coef_.copy(), start.intercept_.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # only the weakest strengths, which are not chosen
+        return head.fit(features, labels)
+
+
+def _cross_validate(features, labels, strengths, *, parts: list, class_weight) -> dict[float, float]:
+    """Returns the mean log-loss on held-out parts for each strength tried, from the middle to both sides."""
+    middle = len(strengths) // 2 - 1 if len(strengths) > 2 else 0
+    if not parts:  # a class with one image cannot be held out: the middle of the range is as good as any
+        return {strengths[len(strengths) // 2]: np.nan}
+    classes = np.unique(labels)
+    weight = None if class_weight is None else np.array([class_weight[label] for label in labels.tolist()])
+    heads, losses = [None] * len(parts), {}
+
+    def loss_of(fold: int, strength: float) -> float:
+        fit, held_out = parts[fold]
+        head = _solve(features[fit], labels[fit], strength, class_weight=class_weight, start=heads[fold])
+        heads[fold] = head
+        weights = None if weight is None else weight[held_out]
+        return log_loss(
+            labels[held_out], head.predict_proba(features[held_out]), labels=classes, sample_weight=weights
+        )
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for side in (strengths[middle:], (strengths[middle], *reversed(strengths[:middle]))):
+            tried = []
+            for strength in side:
+                if strength not in losses:
+                    losses[strength] = float(
+                        np.mean([*pool.map(loss_of, range(len(parts)), [strength] * len(parts))])
+                    )
+                tried.append(losses[strength])
+                if len(tried) > 2 and min(tried[-2:]) >= min(tried[:-2]):
+                    break
+    return dict(sorted(losses.items()))
+
+
+def attach_head(backbone: keras.Model, head: LogisticRegression, *, class_names: list[str]) -> keras.Model:
+    """Returns the classifier: the backbone with the solved head as a Dense layer, flat.
+
+    Args:
+        backbone: from images to features; its layers are shared, not copied.
+        head: from `fit_head`.
+        class_names: in the order of the labels.
+
+    Returns:
+        A model from raw images to probabilities, float32 (batch, classes); its logits equal scikit-learn's.
+
+    Raises:
+        ValueError: the head's features or classes are not the backbone's or the class names' number.
+    """
+    classes, features = len(class_names), backbone.output_shape[-1]
+    kernel, bias = head.coef_.T, head.intercept_
+    if classes == 2:
+        kernel, bias = np.hstack([-kernel / 2, kernel / 2]), np.array([-bias[0] / 2, bias[0] / 2])
+    if kernel.shape != (features, classes):
+        raise ValueError(
+            f"Expected a head from {features} features to {classes} classes. Received one from "
+            f"{kernel.shape[0]} features to {kernel.shape[1]} classes."
+        )
+    taken = {layer.name for layer in backbone.layers}  # by a backbone that was such a classifier itself
+    head_name, softmax_name = (
+        next(name for name in (base, *(f"{base}_{i}" for i in range(2, 99))) if name not in taken)
+        for base in ("head", "probabilities")
+    )
+    dense = keras.layers.Dense(classes, name=head_name, dtype="float32")
+    probabilities = keras.layers.Softmax(name=softmax_name, dtype="float32")(dense(backbone.outputs[0]))
+    dense.set_weights([kernel.astype("float32"), bias.astype("float32")])
+    return keras.Model(backbone.inputs[0], probabilities, name=backbone.name)

@@ -1,0 +1,200 @@
+"""A training that loses nothing: the best weights are kept, also of one that is interrupted, killed or diverges."""
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+from tqdm import TqdmWarning, tqdm
+
+from helpers._keras import keras
+
+
+class KeepBest(keras.callbacks.Callback):
+    """A Keras callback that stops a training when it no longer helps, and leaves the model at its best epoch.
+
+    The best epoch is the one with the lowest validation log-loss, `val_loss`; the start counts as epoch 0. The
+    state after each epoch goes to a file: a killed training, started again with `initial_epoch=keep.first_epoch`
+    and data that ask `keep.current_epoch`, ends with the same weights as one that was not, to the last bit. On
+    Ctrl-C, or the interrupt button, the model gets its best weights so far before `KeyboardInterrupt` is raised. At
+    the first loss that is not finite the training stops, and the best weights are kept.
+
+    Attributes:
+        epoch: epochs that are done, 0 at first.
+        best_epoch: the best so far.
+        history: dict of lists, as Keras' own, with the start as the first entry of val_loss.
+        seconds: what the epochs have taken, without those that a stop has cost.
+        outcome: one plain sentence, once the training has ended.
+
+    Args:
+        file: where the state is kept until `forget`; None keeps it in memory alone.
+        start_loss: validation log-loss before the first epoch.
+        patience: epochs without a better one after which the training stops.
+        settings: plain values that the training depends on. The state of another training is not taken up.
+    """
+
+    def __init__(self, file: Path | None, *, start_loss: float, patience: int, settings: dict | None = None):
+        super().__init__()
+        self.file, self.patience = file, patience
+        self.settings = json.dumps([settings or {}, round(float(start_loss), 6)], sort_keys=True, default=str)
+        self.epoch, self.best_epoch, self.best_loss = 0, 0, float(start_loss)
+        self.history: dict[str, list[float]] = {"val_loss": [float(start_loss)]}
+        self.seconds, self.outcome = 0.0, ""
+        self._best: list[np.ndarray] = []
+        self._state: dict[str, np.ndarray] = {}
+        self._interrupted = False
+        self._read()
+
+    @property
+    def first_epoch(self) -> int:
+        """Where `fit` has to begin (`initial_epoch`): behind all epochs if the training had ended before."""
+        return sys.maxsize if self.outcome else self.epoch
+
+    def current_epoch(self) -> int:
+        """Returns the number of the epoch that is under way, from 0."""
+        return self.epoch
+
+    # ---- what Keras calls
+
+    def on_train_begin(self, logs=None):
+        self._interrupted, self._previous = False, None
+        if self._state:
+            self.model.optimizer.build(self.model.trainable_variables)
+            for name, variable in self._variables().items():
+                variable.assign(self._state[name])
+            self._state = {}
+        elif not self._best:
+            self._best = self._weights()
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._interrupt)
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._interrupted:
+            self._end()
+            goes_on = " Execute the same again, and the training goes on." if self.file else ""
+            raise KeyboardInterrupt(
+                f"Interrupted in epoch {self.epoch + 1}. The model has the weights of "
+                f"{self._named(self.best_epoch)}, the best so far.{goes_on}"
+            )
+        if not math.isfinite(float(logs["loss"])):
+            self._diverged()
+
+    def on_test_batch_end(self, batch, logs=None):
+        self.on_train_batch_end(batch, {"loss": 0.0})
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.outcome:  # it diverged within this epoch
+            return
+        loss = float(logs["val_loss"])
+        if not math.isfinite(loss):
+            self._diverged()
+            return
+        self.epoch = epoch + 1
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(float(value))
+        if loss < self.best_loss:
+            self.best_epoch, self.best_loss, self._best = self.epoch, loss, self._weights()
+        now = time.perf_counter()
+        self.seconds, self._started = self.seconds + now - self._started, now
+        if self.epoch - self.best_epoch >= self.patience:
+            self.outcome = f"stopped early, after {self.patience} epochs without a lower validation log-loss"
+            self.model.stop_training = True
+        self._write()
+
+    def on_train_end(self, logs=None):
+        self.outcome = self.outcome or f"all {self.epoch} epochs"
+        self._write()
+        self._end()
+
+    # ---- what it does
+
+    def forget(self) -> None:
+        """Removes the file, once the results are saved elsewhere."""
+        if self.file:
+            self.file.unlink(missing_ok=True)
+
+    def _named(self, epoch: int) -> str:
+        return f"epoch {epoch}" if epoch else "the start"
+
+    def _end(self) -> None:
+        """Gives the model its best weights, and the interrupt back to whom it belonged."""
+        for variable, value in zip(self.model.weights, self._best, strict=True):
+            variable.assign(value)
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _interrupt(self, number, frame) -> None:
+        """Waits for the end of the batch, if the training is still under way: another error may have ended it."""
+        outer = frame
+        while outer:
+            if outer.f_code.co_name == "fit" and outer.f_locals.get("self") is self.model and not self._interrupted:
+                self._interrupted = True
+                return
+            outer = outer.f_back
+        signal.signal(signal.SIGINT, self._previous)
+        signal.default_int_handler(number, frame) if not callable(self._previous) else self._previous(number, frame)
+
+    def _diverged(self) -> None:
+        rate = float(np.asarray(self.model.optimizer.learning_rate))
+        self.outcome = (
+            f"diverged: the loss was not finite in epoch {self.epoch + 1}, at a learning rate of {rate:.1g}. The "
+            f"weights are those of {self._named(self.best_epoch)}. Try a tenth of the `learning_rate`"
+        )
+        self.model.stop_training = True
+
+    def _weights(self) -> list[np.ndarray]:
+        return [np.array(variable) for variable in self.model.weights]
+
+    def _variables(self) -> dict:
+        """Returns all that a training changes: weights, statistics, dropout's random states, the optimizer's own."""
+        named = {f"model {number}": variable for number, variable in enumerate(self.model.variables)}
+        return named | {f"optimizer {n}": variable for n, variable in enumerate(self.model.optimizer.variables)}
+
+    def _write(self) -> None:
+        if not self.file:
+            return
+        kept = ("settings", "epoch", "best_epoch", "best_loss", "history", "seconds", "outcome")
+        arrays = {name: np.asarray(variable) for name, variable in self._variables().items()}
+        arrays |= {f"best {number}": value for number, value in enumerate(self._best)}
+        arrays["about"] = np.array(json.dumps({name: getattr(self, name) for name in kept}))
+        partial = self.file.with_name(f".{self.file.name}.{os.getpid()}.partial")
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                np.savez(file, **arrays)
+            os.replace(partial, self.file)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _read(self) -> None:
+        """Takes up the state of a training with the same settings, if there is one."""
+        if not self.file or not self.file.exists():
+            return
+        try:
+            with np.load(self.file) as arrays:
+                about = json.loads(str(arrays["about"]))
+                if about["settings"] != self.settings:
+                    return
+                self._state = {name: arrays[name] for name in arrays if name.startswith(("model", "optimizer"))}
+                self._best = [arrays[f"best {number}"] for number in range(sum(n.startswith("best") for n in arrays))]
+        except (OSError, ValueError, KeyError, EOFError):  # cut off: then the training starts anew
+            self._state, self._best = {}, []
+            return
+        for name, value in about.items():
+            setattr(self, name, value)
+
+
+def show_progress() -> keras.callbacks.Callback:
+    """Returns a Keras callback for `fit(verbose=0)` that shows epochs with the time left, then vanishes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # it looks for widgets, which are not used here
+        from tqdm.keras import TqdmCallback  # here, since it imports Keras itself, with all its messages
+
+    return TqdmCallback(verbose=0, tqdm_class=tqdm, leave=False, file=sys.stdout, desc="training")

@@ -1,0 +1,85 @@
+"""What training does to weights and how they are computed with: blends, class weights, precision."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from helpers._keras import keras
+
+
+def blend_weights(model: keras.Model, start: dict[str, np.ndarray], *, start_share: float) -> None:
+    """Sets each weight to a mean of what it was and what it is: WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903).
+
+    Between a pretrained and a fine-tuned network there are often weights that do about as well on such images and
+    better on others.
+
+    Args:
+        model: the fine-tuned network, changed in place.
+        start: `copy_weights(model)` from before the training.
+        start_share: 0 leaves the network as it is, 1 brings the start back.
+
+    Raises:
+        ValueError: the share is not within 0..1, or a weight is missing in `start`.
+    """
+    if not 0 <= start_share <= 1:
+        raise ValueError(f"Expected `start_share` within 0 to 1. Received {start_share}.")
+    if missing := [weight.path for weight in model.weights if weight.path not in start]:
+        raise ValueError(f"Expected `start` to have all of the model's weights. It lacks {missing[0]}.")
+    for weight in model.weights:
+        now = np.array(weight)
+        if not np.array_equal(now, start[weight.path]):  # what is frozen keeps every bit
+            weight.assign(start_share * start[weight.path] + (1 - start_share) * now)
+
+
+def weigh_classes(labels: np.ndarray, *, classes: int) -> dict[int, float]:
+    """Returns a weight for each class, so that all classes count the same however many images they have.
+
+    A class with half of the mean number of images weighs 2: scikit-learn's "balanced". For `fit_head` and for
+    Keras' `fit(class_weight=...)`.
+
+    Args:
+        labels: int (images,), of the training images.
+        classes: how many there are.
+
+    Raises:
+        ValueError: a class has no image.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    if missing := np.flatnonzero(counts == 0).tolist():
+        raise ValueError(
+            f"Expected images of all {classes} classes. There is none of {missing}: they have no weight."
+        )
+    return {label: float(len(labels) / (classes * number)) for label, number in enumerate(counts)}
+
+
+@contextmanager
+def computing_in(model: keras.Model, precision: str) -> Iterator[None]:
+    """Lets the model's layers compute in another precision inside the block, where it is compiled and trained.
+
+    Weights stay float32, and so do layers that were made to compute in float32 whatever the rest does: the
+    preprocessing, the head and its softmax.
+
+    Args:
+        model: whose layers are meant.
+        precision: "float32", "mixed_float16" (for GPUs; Keras scales the loss) or "mixed_bfloat16".
+
+    Raises:
+        ValueError: another precision.
+    """
+    known = ("float32", "mixed_float16", "mixed_bfloat16")
+    if precision not in known:
+        raise ValueError(f"Expected `precision` to be one of {', '.join(known)}. Received {precision!r}.")
+    fixed = (keras.layers.Rescaling, keras.layers.Softmax, keras.layers.InputLayer)
+    layers = [layer for layer in model._flatten_layers() if not isinstance(layer, fixed) and layer.name != "head"]
+    before = [layer.dtype_policy for layer in layers]
+    if precision == "float32":
+        yield
+        return
+    try:
+        for layer in layers:
+            layer.dtype_policy = keras.DTypePolicy(precision)
+        yield
+    finally:
+        for layer, policy in zip(layers, before, strict=True):
+            layer.dtype_policy = policy
