@@ -18,15 +18,18 @@ layers between boundaries are grouped into the *stages* that people know by name
 """
 
 from helpers._keras import keras
+from helpers.backbones.files import load_model
 from helpers.backbones.freezing import audit_weights, copy_weights, freeze
 from helpers.backbones.loading import load_backbone
-from helpers.backbones.preprocessing import PREPROCESSING, preprocess
+from helpers.backbones.preprocessing import PREPROCESSING, PreprocessingCheck, check_preprocessing, preprocess
 from helpers.backbones.stages import Stage, cut, describe_stages, find_stages, stage_at, upper_half
 
 __all__ = [
     "PREPROCESSING",
+    "PreprocessingCheck",
     "Stage",
     "audit_weights",
+    "check_preprocessing",
     "copy_weights",
     "cut",
     "describe_stages",
@@ -34,6 +37,7 @@ __all__ = [
     "freeze",
     "keras",
     "load_backbone",
+    "load_model",
     "preprocess",
     "stage_at",
     "upper_half",

@@ -2,8 +2,6 @@
 
 import math
 
-import numpy as np
-
 from helpers._keras import keras
 
 _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
@@ -18,62 +16,73 @@ def count_multiply_adds(node) -> int:
 
     Args:
         node: a call of a layer or operation, with known shapes apart from the batch's.
-
-    Raises:
-        ValueError: a shape is not known.
     """
-    layer = node.operation
-    if not isinstance(layer, keras.Layer):
-        return _operation(node)
-    kernels = [weight for weight in layer.weights if "kernel" in weight.name]
-    if not kernels and not _is_composite(layer):
-        return 0
-    for tensor in (*node.input_tensors, *node.outputs):
-        if None in tensor.shape[1:]:
-            raise ValueError(
-                f"Expected a network of a fixed image size. Received one whose layer {layer.name!r} works on "
-                f"{tensor.shape[1:]}: its cost depends on the images. Load it with an `image_size`."
-            )
-    if _is_composite(layer):
+    return _count(node.operation, node.arguments.args, node.arguments.kwargs, node.outputs[0])
+
+
+def _count(operation, args: tuple, kwargs: dict, output) -> int:
+    """Returns the multiply-adds of one call; its tensors, symbolic or not, are of one image."""
+    operands = [value for value in keras.tree.flatten((args, kwargs)) if _is_tensor(value)]
+    if not isinstance(operation, keras.Layer):
+        return _count_operation(operation, [*args, *kwargs.values()], output)
+    if operation._flatten_layers(include_self=False):
         try:
-            return sum(map(count_multiply_adds, _inner_nodes(node)))
+            return _count_inside(operation, args, kwargs)
         except Exception:  # a call that only works on real numbers; its kernels can be counted all the same
             pass
-    if isinstance(layer, keras.layers.EinsumDense):
-        return _einsum(layer.equation, [node.input_tensors[0], layer.kernel])
-    tensor = node.input_tensors[0] if isinstance(layer, _TRANSPOSED) else node.outputs[0]
-    axis = 1 if getattr(layer, "data_format", None) == "channels_first" else -1
-    positions = math.prod(tensor.shape[1:]) // tensor.shape[axis]
-    return sum(math.prod(kernel.shape) for kernel in kernels) * positions
+    kernels = [weight for weight in operation.weights if "kernel" in weight.name]
+    if not kernels:
+        return 0
+    if isinstance(operation, keras.layers.EinsumDense):
+        return _einsum(operation.equation, [operands[0], *kernels])
+    tensor = operands[0] if isinstance(operation, _TRANSPOSED) else output
+    axis = 1 if getattr(operation, "data_format", None) == "channels_first" else -1
+    return sum(math.prod(kernel.shape) for kernel in kernels) * _size(tensor) // tensor.shape[axis]
 
 
-def _is_composite(layer: keras.Layer) -> bool:
-    return any(True for _ in layer._flatten_layers(include_self=False))
+def _count_inside(layer: keras.Layer, args: tuple, kwargs: dict) -> int:
+    """Returns the multiply-adds of the calls that a composite layer (attention, a block) makes inside its own call.
+
+    They are found on symbolic tensors and then made with zeros: symbolic shapes often lack the number of tokens.
+    """
+    inputs = []
+
+    def enter(value):
+        if not _is_tensor(value):
+            return value
+        inputs.append(keras.Input(batch_shape=(1, *value.shape[1:]), dtype=value.dtype))
+        return inputs[-1]
+
+    args, kwargs = keras.tree.map_structure(enter, (args, kwargs))
+    graph = keras.Function(inputs, layer.call(*args, **kwargs))
+    counts = []
+
+    def call(operation, *args, **kwargs):
+        outputs = operation(*args, **kwargs)
+        counts.append(_count(operation, args, kwargs, keras.tree.flatten(outputs)[0]))
+        return outputs
+
+    graph._run_through_graph([keras.ops.zeros(one.shape, one.dtype) for one in inputs], call_fn=call)
+    return sum(counts)
 
 
-def _inner_nodes(node) -> list:
-    """Returns the calls that a composite layer (attention, a transformer block) makes inside its own call."""
-    inputs = {id(tensor): keras.Input(batch_shape=(1, *tensor.shape[1:]), dtype=tensor.dtype)
-              for tensor in node.input_tensors}  # fmt: skip
-    args, kwargs = node.arguments.fill_in(inputs)
-    graph = keras.Function(list(inputs.values()), node.operation.call(*args, **kwargs))
-    return [inner for nodes in graph._nodes_by_depth.values() for inner in nodes]
-
-
-def _operation(node) -> int:
-    name, (first, *others) = type(node.operation).__name__, node.arguments.args or (None,)
+def _count_operation(operation, values: list, output) -> int:
+    name = type(operation).__name__
     if name == "Einsum":
-        return _einsum(node.operation.subscripts, node.arguments.args)
+        return _einsum(operation.subscripts, values)
     if name == "Matmul":
-        return _size(node.outputs[0]) * first.shape[-1]
+        return _size(output) * values[0].shape[-1]
     if name == "DotProductAttention":
-        query, key = (first, *others, *node.arguments.kwargs.values())[:2]
+        query, key = values[:2]
         return 2 * _size(query) * key.shape[1]  # (batch, tokens, heads, numbers): with the keys, with the values
     if name in ("Conv", "DepthwiseConv"):
-        kernel = (*others, *node.arguments.kwargs.values())[0]
-        channels = kernel.shape[-1] * (kernel.shape[-2] if name == "DepthwiseConv" else 1)
-        return math.prod(kernel.shape) * _size(node.outputs[0]) // channels
+        kernel = values[1].shape
+        return math.prod(kernel) * _size(output) // (kernel[-1] * (kernel[-2] if name == "DepthwiseConv" else 1))
     return 0
+
+
+def _is_tensor(value) -> bool:
+    return isinstance(value, keras.KerasTensor) or keras.ops.is_tensor(value)
 
 
 def _size(tensor) -> int:
@@ -81,6 +90,7 @@ def _size(tensor) -> int:
 
 
 def _einsum(equation: str, operands) -> int:
+    """Returns the product of the sizes of all letters; for the batch's, whose size is None, 1."""
     sizes = {}
     for letters, operand in zip(equation.split("->")[0].split(","), operands, strict=True):
         before, _, after = letters.replace(" ", "").partition("...")
@@ -89,4 +99,4 @@ def _einsum(equation: str, operands) -> int:
         sizes |= {f"...{index}": size for index, size in enumerate(reversed(middle))}
         sizes |= dict(zip(before, shape, strict=False))
         sizes |= dict(zip(reversed(after), reversed(shape), strict=False))
-    return int(np.prod([size or 1 for size in sizes.values()]))  # the batch's size is None, or 1
+    return math.prod(size or 1 for size in sizes.values())

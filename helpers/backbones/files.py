@@ -13,7 +13,7 @@ _PLAIN = (bool, int, float, str, tuple, list, type(None))
 INSTALL_HUB = 'python -m pip install -c requirements.txt -e ".[hub]"'
 
 
-def load_model(backbone: str) -> keras.Model:
+def load_model(path: str | Path) -> keras.Model:
     """Returns the model in a `.keras` file as it is.
 
     With layers of KerasHub inside, `keras.models.load_model` alone does not know their classes unless somebody
@@ -23,7 +23,7 @@ def load_model(backbone: str) -> keras.Model:
         ValueError: the file is no Keras model, or KerasHub is needed and not installed.
         FileNotFoundError: no such file.
     """
-    path = existing_file("backbone", backbone)
+    path = existing_file("backbone", path)
     _import_what_it_needs(path)
     try:
         return mend_layers(keras.models.load_model(path, compile=False))
@@ -108,7 +108,7 @@ def load_preset(backbone: str) -> tuple[keras.Model, tuple | None]:
     return network, (1.0 if converter.scale is None else converter.scale, converter.offset or 0.0)
 
 
-def existing_file(parameter: str, path: str) -> Path:
+def existing_file(parameter: str, path: str | Path) -> Path:
     """Returns the absolute path of a file that a parameter names.
 
     Raises:

@@ -71,9 +71,10 @@ def audit_weights(model: keras.Model, before: dict[str, np.ndarray]) -> pd.DataF
         before: `copy_weights(model)` from before it.
 
     Returns:
-        A DataFrame indexed by stage with counts of tensors: all of them, trainable, changed (in any bit),
-        frozen_changed (a fault) and trainable_unchanged (no gradient arrived there, or nothing was trained);
-        and with faults, a text that names the paths of these, "" if there are none.
+        A DataFrame indexed by stage with counts of tensors: all of them, trainable (with the statistics of
+        BatchNormalization layers that learn), changed (in any bit), frozen_changed (a fault) and
+        trainable_unchanged (no gradient arrived there, or nothing was trained); and with faults, a text that
+        names the paths of these two, "" if there are none.
 
     Raises:
         ValueError: `before` is another network's.
@@ -88,7 +89,9 @@ def audit_weights(model: keras.Model, before: dict[str, np.ndarray]) -> pd.DataF
     paths = {id(variable): path for path, variable in named.items()}
     rows = {}
     for name, stage in find_stages(model).items():
-        trainable = {id(weight) for layer in stage.layers for weight in layer.trainable_weights}
+        trainable = {
+            id(weight) for layer in stage.layers for weight in [*layer.trainable_weights, *_statistics(layer)]
+        }
         weights = {paths[id(weight)]: weight for layer in stage.layers for weight in layer.weights}
         learns = {path for path, weight in weights.items() if id(weight) in trainable}
         changed = {path for path, w in weights.items() if before[path].tobytes() != np.array(w).tobytes()}
@@ -107,6 +110,12 @@ def audit_weights(model: keras.Model, before: dict[str, np.ndarray]) -> pd.DataF
             ),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stage")
+
+
+def _statistics(layer: keras.Layer) -> list:
+    """Returns the means and variances that are meant to move: Keras never calls them trainable."""
+    norms = [inner for inner in layer._flatten_layers() if isinstance(inner, keras.layers.BatchNormalization)]
+    return [weight for norm in norms if norm.trainable for weight in norm.weights]
 
 
 def _listed(paths: list[str], most: int = 3) -> str:

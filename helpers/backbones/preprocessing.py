@@ -1,8 +1,11 @@
 """What values a pretrained network expects, and whether those that it gets look like them."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from helpers._keras import keras
+from helpers.backbones.graphs import check_graph, find_nodes
 
 PREPROCESSING = {
     "tf": "values scaled to -1..1",
@@ -12,6 +15,17 @@ PREPROCESSING = {
     "none": "values 0..255 as they are: the network scales them itself",
 }
 """What a pretrained network may expect of its input, by the names that Keras uses (and "unit")."""
+
+_VALUES = {
+    "tf": "-1..1",
+    "torch": "standardised (about -2..2.6)",
+    "caffe": "centred BGR (about -124..151)",
+    "unit": "0..1",
+    "none": "0..255",
+}
+FITS = 0.15
+"""The largest distance of statistics that fit. With two networks' ImageNet weights, photos of two kinds come to 0.02,
+the same photos inverted or in grey to 0.1 at most, and every wrong preprocessing to 0.29 or more."""
 
 FAMILIES = {
     "tf": ("mobilenet", "mobilenet_v2", "inception_v3", "inception_resnet_v2", "xception", "nasnet", "resnet_v2"),
@@ -48,3 +62,127 @@ def preprocess(images, mode: str | tuple):
     }
     scale, offset = known[mode] if isinstance(mode, str) else mode
     return keras.layers.Rescaling(scale, offset, name="preprocessing")(images)
+
+
+@dataclass(frozen=True)
+class PreprocessingCheck:
+    """What `check_preprocessing` found.
+
+    Attributes:
+        agrees: True where the values look like those that the network was trained on; False where those of another
+            preprocessing do and these do not; None where that cannot be told.
+        message: the finding in words.
+        distances: how far the statistics lie from the stored ones, for each key of `PREPROCESSING`; "in place" for a
+            preprocessing that is not one of them. Empty where nothing could be compared.
+    """
+
+    agrees: bool | None
+    message: str
+    distances: dict[str, float]
+
+
+def check_preprocessing(network: keras.Model, images, *, most: int = 64) -> PreprocessingCheck:
+    """Returns whether images, preprocessed as they are, look like those that the network was pretrained on.
+
+    BatchNormalization layers remember the mean and variance that each channel had in training. The first three are
+    fed with the images. The distance is the Kullback-Leibler divergence of two normal distributions, the one seen
+    from the one stored: the median over a layer's channels, and of the layers the largest. The rule: up to `FITS`
+    values fit; another preprocessing is named where it fits and the one in place does not. Where none fits, the
+    images may be unlike the network's (dark, say), and nothing is claimed.
+
+    Args:
+        network: a backbone as `load_backbone` returns it, before training. With another layer in front than the one
+            that it puts there, only the preprocessing in place is looked at.
+        images: uint8 array (images, height, width, 3), or what gives one when sliced (`helpers.data.Pixels`).
+        most: at most so many images are looked at, spread over all.
+
+    Raises:
+        ValueError: the images are not of that kind or size, or there are none; the network is not functional.
+    """
+    check_graph(network)
+    sample = _sample(network, images, most)
+    nodes = [n for n in find_nodes(network) if isinstance(n.operation, keras.layers.BatchNormalization)][:3]
+    if not nodes:
+        return PreprocessingCheck(
+            None,
+            "It cannot be checked whether the preprocessing is the right one: the network has no "
+            "BatchNormalization layer, so it does not remember what its input looked like in training.",
+            {},
+        )
+    stored = [(np.array(n.operation.moving_mean), np.array(n.operation.moving_variance)) for n in nodes]
+    if all((mean == 0).all() and (variance == 1).all() for mean, variance in stored):
+        return PreprocessingCheck(
+            None,
+            "It cannot be checked whether the preprocessing is the right one: the network's statistics are those "
+            "of a network that has never been trained.",
+            {},
+        )
+    tensors = [node.input_tensors[0] for node in nodes]
+    layer = next((node for node in find_nodes(network) if node.operation.name == "preprocessing"), None)
+    if layer is None:
+        distance = _distance(keras.Model(network.inputs[0], tensors), lambda batch: batch, sample, stored)
+        return _judge("in place", {"in place": distance})
+    entry = layer.outputs[0]
+    rest = keras.Model(entry, tensors)
+    present = keras.Model(network.inputs[0], entry)
+    some = sample[:2]
+    mode = next((m for m in PREPROCESSING if np.allclose(present(some), preprocess(some, m), atol=1e-3)), "in place")
+    distances = {m: _distance(rest, lambda batch, m=m: preprocess(batch, m), sample, stored) for m in PREPROCESSING}
+    if mode == "in place":
+        distances = {mode: _distance(rest, present, sample, stored)} | distances
+    return _judge(mode, distances)
+
+
+def _sample(network: keras.Model, images, most: int) -> np.ndarray:
+    if len(images) == 0 or most < 1:
+        raise ValueError(f"Expected `images` and `most` of at least one. Received {len(images)} images, {most=}.")
+    step = max(1, len(images) // most)
+    sample = np.asarray(images[: step * most : step])
+    if sample.dtype != "uint8" or sample.ndim != 4 or sample.shape[-1] != 3:
+        raise ValueError(
+            f"Expected `images` as a uint8 array (images, height, width, 3). Received {sample.dtype} {sample.shape}."
+        )
+    size = network.inputs[0].shape[1:3]
+    if any(side not in (None, given) for side, given in zip(size, sample.shape[1:3], strict=True)):
+        raise ValueError(f"Expected `images` of {size} pixels, as the network takes. Received {sample.shape[1:3]}.")
+    return sample
+
+
+def _distance(part: keras.Model, prepare, images: np.ndarray, stored: list) -> float:
+    """Returns how far what the images give at a part's outputs lies from the stored means and variances."""
+    sums = [[0, 0, 0] for _ in stored]
+    for start in range(0, len(images), 16):
+        outputs = part(prepare(images[start : start + 16]), training=False)
+        for number, output in enumerate(outputs if isinstance(outputs, list) else [outputs]):
+            values = keras.ops.convert_to_numpy(output).astype("float64").reshape(-1, output.shape[-1])
+            new = (len(values), values.sum(axis=0), (values**2).sum(axis=0))
+            sums[number] = [before + more for before, more in zip(sums[number], new, strict=True)]
+    distances = []
+    for (count, total, squares), (mean, variance) in zip(sums, stored, strict=True):
+        seen, variance = total / count, np.maximum(variance, 1e-12)
+        spread = np.maximum(squares / count - seen**2, 1e-12)
+        divergence = ((spread + (seen - mean) ** 2) / variance - 1 - np.log(spread / variance)) / 2
+        distances.append(np.median(divergence))  # a few channels are dead in every network, and far off
+    return round(float(max(distances)), 3)
+
+
+def _judge(mode: str, distances: dict[str, float]) -> PreprocessingCheck:
+    here, best = distances[mode], min(distances, key=distances.get)
+    name = f"{mode!r}" if mode in PREPROCESSING else "the one in place"
+    if here <= FITS:
+        message = f"The preprocessing agrees with the network: {name} is at distance {here:.2f} (up to {FITS} fits)."
+        return PreprocessingCheck(True, message, distances)
+    if distances[best] <= FITS:
+        given = f"{_VALUES[mode]} input" if mode in _VALUES else "other input"
+        message = (
+            f"This looks like {given} to a network trained on {_VALUES[best]}: its first BatchNormalization layers "
+            f"see values at distance {here:.2f} from those they remember, and at {distances[best]:.2f} with "
+            f'preprocessing="{best}" (up to {FITS} fits).'
+        )
+        return PreprocessingCheck(False, message, distances)
+    message = (
+        f"It cannot be told whether the preprocessing is the right one: {name} is at distance {here:.2f} from what "
+        f"the network remembers (up to {FITS} fits), and no other that could be tried fits. The images may be unlike "
+        f"those it was trained on, or it expects values that are none of {', '.join(map(repr, PREPROCESSING))}."
+    )
+    return PreprocessingCheck(None, message, distances)

@@ -123,8 +123,10 @@ def describe_stages(model: keras.Model) -> pd.DataFrame:
     Raises:
         ValueError: the model is not of that kind.
     """
+    stages = find_stages(model)
+    _check_size(model)
     rows = {}
-    for name, stage in find_stages(model).items():
+    for name, stage in stages.items():
         numbers = int(np.prod(stage.output.shape[1:]))
         rows[name] = {
             "last_layer": stage.nodes[-1].operation.name,
@@ -143,8 +145,18 @@ def describe_stages(model: keras.Model) -> pd.DataFrame:
     return table
 
 
+def _check_size(model: keras.Model) -> None:
+    if None in model.inputs[0].shape[1:]:
+        raise ValueError(
+            f"Expected a network of a fixed image size: what it costs depends on it. Received {model.name!r}, which "
+            f"takes {model.inputs[0].shape[1:]}. Load it with an `image_size`."
+        )
+
+
 def _inseparable(model: keras.Model) -> tuple[str, str] | None:
     """Returns the stage whose middle holds more than half of the cost and cannot be cut, and why; None as a rule."""
+    if None in model.inputs[0].shape[1:]:
+        return None
     whole = sum(map(count_multiply_adds, find_nodes(model)))
     for name, segments in _group(model).items():
         for segment in segments:
@@ -174,6 +186,7 @@ def stage_at(model: keras.Model, share: float) -> str:
         raise ValueError(f"Expected `share` of the network's cost in 0..1. Received {share}.")
     stages = find_stages(model)
     check_cuttable(model, stages)
+    _check_size(model)
     ends = np.cumsum([sum(map(count_multiply_adds, stage.nodes)) for stage in stages.values()])
     names = list(stages)
     inputs = {name: stages[before].output for before, name in zip(names, names[1:], strict=False)}

@@ -1,0 +1,59 @@
+"""Small networks and images that several test files share."""
+
+import numpy as np
+
+from helpers.backbones import keras
+
+
+def residual_network(*, size: int = 8, classes: int = 0, dtype: str = "float32") -> keras.Model:
+    """A small network with BatchNormalization, a shortcut and names like ResNet50's."""
+    layers = keras.layers
+    images = keras.Input((size, size, 3), dtype=dtype)
+    x = layers.Rescaling(1 / 255)(images) if dtype == "uint8" else images
+    x = layers.Conv2D(4, 3, padding="same", name="conv1_conv")(x)
+    x = shortcut = layers.BatchNormalization(name="conv1_bn")(x)
+    x = layers.Conv2D(4, 3, padding="same", name="conv2_block1_conv")(x)
+    x = layers.BatchNormalization(name="conv2_block1_bn")(x)
+    x = layers.ReLU(name="conv2_block1_out")(layers.Add(name="conv2_block1_add")([shortcut, x]))
+    x = layers.Conv2D(6, 3, name="conv3_block1_conv")(x)
+    x = layers.BatchNormalization(name="conv3_block1_bn")(x)
+    if classes:
+        x = layers.GlobalAveragePooling2D()(x)
+        x = layers.Dense(classes, activation="softmax", name="predictions")(x)
+    return keras.Model(images, x)
+
+
+def random_images(count: int = 4, size: int = 8) -> np.ndarray:
+    """Noise, each image darker than the one before: also what averages over positions tells them apart."""
+    noise = np.random.default_rng(0).integers(0, 256, (count, size, size, 3))
+    return (noise / np.linspace(1, 3, count)[:, None, None, None]).astype("uint8")
+
+
+def call(model: keras.Model, images) -> np.ndarray:
+    return keras.ops.convert_to_numpy(model(images, training=False))  # `predict` would compile it first
+
+
+def train(model: keras.Model, images: np.ndarray, *, epochs: int = 2) -> None:
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    targets = np.random.default_rng(1).normal(size=(len(images), *model.output_shape[1:]))
+    model.fit(images, targets, epochs=epochs, verbose=0)
+
+
+def stage_network(*, scale: float = 1 / 255) -> keras.Model:
+    """A backbone of three stages, each with BatchNormalization, from raw images to 6 features; always the same."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    images = keras.Input((8, 8, 3), dtype="uint8", name="images")
+    x = layers.Rescaling(scale, name="preprocessing")(images)
+    for stage in (1, 2, 3):
+        x = layers.Conv2D(6, 3, padding="same", use_bias=False, name=f"conv{stage}_conv")(x)
+        x = layers.ReLU(name=f"conv{stage}_relu")(layers.BatchNormalization(name=f"conv{stage}_bn")(x))
+    return keras.Model(images, layers.GlobalAveragePooling2D(name="avg_pool")(x))
+
+
+def coloured_images(count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images of 8 x 8 pixels in noise, and which channel is a little brighter: three classes to be learned."""
+    rng, labels = np.random.default_rng(seed), np.arange(count) % 3
+    images = rng.integers(0, 200, (count, 8, 8, 3))
+    images[np.arange(count), :, :, labels] += 12
+    return images.astype("uint8"), labels

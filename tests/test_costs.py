@@ -1,0 +1,107 @@
+"""What is counted from shapes is what TensorFlow's own profiler counts."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from helpers.backbones import describe_stages, keras, load_backbone
+
+layers = keras.layers
+
+
+def profile(model: keras.Model, *, products_only: bool) -> float:
+    """Returns half the floating-point operations that TensorFlow's profiler finds, for one image."""
+    spec = tf.TensorSpec((1, *model.inputs[0].shape[1:]), model.inputs[0].dtype)
+    function = tf.function(lambda images: model(images, training=False)).get_concrete_function(spec)
+    options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation() | {"output": "none"}
+    if products_only:
+        options["account_type_regexes"] = ["Conv2D", "DepthwiseConv2dNative", "MatMul", "BatchMatMulV2"]
+    graph = convert_variables_to_constants_v2(function).graph
+    return tf.compat.v1.profiler.profile(graph, options=options).total_float_ops / 2
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50"])
+def test_multiply_adds_of_known_networks(name):
+    network = load_backbone(name, weights=None, image_size=224)
+    counted = describe_stages(network)["multiply_adds"].sum()
+    assert counted == profile(network, products_only=True)
+    published = {"MobileNetV2": 300e6, "ResNet50": 3.86e9}[name]  # arXiv:1801.04381; 3.8e9 in arXiv:1512.03385
+    assert counted == pytest.approx(published, rel=0.01)
+    assert counted == pytest.approx(profile(network, products_only=False), rel=0.03), "the rest is small"
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer"),
+    [
+        ((9, 9, 4), layers.Conv2D(6, 3, strides=2)),
+        ((9, 9, 4), layers.DepthwiseConv2D(3, depth_multiplier=2)),
+        ((9, 9, 4), layers.SeparableConv2D(6, 3)),
+        ((9, 9, 4), layers.Dense(5)),
+        ((7, 4), layers.EinsumDense("abc,cde->abde", output_shape=(7, 2, 3))),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_multiply_adds_of_layers(shape, layer):
+    images = keras.Input(shape)
+    model = keras.Model(images, layer(images))
+    assert 0 < describe_stages(model)["multiply_adds"].sum() == profile(model, products_only=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer", "expected"),
+    [
+        ((9, 9, 4), layers.Conv2D(6, 3, groups=2, padding="same"), 81 * 6 * 9 * 2),
+        ((9, 9, 4), layers.Conv2D(6, 3, dilation_rate=2), 25 * 6 * 9 * 4),
+        ((5, 5, 4), layers.Conv2DTranspose(6, 3, strides=2), 25 * 4 * 6 * 9),  # each pixel meets the whole kernel
+        ((7, 4), layers.EinsumDense("...c,cd->...d", output_shape=3), 7 * 4 * 3),
+    ],
+    ids=["groups", "dilation", "transposed", "dots"],
+)
+def test_multiply_adds_of_layers_that_the_profiler_does_not_know(shape, layer, expected):
+    images = keras.Input(shape)
+    assert describe_stages(keras.Model(images, layer(images)))["multiply_adds"].sum() == expected
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["one product", "two einsums"])
+def test_multiply_adds_of_attention(dropout):
+    tokens = keras.Input((7, 12))
+    attention = layers.MultiHeadAttention(num_heads=2, key_dim=5, dropout=dropout)
+    model = keras.Model(tokens, attention(tokens, tokens))
+    projections, products = 4 * 7 * 12 * 10, 2 * 2 * 7 * 7 * 5
+    assert describe_stages(model)["multiply_adds"].sum() == projections + products
+
+
+def test_multiply_adds_of_operations_without_layers():
+    images = keras.Input((6, 4))
+    scores = keras.ops.matmul(images, keras.ops.transpose(images, (0, 2, 1)))
+    model = keras.Model(images, layers.Dense(3, name="head")(keras.ops.einsum("bij,bjk->bik", scores, images)))
+    assert describe_stages(model)["multiply_adds"].sum() == 6 * 6 * 4 + 6 * 6 * 4 + 6 * 4 * 3
+
+
+def test_a_call_that_cannot_be_traced_is_counted_by_its_kernels():
+    class Opaque(layers.Layer):
+        def build(self, shape):
+            self.dense = layers.Dense(5)
+            self.dense.build(shape)
+
+        def call(self, x):
+            if not tf.is_tensor(x):
+                raise TypeError("real numbers only")
+            return self.dense(x)
+
+        def compute_output_spec(self, x):
+            return keras.KerasTensor((*x.shape[:-1], 5))
+
+    images = keras.Input((3, 3, 4))
+    model = keras.Model(images, Opaque()(images))
+    assert describe_stages(model)["multiply_adds"].sum() == 9 * 4 * 5
+
+
+def test_kilobytes_and_cost():
+    images = keras.Input((10, 10, 3))
+    x = layers.Conv2D(5, 1, name="conv1")(images)
+    table = describe_stages(keras.Model(images, layers.Conv2D(2, 1, name="conv2")(x)))
+    assert table["output"].tolist() == ["10x10x3", "10x10x5", "10x10x2"]
+    np.testing.assert_allclose(table["kilobytes"], [1.2, 2.0, 0.8])
+    np.testing.assert_allclose(table["cost"], [0, 0.6, 1])

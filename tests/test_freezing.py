@@ -1,0 +1,196 @@
+"""Frozen means bit-equal, and the audit names what is not."""
+
+import numpy as np
+import pytest
+from networks import random_images, residual_network, train
+
+from helpers.backbones import audit_weights, copy_weights, cut, freeze, keras
+
+
+@pytest.fixture(autouse=True)
+def fresh_graph():
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
+
+
+@pytest.mark.parametrize("stage", ["conv1", "conv2", "conv3"])
+def test_frozen_means_bit_equal(stage):
+    network = residual_network()
+    freeze(network, unfreeze_from=stage)
+    before = copy_weights(network)
+    _, suffix = cut(network, stage)
+    prefix, _ = cut(network, stage)
+    train(suffix, prefix.predict(random_images(), verbose=0))
+    audit = audit_weights(network, before)
+    known = list(audit.index)
+    assert (audit.loc[: known[known.index(stage) - 1], "changed"] == 0).all()
+    assert (audit.loc[stage:, "changed"] == 2).all(), "kernel and bias of each stage, no BatchNormalization"
+    assert audit[["frozen_changed", "trainable_unchanged"]].to_numpy().sum() == 0
+    changed = {path for path, old in before.items() if not np.array_equal(old, copy_weights(network)[path])}
+    assert not any("bn" in path for path in changed)
+
+
+def test_everything_frozen():
+    network = residual_network()
+    table = freeze(network)
+    assert table["trainable"].sum() == 0 and table["weights"].sum() == network.count_params()
+    assert not network.trainable_weights
+    before = copy_weights(network)
+    images = random_images().astype("float32")
+    head = keras.Sequential([network, keras.layers.Flatten(), keras.layers.Dense(1)])
+    train(head, images)
+    assert audit_weights(network, before)["changed"].sum() == 0
+
+
+def test_batch_norm_train_lets_statistics_move():
+    network = residual_network()
+    freeze(network, unfreeze_from="conv2", batch_norm="train")
+    before = copy_weights(network)
+    train(network, random_images().astype("float32"))
+    moved = {path for path, old in before.items() if not np.array_equal(old, copy_weights(network)[path])}
+    assert any("moving_mean" in path for path in moved)
+    assert not any(path.startswith("conv1") for path in moved)
+    assert audit_weights(network, before)["frozen_changed"].sum() == 0, "those statistics were meant to move"
+    with pytest.raises(ValueError, match="`batch_norm`.*'maybe'"):
+        freeze(network, batch_norm="maybe")
+
+
+def test_the_audit_finds_what_should_not_have_changed():
+    network = residual_network()
+    freeze(network, unfreeze_from="conv3")
+    before = copy_weights(network)
+    kernel = network.get_layer("conv1_conv").kernel
+    kernel.assign(np.nextafter(np.array(kernel), np.inf))  # the least change there is
+    audit = audit_weights(network, before)
+    assert audit.loc["conv1", "frozen_changed"] == 1
+    assert audit.loc["conv3", "trainable_unchanged"] == 2
+    assert audit["faults"].tolist() == [
+        "",
+        "frozen but changed: conv1_conv/kernel",
+        "",
+        "trainable but unchanged: conv3_block1_conv/kernel, conv3_block1_conv/bias",
+    ]
+    for layer in network.layers:
+        for weight in layer.weights:
+            weight.assign(np.array(weight) + 1)
+    faults = audit_weights(network, before)["faults"]
+    assert faults["conv1"] == "frozen but changed: conv1_conv/kernel, conv1_conv/bias, conv1_bn/gamma and 3 more"
+    assert (
+        faults["conv3"]
+        == "frozen but changed: "
+        + ", ".join(f"conv3_block1_bn/{name}" for name in ("gamma", "beta", "moving_mean"))
+        + " and 1 more"
+    )
+
+
+def test_the_audit_tells_bits_apart_and_other_networks():
+    network = residual_network()
+    freeze(network)
+    network.get_layer("conv1_conv").bias.assign([0.0, 0.0, 0.0, np.nan])
+    before = copy_weights(network)
+    assert audit_weights(network, before)["changed"].sum() == 0, "what is no number has not changed either"
+    network.get_layer("conv1_conv").bias.assign([0.0, 0.0, -0.0, np.nan])
+    assert audit_weights(network, before)["changed"].tolist() == [0, 1, 0, 0]
+    del before["conv1_conv/kernel"]
+    with pytest.raises(ValueError, match="`before`.*conv1_conv/kernel is only in one of the two"):
+        audit_weights(network, before)
+
+
+class TransformerBlock(keras.layers.Layer):
+    """A layer with layers inside it, and a weight of its own, as in a transformer."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = [Pair(name="pair"), Pair(name="pair")]  # their weights have the same paths
+
+    def build(self, shape):
+        self.token = self.add_weight(shape=(1, 1, 1, shape[-1]), name="token", initializer="ones")
+        for pair in self.inner:
+            pair.build(shape)
+
+    def call(self, x):
+        for pair in self.inner:
+            x = pair(x * self.token)
+        return x
+
+
+class Pair(keras.layers.Layer):
+    def build(self, shape):
+        self.conv = keras.layers.Conv2D(shape[-1], 1, name="conv")
+        self.norm = keras.layers.BatchNormalization(name="norm")
+        self.conv.build(shape)
+        self.norm.build(shape)
+
+    def call(self, x, training=None):
+        return self.norm(self.conv(x), training=training)
+
+
+def composite_network() -> keras.Model:
+    images = keras.Input((8, 8, 3))
+    return keras.Model(images, TransformerBlock(name="block_2")(TransformerBlock(name="block_1")(images)))
+
+
+def test_weights_with_the_same_path_do_not_hide_each_other():
+    network = composite_network()
+    paths = [weight.path for weight in network.weights]
+    assert len(set(paths)) < len(paths), "Keras gives a path twice"
+    before = copy_weights(network)
+    assert len(before) == len(paths) and "block_1/pair/conv/kernel#2" in before
+    freeze(network)
+    for index, path in enumerate(before):
+        weight = network.weights[index]
+        old = np.array(weight)
+        weight.assign(old + 1)
+        audit = audit_weights(network, before)
+        assert audit["frozen_changed"].sum() == 1 and f"frozen but changed: {path}" in audit["faults"].tolist()
+        weight.assign(old)
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+def test_layers_inside_layers_are_frozen_too(batch_norm):
+    network = composite_network()
+    table = freeze(network)
+    assert table["trainable"].sum() == 0 and not network.trainable_weights
+    table = freeze(network, unfreeze_from="block_2", batch_norm=batch_norm)
+    assert table["trainable"].tolist() == [0, 0, 3 + 2 * (12 + 6 * (batch_norm == "train"))]
+    before = copy_weights(network)
+    train(network, random_images().astype("float32") / 255)
+    changed = {path for path, old in before.items() if not np.array_equal(old, copy_weights(network)[path])}
+    assert not any(path.startswith("block_1") for path in changed)
+    assert {"block_2/token", "block_2/pair/conv/kernel", "block_2/pair/conv/kernel#2"} <= changed
+    assert any("moving_mean" in path for path in changed) == (batch_norm == "train")
+    assert audit_weights(network, before)["faults"].tolist() == ["", "", ""]
+
+
+def test_trap_calling_with_training_false_does_not_protect_the_statistics():
+    network = residual_network()
+    images = keras.Input((8, 8, 3))
+    guide = keras.Model(images, network(images, training=False))  # the guide's way, with the layers trainable
+    before = copy_weights(network)
+    train(guide, random_images().astype("float32"))
+    moved = [path for path, old in before.items() if not np.array_equal(old, copy_weights(network)[path])]
+    assert any("moving" in path for path in moved), "the tutorial's way changes the statistics"
+
+
+def test_trap_trainable_after_the_first_fit_is_ignored():
+    network = residual_network()
+    train(network, random_images().astype("float32"), epochs=1)
+    freeze(network)
+    before = copy_weights(network)
+    targets = np.zeros((4, *network.output_shape[1:]))
+    network.fit(random_images().astype("float32"), targets, verbose=0)  # not compiled again
+    assert audit_weights(network, before)["changed"].sum() > 0, "Keras ignores the change without a word"
+    before = copy_weights(network)
+    network.compile(keras.optimizers.SGD(0.1), "mse")
+    network.fit(random_images().astype("float32"), targets, verbose=0)
+    assert audit_weights(network, before)["changed"].sum() == 0
+
+
+def test_flags_and_weights_survive_saving(tmp_path):
+    network = residual_network()
+    freeze(network, unfreeze_from="conv3")
+    network.save(tmp_path / "x.keras")
+    loaded = keras.models.load_model(tmp_path / "x.keras")
+    for layer in network.layers:
+        assert not layer.weights or loaded.get_layer(layer.name).trainable == layer.trainable, layer.name
+    assert audit_weights(loaded, copy_weights(network))["changed"].sum() == 0

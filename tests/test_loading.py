@@ -1,0 +1,406 @@
+"""Networks by name, from files and from KerasHub; bad names, files and sizes are explained."""
+
+import shutil
+import sys
+
+import keras_hub
+import numpy as np
+import pytest
+from networks import call, random_images, residual_network, train
+
+from helpers.backbones import (
+    PREPROCESSING,
+    audit_weights,
+    copy_weights,
+    cut,
+    describe_stages,
+    freeze,
+    keras,
+    load_backbone,
+    load_model,
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_graph():
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
+
+
+# ---- files of one's own
+
+
+def test_a_file_with_raw_input_needs_no_preprocessing_named(tmp_path):
+    own = residual_network(dtype="uint8", classes=5)
+    own.save(tmp_path / "own.keras")
+    network = load_backbone(str(tmp_path / "own.keras"))
+    assert network.output_shape == (None, 6), "the classifier's softmax is cut off"
+    inner = keras.Model(own.inputs[0], own.layers[-2].output)
+    np.testing.assert_allclose(network.predict(random_images(), verbose=0), inner.predict(random_images(), verbose=0))
+
+
+def test_a_file_with_scaled_input_needs_its_preprocessing_named(tmp_path):
+    own = residual_network()
+    own.save(tmp_path / "own.keras")
+    with pytest.raises(ValueError, match="`preprocessing` has to be named.*'tf', 'torch', 'caffe', 'unit', 'none'"):
+        load_backbone(str(tmp_path / "own.keras"))
+    network = load_backbone(str(tmp_path / "own.keras"), preprocessing="unit")
+    by_hand = own.predict(random_images() / 255, verbose=0).mean(axis=(1, 2))
+    np.testing.assert_allclose(network.predict(random_images(), verbose=0), by_hand, atol=1e-5)
+
+
+def test_what_a_file_brings_is_not_overruled_silently(tmp_path):
+    residual_network(dtype="uint8").save(tmp_path / "own.keras")
+    with pytest.raises(ValueError, match="`preprocessing` 'torch'; leave it"):
+        load_backbone(str(tmp_path / "own.keras"), preprocessing="torch")
+    with pytest.raises(ValueError, match="own weights. Received `weights` 'x.h5'"):
+        load_backbone(str(tmp_path / "own.keras"), weights="x.h5")
+
+
+def test_sequential_models_are_taken_and_others_are_refused(tmp_path):
+    layers = keras.layers
+    keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3, name="conv1")]).save(tmp_path / "s.keras")
+    assert load_backbone(str(tmp_path / "s.keras"), preprocessing="unit").output_shape == (None, 4)
+    flexible = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 5, name="conv1")])
+    flexible.save(tmp_path / "f.keras")
+    assert load_backbone(str(tmp_path / "f.keras"), preprocessing="unit", image_size=9).input_shape == (None, 9, 9, 3)
+    with pytest.raises(ValueError, match="f.keras does not take `image_size` 2"):
+        load_backbone(str(tmp_path / "f.keras"), preprocessing="unit", image_size=2)
+    with pytest.raises(ValueError, match="`image_size` above 0.*-3"):
+        load_backbone(str(tmp_path / "f.keras"), preprocessing="unit", image_size=-3)
+    first, second = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
+    keras.Model([first, second], layers.Add()([first, second])).save(tmp_path / "two.keras")
+    with pytest.raises(ValueError, match="two.keras.*one input and one output.*with 2 and 1"):
+        load_backbone(str(tmp_path / "two.keras"), preprocessing="unit")
+    grey = keras.Input((8, 8, 1))
+    keras.Model(grey, layers.Conv2D(4, 3)(grey)).save(tmp_path / "grey.keras")
+    with pytest.raises(ValueError, match="RGB images.*grey.keras takes"):
+        load_backbone(str(tmp_path / "grey.keras"), preprocessing="unit")
+
+
+# ---- networks inside networks
+
+
+def guide_classifier(*, size: int = 8) -> keras.Model:
+    """As the Keras guide builds one: the pretrained network is a layer, called with training=False."""
+    layers = keras.layers
+    base = residual_network(size=size)
+    images = keras.Input((size, size, 3), dtype="uint8")
+    x = layers.Rescaling(1 / 127.5, offset=-1, name="conv1_conv")(images)  # a name that comes again inside
+    x = base(x, training=False)
+    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(images, layers.Dense(1, name="decision")(x))
+
+
+def test_an_inner_network_becomes_part_of_the_graph(tmp_path):
+    own = guide_classifier()
+    own.save(tmp_path / "own.keras")
+    network = load_backbone(str(tmp_path / "own.keras"))
+    assert list(describe_stages(network).index) == ["input", "functional", "conv2", "conv3"]
+    assert not any(isinstance(layer, keras.Model) for layer in network.layers)
+    images = random_images()
+    whole = call(network, images)
+    np.testing.assert_allclose(whole, call(keras.Model(own.inputs[0], own.layers[-3].output), images), rtol=1e-5)
+    for stage in describe_stages(network).index[1:]:
+        prefix, suffix = cut(network, stage)
+        np.testing.assert_allclose(call(suffix, call(prefix, images)), whole, rtol=1e-4, atol=1e-6)
+    assert freeze(network, unfreeze_from="conv3")["trainable"].tolist() == [0, 0, 0, 4 * 6 * 9 + 6]
+
+
+def test_inner_networks_of_inner_networks_and_sequential_ones(tmp_path):
+    layers = keras.layers
+    inner = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 1, name="conv")], name="inner")
+    middle_input = keras.Input((8, 8, 4))
+    middle = keras.Model(middle_input, inner(inner(middle_input)), name="middle")
+    images = keras.Input((8, 8, 3))
+    x = middle(layers.Conv2D(4, 1, name="conv")(images))
+    own = keras.Model(images, layers.Conv2D(2, 1, name="conv9")(x))
+    own.save(tmp_path / "own.keras")
+    network = load_backbone(str(tmp_path / "own.keras"), preprocessing="unit")
+    assert network.count_params() == own.count_params()
+    table = describe_stages(network)
+    assert list(table.index) == ["input", "conv", "inner", "conv9"]
+    assert table.loc["inner", "multiply_adds"] == 2 * 64 * 16 and table.loc["inner", "parameters"] == 20
+    np.testing.assert_allclose(
+        call(network, random_images()), call(own, random_images() / 255).mean(axis=(1, 2)), rtol=1e-4, atol=1e-6
+    )
+
+
+@keras.saving.register_keras_serializable("tests")
+class Pair(keras.layers.Layer):
+    def build(self, shape):
+        self.dense = keras.layers.Dense(shape[-1])
+        self.dense.build(shape)
+
+    def call(self, x):
+        return x + self.dense(x)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Stack(keras.layers.Layer):
+    """Blocks in a layer; with `scale`, a weight that is not theirs."""
+
+    def __init__(self, scale: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = scale
+
+    def get_config(self):
+        return super().get_config() | {"scale": self.scale}
+
+    def build(self, shape):
+        self.blocks = [Pair(name=f"block_{index}") for index in range(3)]
+        for block in self.blocks:
+            block.build(shape)
+        self.weight = self.add_weight(shape=(shape[-1],), initializer="random_normal") if self.scale else None
+
+    def call(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x * self.weight if self.scale else x
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_a_stack_is_taken_apart_where_its_blocks_are_all_of_it(tmp_path, scale):
+    images = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 1, name="stem_conv")(images)
+    own = keras.Model(images, Stack(scale, name="blocks")(x))
+    own.save(tmp_path / "own.keras")
+    network = load_backbone(str(tmp_path / "own.keras"), preprocessing="unit")
+    table = describe_stages(network)
+    if scale:
+        assert list(table.index) == ["input", "stem", "blocks"]
+        assert table.loc["blocks", "note"] == "no boundary inside: one layer hides all its blocks"
+    else:
+        assert list(table.index) == ["input", "stem", "block_0", "block_1", "block_2"] and "note" not in table
+    assert network.count_params() == own.count_params()
+    by_hand = call(own, random_images() / 255).mean(axis=(1, 2))
+    np.testing.assert_allclose(call(network, random_images()), by_hand, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_with_its_own_call_is_refused(tmp_path):
+    @keras.saving.register_keras_serializable("tests")
+    class Own(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.conv = keras.layers.Conv2D(2, 3)
+
+        def call(self, images):
+            return self.conv(images)
+
+    own = Own()
+    own(np.zeros((1, 8, 8, 3)))
+    own.save(tmp_path / "own.keras")
+    with pytest.raises(ValueError, match="own.keras cannot be used.*functional Keras model.*a Own without a graph"):
+        load_backbone(str(tmp_path / "own.keras"), preprocessing="unit")
+
+
+def test_squeezenet(real_data):
+    path = str(real_data / "weights" / "squeezenet_imagenet_notop.keras")
+    network = load_backbone(path, preprocessing="caffe")
+    images = random_images(2, 227)
+    own = keras.models.load_model(path)
+    by_hand = call(own, images[..., ::-1].astype("float32") - [103.939, 116.779, 123.68]).mean(axis=(1, 2))
+    np.testing.assert_allclose(call(network, images), by_hand, rtol=1e-4, atol=1e-4)
+
+
+# ---- presets of KerasHub
+
+
+def save_preset(folder, backbone, **converter) -> str:
+    backbone.save_to_preset(str(folder))
+    if converter:
+        kinds = {"ResNetBackbone": "ResNetImageConverter", "ViTBackbone": "ViTImageConverter"}
+        getattr(keras_hub.layers, kinds[type(backbone).__name__])(**converter).save_to_preset(str(folder))
+    return f"hub:{folder}"
+
+
+def tiny_resnet(**options) -> keras.Model:
+    blocks = {"stackwise_num_filters": [64, 64], "stackwise_num_blocks": [1, 2], "stackwise_num_strides": [1, 2]}
+    stem = {"input_conv_filters": [64], "input_conv_kernel_sizes": [7]}
+    return keras_hub.models.ResNetBackbone(**stem, **blocks, block_type="basic_block", **options)
+
+
+def tiny_vit(**options) -> keras.Model:
+    sizes = {"patch_size": 8, "num_layers": 3, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
+    return keras_hub.models.ViTBackbone(image_shape=(32, 32, 3), **sizes, **options)
+
+
+def check_cuts(network: keras.Model, images: np.ndarray) -> None:
+    whole = call(network, images)
+    assert np.abs(whole[0] - whole[1]).max() > 1e-3 * np.abs(whole).max()
+    for stage in describe_stages(network).index[1:]:
+        prefix, suffix = cut(network, stage)
+        np.testing.assert_allclose(call(suffix, call(prefix, images)), whole, atol=1e-5 * np.abs(whole).max())
+
+
+def test_a_resnet_of_kerashub(tmp_path):
+    own, images = tiny_resnet(), random_images(2, 32)
+    name = save_preset(tmp_path / "tiny", own, scale=[0.01, 0.02, 0.03], offset=[-1.0, 0.0, 1.0])
+    network = load_backbone(name, image_size=32)
+    assert list(describe_stages(network).index) == ["input", "conv1", "stack0", "stack1"]
+    by_hand = call(own, images * np.array([0.01, 0.02, 0.03]) + [-1, 0, 1]).mean(axis=(1, 2))
+    np.testing.assert_allclose(call(network, images), by_hand, rtol=1e-3, atol=1e-5)
+    check_cuts(network, images)
+    named = load_backbone(name, image_size=32, preprocessing="unit")
+    np.testing.assert_allclose(call(named, images), call(own, images / 255).mean(axis=(1, 2)), rtol=1e-3, atol=1e-5)
+    assert load_backbone(name).input_shape == (None, 224, 224, 3)
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_a_vision_transformer_of_kerashub(tmp_path, class_token):
+    own, images = tiny_vit(use_class_token=class_token, use_patch_bias=False), random_images(3, 32)
+    network = load_backbone(save_preset(tmp_path / "tiny", own, scale=1 / 127.5, offset=-1.0))
+    blocks = [f"transformer_block_{number}" for number in (1, 2, 3)]
+    table = describe_stages(network)
+    assert list(table.index) == ["input", "stem", *blocks]
+    tokens, width, hidden = 16 + class_token, 16, 32
+    products = tokens * (4 * width * width + 2 * width * hidden) + 2 * tokens * tokens * width
+    assert (table.loc[blocks, "multiply_adds"] == products).all()
+    outputs = call(own, images / 127.5 - 1)
+    by_hand = outputs[:, 0] if class_token else outputs.mean(axis=1)
+    np.testing.assert_allclose(call(network, images), by_hand, rtol=1e-3, atol=1e-4)
+    check_cuts(network, images)
+    freeze(network, unfreeze_from="transformer_block_3")
+    before = copy_weights(network)
+    train(network, images)
+    audit = audit_weights(network, before)
+    assert audit["changed"].tolist()[:4] == [0, 0, 0, 0] and audit["changed"].iloc[4] > 10
+    assert audit["frozen_changed"].sum() == 0
+
+
+def test_a_network_of_kerashub_is_saved_and_loaded_twice(tmp_path):
+    """What its own layers say about themselves would not do: `get_config` names what the constructor refuses."""
+    network = load_backbone(save_preset(tmp_path / "tiny", tiny_vit(), scale=1 / 255))
+    block = network.get_layer("transformer_block_1")
+    with pytest.raises(TypeError):
+        type(block).from_config(type(block).get_config(block))
+    images = random_images(2, 32)
+    network.save(tmp_path / "once.keras")
+    once = load_model(tmp_path / "once.keras")
+    once.save(tmp_path / "twice.keras")
+    for model in (once, load_backbone(str(tmp_path / "twice.keras"))):
+        np.testing.assert_array_equal(call(model, images), call(network, images))
+        assert list(describe_stages(model).index) == list(describe_stages(network).index)
+
+
+def test_presets_without_a_converter_need_their_preprocessing_named(tmp_path):
+    name = save_preset(tmp_path / "tiny", tiny_resnet())
+    with pytest.raises(ValueError, match="`preprocessing` has to be named for hub:"):
+        load_backbone(name)
+    assert load_backbone(name, preprocessing="tf", image_size=32).output_shape == (None, 64)
+    with pytest.raises(ValueError, match="brings its own weights"):
+        load_backbone(name, preprocessing="tf", weights="x.weights.h5")
+
+
+def test_presets_that_are_not_there(tmp_path, monkeypatch):
+    with pytest.raises(
+        ValueError, match="'resnet_50_imagenett'.*Did you mean 'resnet_50_imagenet'.*hub:path/to/folder"
+    ):
+        load_backbone("hub:resnet_50_imagenett")
+    with pytest.raises(FileNotFoundError, match="`backbone`.*no folder .*nowhere"):
+        load_backbone(f"hub:{tmp_path}/nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="could not be loaded.*config.json"):
+        load_backbone(f"hub:{tmp_path}/empty")
+
+    def offline(*args, **kwargs):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("keras_hub.src.utils.preset_utils.get_file", offline)
+    with pytest.raises(ValueError, match="service not known.*Without a network, .*hub:path/to/folder"):
+        load_backbone("hub:resnet_50_imagenet")
+
+
+def test_without_kerashub(tmp_path, monkeypatch):
+    network = load_backbone(save_preset(tmp_path / "tiny", tiny_vit(), scale=1 / 255))
+    network.save(tmp_path / "own.keras")
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+    with pytest.raises(
+        ValueError, match=r"hub:resnet_50 is a network of KerasHub, which is not installed.*pip install"
+    ):
+        load_backbone("hub:resnet_50")
+    with pytest.raises(ValueError, match=r"own.keras has layers of KerasHub, which is not installed.*pip install"):
+        load_backbone(str(tmp_path / "own.keras"))
+
+
+# ---- bad input
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="'ResNet5O'.*Did you mean 'ResNet50'"):
+        load_backbone("ResNet5O")
+    with pytest.raises(ValueError, match="'mobilenetv2'.*Did you mean 'MobileNetV2'"):
+        load_backbone("mobilenetv2")
+    with pytest.raises(ValueError, match="`preprocessing`.*Received 'imagenet'"):
+        load_backbone("MobileNet", weights=None, preprocessing="imagenet")
+    assert all(meaning for meaning in PREPROCESSING.values())
+
+
+def test_missing_and_damaged_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`backbone`.*nowhere.keras"):
+        load_backbone(str(tmp_path / "nowhere.keras"))
+    with pytest.raises(FileNotFoundError, match="`weights`.*nowhere.weights.h5"):
+        load_backbone("MobileNet", weights=str(tmp_path / "nowhere.weights.h5"), image_size=32)
+    residual_network(dtype="uint8").save(tmp_path / "x.keras")
+    whole = (tmp_path / "x.keras").read_bytes()
+    (tmp_path / "cut.keras").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cut.keras cannot be loaded"):
+        load_backbone(str(tmp_path / "cut.keras"))
+
+
+def test_image_size_below_the_minimum_and_other_than_the_files(tmp_path):
+    with pytest.raises(ValueError, match="MobileNet does not take `image_size` 16.*at least 32x32"):
+        load_backbone("MobileNet", weights=None, image_size=16)
+    residual_network(dtype="uint8").save(tmp_path / "x.keras")
+    with pytest.raises(ValueError, match="takes images of 8x8 pixels. Received `image_size` 16"):
+        load_backbone(str(tmp_path / "x.keras"), image_size=16)
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "mobilenet.weights.h5"
+    keras.utils.set_random_seed(7)
+    keras.applications.MobileNet(include_top=False, weights=None, alpha=1.0, input_shape=(32, 32, 3)).save_weights(
+        path
+    )
+    return path
+
+
+def test_weights_files_are_loaded_whole(weights_file):
+    network = load_backbone("MobileNet", weights=str(weights_file), image_size=32)
+    plain = keras.applications.MobileNet(include_top=False, weights=None, input_shape=(32, 32, 3))
+    plain.load_weights(weights_file)
+    for ours, theirs in zip(network.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50", "EfficientNetB0"])
+def test_weights_of_another_architecture_are_refused(weights_file, name):
+    with pytest.raises(ValueError, match=f"weights file of {name}.*mobilenet.weights.h5"):
+        load_backbone(name, weights=str(weights_file), image_size=32)
+
+
+def test_kernels_that_a_file_did_not_bring_are_noticed(weights_file, monkeypatch):
+    """Keras only warns where a nested layer's group is missing in the file, and goes on with random weights."""
+    monkeypatch.setattr(keras.Model, "load_weights", lambda self, path: None)
+    with pytest.raises(ValueError, match="brings nothing for 27 of its kernels, among them conv1/kernel"):
+        load_backbone("MobileNet", weights=str(weights_file), image_size=32)
+
+
+def test_truncated_weights_are_refused(weights_file, tmp_path):
+    cut_off = tmp_path / "cut.weights.h5"
+    shutil.copy(weights_file, cut_off)
+    with open(cut_off, "r+b") as file:
+        file.truncate(cut_off.stat().st_size // 2)
+    with pytest.raises(ValueError, match="cut.weights.h5 cannot be loaded.*cut off"):
+        load_backbone("MobileNet", weights=str(cut_off), image_size=32)
+
+
+def test_no_network_for_imagenet(monkeypatch):
+    def get_file(*args, **kwargs):
+        raise Exception("URL fetch failure on somewhere: None -- Name or service not known")
+
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
+    monkeypatch.setattr("keras.src.applications.mobilenet.file_utils.get_file", get_file)
+    with pytest.raises(ValueError, match='MobileNet could not be downloaded.*Name or service.*weights="path/to'):
+        load_backbone("MobileNet", weights="imagenet")

@@ -1,0 +1,196 @@
+"""The network splits at every boundary, and prefix and suffix compose to the whole."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from networks import call, random_images, residual_network
+
+from helpers.backbones import cut, describe_stages, find_stages, freeze, keras, load_backbone, stage_at, upper_half
+from helpers.backbones.applications import application_names
+
+
+@pytest.fixture(autouse=True)
+def fresh_graph():
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
+
+
+FAMILIES = {  # one network of each family, with the stages that people know
+    "ResNet50": ["input", "conv1", "conv2", "conv3", "conv4", "conv5"],
+    "ResNet50V2": ["input", "conv1", "conv2", "conv3", "conv4", "conv5"],
+    "VGG16": ["input", "block1", "block2", "block3", "block4", "block5"],
+    "MobileNet": ["input", "conv1", *(f"block_{n}" for n in range(1, 14))],
+    "MobileNetV2": ["input", "Conv1", "expanded_conv", *(f"block_{n}" for n in range(1, 17)), "Conv_1"],
+    "EfficientNetB0": ["input", "stem", *(f"block{n}" for n in range(1, 8)), "top"],
+    "EfficientNetV2B0": ["input", "stem", *(f"block{n}" for n in range(1, 7)), "top"],
+    "DenseNet121": ["input", "conv1", "conv2", "pool2", "conv3", "pool3", "conv4", "pool4", "conv5"],
+    "ConvNeXtTiny": ["input", "stem", *"stage_0 downsampling_block_0 stage_1 downsampling_block_1".split(), "stage_2"]
+    + ["downsampling_block_2", "stage_3"],
+    "InceptionV3": ["input", "stem", *(f"mixed{n}" for n in range(11))],
+    "Xception": ["input", *(f"block{n}" for n in range(1, 15))],
+    "MobileNetV3Small": ["input", "conv", "expanded_conv", *(f"expanded_conv_{n}" for n in range(1, 11)), "conv_1"],
+}
+
+
+SMALLEST = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}  # elsewhere 32 pixels do
+
+
+def check_every_boundary(network: keras.Model) -> None:
+    """One pass gives what flows through every boundary; from each of them on, the suffix must give the whole's."""
+    stages = find_stages(network)
+    images = random_images(2, network.input_shape[1])
+    *ends, whole = keras.Model(network.inputs[0], [stage.output for stage in stages.values()])(images, training=False)
+    whole = keras.ops.convert_to_numpy(whole)
+    scale = np.abs(whole).max()
+    assert np.isfinite(whole).all() and np.abs(whole[0] - whole[1]).max() > 1e-3 * scale, "the check needs outputs"
+    np.testing.assert_allclose(call(network, images), whole, atol=1e-5 * scale)
+    for stage, tensor in zip(list(stages)[1:], ends, strict=True):
+        prefix, suffix = cut(network, stage)
+        assert prefix.output_shape == suffix.input_shape, stage
+        np.testing.assert_allclose(call(suffix, tensor), whole, atol=1e-5 * scale, err_msg=stage)
+    np.testing.assert_allclose(call(prefix, images), keras.ops.convert_to_numpy(tensor), rtol=1e-4, atol=1e-5)
+
+
+def check_table(network: keras.Model) -> pd.DataFrame:
+    table = describe_stages(network)
+    assert list(table.index) == list(find_stages(network)) and table.index[0] == "input" and table.index.is_unique
+    assert table["parameters"].sum() == network.count_params()
+    assert table["layers"].sum() == len(network.layers)
+    assert table["cost"].is_monotonic_increasing and table["cost"].iloc[-1] == 1
+    return table
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stages_of_every_family(name):
+    network = load_backbone(name, weights=None, image_size=SMALLEST.get(name, 32))
+    assert list(check_table(network).index) == FAMILIES[name]
+    check_every_boundary(network)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in application_names() if name not in FAMILIES])
+def test_stages_of_every_other_network(name):
+    network = load_backbone(name, weights=None, image_size=SMALLEST.get(name, 32))
+    table = check_table(network)
+    assert len(table) >= 3
+    if name.startswith("NASNet"):
+        assert table["note"].tolist() == ["", "", "no boundary inside: several tensors pass side by side"]
+    else:
+        assert len(table) >= 5 and "note" not in table
+    check_every_boundary(network)
+
+
+def side_by_side(*, cells: int = 3) -> keras.Model:
+    """Like NASNet: each cell takes the two cells before it, so that two tensors pass everywhere."""
+    layers = keras.layers
+    images = keras.Input((8, 8, 3))
+    before = now = layers.Conv2D(4, 1, name="stem_conv")(images)
+    for cell in range(cells):
+        both = layers.Concatenate(name=f"cell_{cell}_both")([before, now])
+        before, now = now, layers.Conv2D(4, 3, padding="same", name=f"cell_{cell}_conv")(both)
+    return keras.Model(images, layers.Concatenate(name="cells")([before, now]))
+
+
+def test_a_network_without_inner_boundaries_says_so():
+    network = side_by_side()
+    table = check_table(network)
+    assert list(table.index) == ["input", "stem", "cells"]
+    assert table["note"].tolist() == ["", "", "no boundary inside: several tensors pass side by side"]
+    check_every_boundary(network)
+    with pytest.raises(ValueError, match="'cell_1'.*from stem, cells. Inside cells is no boundary: several tensors"):
+        cut(network, "cell_1")
+    assert "note" not in describe_stages(residual_network())
+
+
+def test_a_network_with_no_boundary_but_its_ends():
+    images = keras.Input((8, 8, 3))
+    network = keras.Model(images, keras.layers.AveragePooling2D(2)(images), name="plain")
+    assert list(describe_stages(network).index) == ["input"]
+    for use in (cut, lambda model, stage: freeze(model, unfreeze_from=stage), lambda model, _: stage_at(model, 0.5)):
+        with pytest.raises(ValueError, match="'plain', which has no boundary but its ends"):
+            use(network, "conv1")
+    assert freeze(network)["trainable"].sum() == 0
+
+
+def test_a_layer_that_is_called_twice_is_one_layer():
+    layers = keras.layers
+    images = keras.Input((8, 8, 4))
+    conv = layers.Conv2D(4, 3, padding="same", name="conv1")
+    network = keras.Model(images, layers.Conv2D(2, 1, name="conv2")(conv(conv(conv(images)))))
+    table = check_table(network)
+    assert table.loc["conv1", "layers"] == 1 and table.loc["conv1", "parameters"] == 4 * 4 * 9 + 4
+    assert table.loc["conv1", "multiply_adds"] == 3 * 64 * 4 * 4 * 9
+    assert len(find_stages(network)["conv1"].nodes) == 3
+
+
+def test_models_without_a_graph_or_with_two_ends_are_refused():
+    first, second = keras.Input((4,), name="one"), keras.Input((4,), name="two")
+    two = keras.Model([first, second], keras.layers.Add()([first, second]), name="two_inputs")
+    ends = keras.Model(first, [keras.layers.Dense(2)(first), keras.layers.Dense(2)(first)], name="two_outputs")
+
+    class Own(keras.Model):
+        pass
+
+    for use in (describe_stages, find_stages, freeze, lambda m: cut(m, "x"), lambda m: stage_at(m, 0.5)):
+        with pytest.raises(ValueError, match="one input and one output. Received 'two_inputs' with 2 and 1"):
+            use(two)
+        with pytest.raises(ValueError, match="'two_outputs' with 1 and 2"):
+            use(ends)
+        with pytest.raises(ValueError, match="functional Keras model.*'subclass', a Own"):
+            use(Own(name="subclass"))
+        with pytest.raises(ValueError, match="Expected a Keras model. Received str"):
+            use("ResNet50")
+
+
+def test_stage_at_has_the_share_before_it():
+    network = residual_network(dtype="uint8", classes=3)
+    table = describe_stages(network)
+    before = table["multiply_adds"].cumsum().shift(fill_value=0) / table["multiply_adds"].sum()
+    assert stage_at(network, 0) == "conv1"
+    for share in (0.1, 0.3, 0.5, before["conv3"]):
+        assert stage_at(network, share) == next(s for s in ("conv1", "conv2", "conv3") if before[s] >= share)
+    assert stage_at(network, 1) == "conv3", "the head is not among them"
+    headless = residual_network()
+    assert stage_at(headless, 1) == "conv3"
+    with pytest.raises(ValueError, match="`share`.*0..1. Received 50"):
+        stage_at(network, 50)
+
+
+def test_costs_need_a_fixed_size():
+    images = keras.Input((None, None, 3))
+    network = keras.Model(images, keras.layers.Conv2D(4, 3, name="conv1")(images), name="flexible")
+    assert list(find_stages(network)) == ["input", "conv1"]
+    with pytest.raises(ValueError, match="fixed image size.*'flexible'"):
+        describe_stages(network)
+
+
+def test_a_sequential_network_has_stages():
+    layers = [
+        keras.Input((8, 8, 3)),
+        keras.layers.Conv2D(4, 3, name="conv1"),
+        keras.layers.Conv2D(2, 3, name="conv2"),
+    ]
+    network = keras.Sequential(layers)
+    assert list(describe_stages(network).index) == ["input", "conv1", "conv2"]
+    check_every_boundary(network)
+
+
+def test_squeezenet(real_data):
+    network = load_backbone(str(real_data / "weights" / "squeezenet_imagenet_notop.keras"), preprocessing="caffe")
+    assert list(check_table(network).index)[1:3] == ["conv1", "fire2"]
+    check_every_boundary(network)
+
+
+def test_unknown_stages_are_answered_with_the_known_ones():
+    network = residual_network()
+    for use in (lambda: cut(network, "conv9"), lambda: freeze(network, unfreeze_from="conv9")):
+        with pytest.raises(ValueError, match="'conv9'.*conv1, conv2, conv3"):
+            use()
+    with pytest.raises(ValueError, match="'input'"):
+        cut(network, "input")
+
+
+def test_the_upper_half_is_counted_without_the_head():
+    network = residual_network(dtype="uint8", classes=3)
+    assert list(describe_stages(network).index) == ["input", "conv1", "conv2", "conv3", "predictions"]
+    assert upper_half(network) == "conv3"
