@@ -1,7 +1,7 @@
 # Every target works in a fresh clone: the environment is built first, once.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install run test lab refresh pretrain benchmarks lint lock clean
+.PHONY: help install run test test-all lab refresh pretrain benchmarks lint lock clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 help:  ## show this help
 	@echo "make TARGET [VARIABLE=value ...]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Variables of 'make run' (without them: the embedded example, a few minutes, offline):"
 	@awk -F ' *## ' '/^#: / {sub("#: ", "", $$1); printf "  %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -67,8 +67,11 @@ run: $(INSTALLED)  ## execute 01, 02, 03 on your images or on the embedded examp
 	  set -- "$$@" -p "$${pair%%=*}" "$${pair#*=}"; done; \
 	"$(PY)" -m helpers.run "$$@"
 
-test: $(INSTALLED)  ## run all tests
+test: $(INSTALLED)  ## run the tests
 	@"$(PY)" -m pytest
+
+test-all: $(INSTALLED)  ## run the slow tests, too: all networks of keras.applications
+	@"$(PY)" -m pytest -m ""
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	@"$(PY)" -m jupyterlab notebooks/01_load_data.ipynb

@@ -143,7 +143,6 @@ def test_outputs_are_made_where_jupyterlab_makes_them(tmp_path):
     assert notebook.cells[0].metadata == {} and faults(notebook) == []
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not NUMBERED, reason="there are no notebooks")
 def test_stored_outputs_come_out_again(tmp_path):
     tree = copy_tree(tmp_path / "repository")

@@ -566,7 +566,6 @@ def peak(file: Path, rows: int, way: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
 def test_trap_a_mapped_set_counts_as_memory_and_one_that_is_read_does_not(root):
     noise = np.random.default_rng(0).integers(1, 256, (64, 64, 3), dtype="uint8")
     file, peaks = root / "x.pixels", {}
