@@ -13,23 +13,27 @@ _PLAIN = (bool, int, float, str, tuple, list, type(None))
 INSTALL_HUB = 'python -m pip install -c requirements.txt -e ".[hub]"'
 
 
-def load_model(path: str | Path) -> keras.Model:
+def load_model(path: str | Path, *, parameter: str = "path") -> keras.Model:
     """Returns the model in a `.keras` file as it is.
 
     With layers of KerasHub inside, `keras.models.load_model` alone does not know their classes unless somebody
     imported KerasHub before, and what it loads can often not be saved again (see `mend_layers`).
 
+    Args:
+        path: the file; a relative path is counted from the repository's root.
+        parameter: what the caller calls it, for the errors.
+
     Raises:
         ValueError: the file is no Keras model, or KerasHub is needed and not installed.
         FileNotFoundError: no such file.
     """
-    path = existing_file("backbone", path)
+    path = existing_file(parameter, path)
     _import_what_it_needs(path)
     try:
         return mend_layers(keras.models.load_model(path, compile=False))
     except Exception as error:
         raise ValueError(
-            f"Expected `backbone` to be a Keras model. {path} cannot be loaded: {first_line(error)} Perhaps "
+            f"Expected `{parameter}` to be a Keras model. {path} cannot be loaded: {first_line(error)} Perhaps "
             f"it is cut off, or made by a newer Keras; one with Lambda layers or own classes is not loaded, "
             f"as that would run code from the file."
         ) from None

@@ -74,11 +74,6 @@ def is_stack(operation) -> bool:
     return len(blocks) > len(set(blocks))
 
 
-def is_nested(network: keras.Model) -> bool:
-    """Returns whether `flatten` has something to spread out in the network."""
-    return any(isinstance(node.operation, keras.Model) or is_stack(node.operation) for node in find_nodes(network))
-
-
 def _calls_its_graph(model: keras.Model) -> bool:
     """Returns whether the model's `call` is Keras's own, and not written by somebody who does more in it."""
     owner = next(cls for cls in type(model).__mro__ if "call" in vars(cls))

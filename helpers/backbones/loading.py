@@ -57,7 +57,7 @@ def load_backbone(
         network, converter = load_preset(backbone)
         mode = converter if mode == "auto" and converter else mode
     elif own:
-        network = load_model(backbone)
+        network = load_model(backbone, parameter="backbone")
     else:
         network = load_application(backbone, weights, image_size)
         mode = application_preprocessing(backbone) if mode == "auto" else mode
