@@ -37,8 +37,8 @@ def set_seed(seed: int) -> None:
 def on_all_devices():
     """Returns a context in which models are made: with several GPUs, each step's batch is divided among them.
 
-    A model that was made in it trains on all GPUs, and so does what is cut from it in it. With one GPU or none it does
-    nothing. What is computed is the same, to rounding.
+    A model that was made in it trains on all GPUs, and so does what is cut from it in it. With one GPU or none it
+    does nothing. What is computed is the same, to rounding.
     """
     strategy = _strategy()
     return strategy.scope() if strategy else nullcontext()

@@ -52,7 +52,7 @@ def stage_network(*, scale: float = 1 / 255) -> keras.Model:
 
 
 def coloured_images(count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images of 8 x 8 pixels in noise, and which channel is a little brighter: three classes to be learned."""
+    """Returns noise of 8 x 8 pixels, and which channel is a little brighter: three classes to be learned."""
     rng, labels = np.random.default_rng(seed), np.arange(count) % 3
     images = rng.integers(0, 200, (count, 8, 8, 3))
     images[np.arange(count), :, :, labels] += 12

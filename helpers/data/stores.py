@@ -43,6 +43,7 @@ class Store:
         known = json.loads(_side_file(file).read_text(encoding="utf-8"))
         self.row_shape, self.dtype = tuple(known["shape"]), np.dtype(known["dtype"])
         self.keys, self.stamp, self.checksums = known["keys"], known["stamp"], known["checksums"]
+        self.seconds_per_row = float(known["seconds_per_row"])
         self.row_bytes = math.prod(self.row_shape) * self.dtype.itemsize
 
     def __reduce__(self):
@@ -88,7 +89,8 @@ def open_store(file: Path, keys: Sequence[str] | None = None) -> Store | None:
     if store.stamp != now:
         if list(in_parallel(store.checksum, range(rows), title="checking stored rows")) != store.checksums:
             return None
-        _write_side_file(file, store.row_shape, store.dtype, store.keys, stamp=now, checksums=store.checksums)
+        about = json.loads(_side_file(file).read_text(encoding="utf-8"))
+        write_atomically(_side_file(file), json.dumps(about | {"stamp": now}))
     with suppress(OSError):  # evicted by another process in between, or a disk that is only read
         os.utime(_side_file(file))
     return store
@@ -99,6 +101,8 @@ class Writer:
 
     store: Store | None = None
     """The finished store, once the block has ended."""
+    seconds_per_row = 0.0
+    """What it took to compute a row: to be set by whoever knows, and kept with the store."""
 
     def __init__(self, descriptor: int, row_bytes: int, dtype: str, rows: int):
         self.descriptor, self.row_bytes, self.dtype, self.checksums = descriptor, row_bytes, dtype, [0] * rows
@@ -146,7 +150,9 @@ def new_store(
             fcntl.flock(descriptor, fcntl.LOCK_SH)  # in use until it is open: nobody evicts it in between
         os.replace(partial, file)
         # After the store, and with its own stamp: whoever finds another process's is led to compare the rows.
-        _write_side_file(file, shape, dtype, keys, stamp=_stamp(descriptor), checksums=writer.checksums)
+        about = {"shape": list(shape), "dtype": str(dtype), "keys": list(keys)}
+        about |= {"seconds_per_row": writer.seconds_per_row, "checksums": writer.checksums}
+        write_atomically(_side_file(file), json.dumps(about | {"stamp": _stamp(descriptor)}))
         writer.store = Store(file)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -184,6 +190,11 @@ class StoredArray:
         return self._store.dtype
 
     @property
+    def seconds(self) -> float:
+        """What it took to compute these rows, also if that was in an earlier run; decoding does not count."""
+        return self._store.seconds_per_row * len(set(self._rows.ravel().tolist()))
+
+    @property
     def keys(self) -> list[str]:
         """What each row is, by its content: equal keys, equal values."""
         return [self._store.keys[row] for row in self._rows.ravel()]
@@ -219,11 +230,6 @@ def content_keys(array) -> list[str]:
 
 def _side_file(file: Path) -> Path:
     return file.with_suffix(".json")
-
-
-def _write_side_file(file: Path, shape, dtype, keys, *, stamp: list[int], checksums: list[int]) -> None:
-    side = {"shape": list(shape), "dtype": str(dtype), "keys": list(keys), "stamp": stamp, "checksums": checksums}
-    write_atomically(_side_file(file), json.dumps(side))
 
 
 def _stamp(descriptor: int) -> list[int]:

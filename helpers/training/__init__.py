@@ -18,7 +18,7 @@ from helpers.training.activations import (
     load_activations,
 )
 from helpers.training.files import load_classifier, load_settings, save_model
-from helpers.training.fine_tuning import fine_tune, prepare_training
+from helpers.training.fine_tuning import fine_tune, prepare_training, training_batches
 from helpers.training.heads import STRENGTHS, attach_head, fit_head
 from helpers.training.keeping import KeepBest, show_progress
 from helpers.training.optimizers import decaying_rates, make_optimizer, warmup_cosine
@@ -48,6 +48,7 @@ __all__ = [
     "save_model",
     "set_seed",
     "show_progress",
+    "training_batches",
     "warmup_cosine",
     "weigh_classes",
 ]

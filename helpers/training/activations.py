@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 from tqdm import tqdm
@@ -158,27 +159,30 @@ def _compute(model, boundaries: list["Boundary"], where: dict, dtype: str, batch
     """Returns the store of the last boundary, computed from the nearest one below that is stored, or from images."""
     *below, wanted = boundaries
     keys = list(where)
-    start, inputs = model.inputs[0], _Rows(where)
+    start, inputs, seconds_below = model.inputs[0], _Rows(where), 0.0
     for boundary in reversed(below):
         if stored := _find(boundary, keys, "float32"):
             place = {key: number for number, key in enumerate(stored.keys)}
             start, inputs = boundary.tensor, StoredArray(stored, np.array([place[key] for key in keys]))
+            seconds_below = stored.seconds_per_row
             break
     part = keras.Model(start, wanted.tensor, name=model.name)
     remedy = (
         "Let a later stage be the first that learns (`unfreeze_from`), whose activations are smaller; or use fewer "
         "images (`images_per_class`), fewer `augment_views` or half precision."
     )
-    shape = wanted.tensor.shape[1:]
+    shape, started = wanted.tensor.shape[1:], perf_counter()
     with new_store(wanted.file(keys, dtype), shape=shape, dtype=dtype, keys=keys, remedy=remedy) as write:
         for row, batch in _forward(part, inputs, batch_size):
-            rounded = batch.astype(dtype)
+            with np.errstate(over="ignore"):
+                rounded = batch.astype(dtype)
             if not np.isfinite(rounded).all():
                 raise ValueError(
                     f"{model.name} has activations up to {np.abs(batch).max():.3g}, and half precision ends at "
                     f"65504. Keep them in full precision, or let another stage be the first that learns."
                 )
             write(row, rounded)
+        write.seconds_per_row = seconds_below + (perf_counter() - started) / max(len(keys), 1)
     return write.store
 
 

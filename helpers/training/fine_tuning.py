@@ -11,7 +11,7 @@ from helpers.backbones import copy_weights, cut, find_stages, freeze
 from helpers.data import Augmented, make_dataset
 from helpers.training.activations import compute_activations, load_activations
 from helpers.training.keeping import KeepBest, show_progress
-from helpers.training.optimizers import decaying_rates, make_optimizer, warmup_cosine
+from helpers.training.optimizers import make_optimizer, warmup_cosine
 from helpers.training.recipe import Recipe, first_stage, thawing
 from helpers.training.weights import blend_weights, computing_in
 
@@ -29,15 +29,29 @@ def prepare_training(model: keras.Model, pixels: dict, *, stage: str) -> tuple[k
     Raises:
         ValueError: no such stage. And what `load_activations` raises.
     """
-    names, always_new = (
-        list(find_stages(model)),
-        any(isinstance(p, Augmented) and not p.views for p in pixels.values()),
-    )
+    always_new = any(isinstance(array, Augmented) and not array.views for array in pixels.values())
     with on_all_devices():
         suffix = cut(model, stage)[1]
-    if always_new or names.index(stage) == 1:
+    if always_new or list(find_stages(model)).index(stage) == 1:
         return model, pixels
     return suffix, load_activations(model, pixels, stage=stage)
+
+
+def training_batches(inputs, labels: np.ndarray, *, keep: KeepBest, batch_size: int, seed: int):
+    """Returns a tf.data.Dataset of shuffled batches for the epoch at which the training stands.
+
+    All have the same size, as near to `batch_size` as the number of images allows: so every image counts about the
+    same, and several GPUs get equal shares. Each epoch has its own order, and a training that goes on the same ones.
+
+    Args:
+        inputs: (images, ...), in memory, stored or augmented.
+        labels: int (images,).
+        keep: knows the epoch.
+        batch_size: images in a batch, at most.
+        seed: of the orders.
+    """
+    order = {"shuffle": seed, "even": True, "epoch": keep.current_epoch}
+    return make_dataset(inputs, labels, batch_size=batch_size, **order)
 
 
 def fine_tune(
@@ -83,26 +97,20 @@ def fine_tune(
     )
     steps = {"images": len(labels["train"]), "batch_size": recipe.batch_size, "epochs": recipe.epochs}
     steps_per_epoch = math.ceil(steps["images"] / recipe.batch_size)
-    rates = decaying_rates(model, recipe.lowest_rate)
-    learning = {name for name, part in find_stages(model).items() if any(x.trainable_weights for x in part.layers)}
     with computing_in(suffix, recipe.precision), on_all_devices():
         optimizer = make_optimizer(
             model,
             warmup_cosine(recipe.learning_rate, **steps),
             name=recipe.optimizer,
-            rates={name: rate for name, rate in rates.items() if name in learning}
-            if recipe.lowest_rate != 1
-            else None,
+            rates=recipe.lowest_rate,
             pull=recipe.pull,
             thaw=thawing(model, recipe, steps_per_epoch=steps_per_epoch) if recipe.thaw_epochs else None,
         )
         suffix.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
-        batches = {"batch_size": recipe.batch_size}
+        sizes = {"batch_size": recipe.batch_size}
         suffix.fit(
-            make_dataset(
-                inputs["train"], labels["train"], **batches, shuffle=recipe.seed, even=True, epoch=keep.current_epoch
-            ),
-            validation_data=make_dataset(inputs["validation"], labels["validation"], **batches),
+            training_batches(inputs["train"], labels["train"], keep=keep, seed=recipe.seed, **sizes),
+            validation_data=make_dataset(inputs["validation"], labels["validation"], **sizes),
             epochs=recipe.epochs,
             initial_epoch=keep.first_epoch,
             class_weight=recipe.class_weight,

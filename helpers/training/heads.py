@@ -3,6 +3,7 @@
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -11,7 +12,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 
-from helpers._keras import keras
+from helpers._keras import keras, on_all_devices
 from helpers.data import StoredArray
 
 STRENGTHS = tuple(float(strength) for strength in np.logspace(-4, 3, 15).round(5))
@@ -43,12 +44,13 @@ def fit_head(
 
     Returns:
         A fitted scikit-learn LogisticRegression that takes the features as they are, with the added
-        attributes `strength_` (the chosen C) and `losses_` (a dict: strength tried to log-loss, ascending).
+        attributes `strength_` (the chosen C), `losses_` (a dict: strength tried to log-loss, ascending) and
+        `seconds_` (what the search and the solution took).
 
     Raises:
         ValueError: features are not finite, there are fewer than two classes, or a class has no weight.
     """
-    features = np.asarray(features)
+    started, features = perf_counter(), np.asarray(features)
     if not np.isfinite(features).all():
         raise ValueError("Expected finite features. Received some that are NaN or infinite.")
     classes, counts = np.unique(labels, return_counts=True)
@@ -81,6 +83,7 @@ def fit_head(
     head.coef_ = kernel / (scale or 1.0)
     head.intercept_ = head.intercept_ - head.coef_ @ mean
     head.n_features_in_ = features.shape[1]
+    head.seconds_ = perf_counter() - started
     return head
 
 
@@ -156,7 +159,8 @@ def attach_head(backbone: keras.Model, head: LogisticRegression, *, class_names:
         next(name for name in (base, *(f"{base}_{i}" for i in range(2, 99))) if name not in taken)
         for base in ("head", "probabilities")
     )
-    dense = keras.layers.Dense(classes, name=head_name, dtype="float32")
-    probabilities = keras.layers.Softmax(name=softmax_name, dtype="float32")(dense(backbone.outputs[0]))
-    dense.set_weights([kernel.astype("float32"), bias.astype("float32")])
-    return keras.Model(backbone.inputs[0], probabilities, name=backbone.name)
+    with on_all_devices():
+        dense = keras.layers.Dense(classes, name=head_name, dtype="float32")
+        probabilities = keras.layers.Softmax(name=softmax_name, dtype="float32")(dense(backbone.outputs[0]))
+        dense.set_weights([kernel.astype("float32"), bias.astype("float32")])
+        return keras.Model(backbone.inputs[0], probabilities, name=backbone.name)

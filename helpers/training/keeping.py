@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 import warnings
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ class KeepBest(keras.callbacks.Callback):
     Attributes:
         epoch: epochs that are done, 0 at first.
         best_epoch: the best so far.
-        history: dict of lists, as Keras' own, with the start as the first entry of val_loss.
+        history: dict of lists with an entry for each epoch, as Keras' own, those before a stop included.
         seconds: what the epochs have taken, without those that a stop has cost.
         outcome: one plain sentence, once the training has ended.
 
@@ -44,7 +46,7 @@ class KeepBest(keras.callbacks.Callback):
         self.file, self.patience = file, patience
         self.settings = json.dumps([settings or {}, round(float(start_loss), 6)], sort_keys=True, default=str)
         self.epoch, self.best_epoch, self.best_loss = 0, 0, float(start_loss)
-        self.history: dict[str, list[float]] = {"val_loss": [float(start_loss)]}
+        self.history: dict[str, list[float]] = {}
         self.seconds, self.outcome = 0.0, ""
         self._best: list[np.ndarray] = []
         self._state: dict[str, np.ndarray] = {}
@@ -184,7 +186,14 @@ class KeepBest(keras.callbacks.Callback):
                     return
                 self._state = {name: arrays[name] for name in arrays if name.startswith(("model", "optimizer"))}
                 self._best = [arrays[f"best {number}"] for number in range(sum(n.startswith("best") for n in arrays))]
-        except (OSError, ValueError, KeyError, EOFError):  # cut off: then the training starts anew
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ):  # cut off: then the training starts anew
             self._state, self._best = {}, []
             return
         for name, value in about.items():

@@ -61,7 +61,7 @@ def make_optimizer(
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
     *,
     name: str = "adam",
-    rates: dict[str, float] | None = None,
+    rates: float | dict[str, float] = 1.0,
     pull: float = 0.0,
     thaw: dict[str, int] | None = None,
 ) -> keras.optimizers.Optimizer:
@@ -71,7 +71,8 @@ def make_optimizer(
         model: the whole classifier, frozen as it will be trained (`freeze`).
         learning_rate: a rate or a schedule.
         name: "adam", or "sgd" (with Nesterov momentum of 0.9).
-        rates: stage to the factor of its learning rate; stages that are not named have 1. See `decaying_rates`.
+        rates: the factor of the learning rate at the network's first stage (`decaying_rates`); or a dict of stage to
+            factor, where stages that are not named have 1.
         pull: strength of the pull of each weight towards where it started, relative to the gradient: L2-SP (Li
             et al. 2018, arXiv 1802.01483). 0 for none. The head's weights are pulled towards the solved head.
         thaw: stage to the number of steps for which it stays frozen at first: gradual unfreezing (arXiv 1801.06146).
@@ -92,8 +93,11 @@ def make_optimizer(
         for stage, part in find_stages(model).items()
     }
     learning = {stage: paths for stage, paths in learning.items() if paths}
-    for rule, given in (("rates", rates), ("thaw", thaw)):
-        for stage, value in (given or {}).items():
+    if not isinstance(rates, dict):
+        falling = decaying_rates(model, rates)
+        rates = {stage: falling[stage] for stage in learning if falling[stage] != 1}
+    for rule, given in (("rates", rates), ("thaw", thaw or {})):
+        for stage, value in given.items():
             if stage not in learning:
                 why = "is frozen" if stage in find_stages(model) else "this network does not have"
                 raise ValueError(
@@ -104,7 +108,7 @@ def make_optimizer(
                 raise ValueError(f"Expected values of at least 0 in `{rule}`. Received {value} for {stage}.")
     if not (rates or pull or thaw):
         return base(learning_rate, **settings)
-    factors = {path: (rates or {}).get(stage, 1.0) for stage, paths in learning.items() for path in paths}
+    factors = {path: rates.get(stage, 1.0) for stage, paths in learning.items() for path in paths}
     frozen_for = {path: (thaw or {}).get(stage, 0) for stage, paths in learning.items() for path in paths}
     return _by_stage(base)(learning_rate, **settings, factors=factors, frozen_for=frozen_for, pull=pull)
 

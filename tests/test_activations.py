@@ -1,0 +1,301 @@
+"""Stored activations are what the frozen layers compute; they are found by content, and computed once."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from networks import call, random_images, stage_network
+
+import helpers
+from helpers.backbones import cut, find_stages, freeze, keras
+from helpers.data import Augmented
+from helpers.training import (
+    activations as module,
+)
+from helpers.training import (
+    attach_head,
+    compute_activations,
+    fit_head,
+    half_precision_error,
+    load_activations,
+    set_seed,
+)
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """Counts the images that pass through a network, by the name of the tensor that comes out."""
+    counted = []
+    forward = module._forward
+
+    def count(model, inputs, batch_size):
+        counted.append((model.inputs[0].shape[1:], model.outputs[0].shape[1:], len(inputs)))
+        yield from forward(model, inputs, batch_size)
+
+    monkeypatch.setattr(module, "_forward", count)
+    return counted
+
+
+def expected(model, images, stage):
+    return call(cut(model, stage)[0], images)
+
+
+# ---- exact
+
+
+@pytest.mark.parametrize("stage", ["conv1", "conv2", "conv3", None])
+def test_they_are_what_enters_the_stage(root, stage):
+    model, images = stage_network(), random_images(11)
+    stored = load_activations(model, images, stage=stage, batch_size=4)
+    wanted = expected(model, images, stage) if stage else call(model, images)
+    assert stored.dtype == np.float32 and stored.shape == wanted.shape
+    np.testing.assert_allclose(stored, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_suffix_on_them_gives_the_whole_networks_output(root):
+    model, images = stage_network(), random_images(9)
+    for stage in ("conv2", "conv3"):
+        composed = call(cut(model, stage)[1], np.asarray(load_activations(model, images, stage=stage)))
+        np.testing.assert_allclose(composed, call(model, images), rtol=1e-4, atol=1e-6)
+
+
+def test_parts_are_computed_together_and_equal_images_once(root, forwards):
+    images = random_images(10)
+    parts = {"train": images[:6], "validation": images[6:8], "test": np.concatenate([images[8:], images[:1]])}
+    loaded = load_activations(stage_network(), parts, stage="conv3")
+    assert [count for _, _, count in forwards] == [10], "the eleventh is a copy"
+    for part, array in parts.items():
+        np.testing.assert_allclose(loaded[part], expected(stage_network(), array, "conv3"), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(loaded["test"][2], loaded["train"][0])
+
+
+# ---- found again, or not
+
+
+def test_the_second_time_nothing_is_computed(root, forwards):
+    model, images = stage_network(), random_images(8)
+    first = np.asarray(load_activations(model, images, stage="conv3"))
+    for again in (images, images[::-1], images[2:5], {"train": images[:4], "test": images[4:]}):
+        load_activations(model, again, stage="conv3")
+    np.testing.assert_array_equal(load_activations(model, images[::-1], stage="conv3"), first[::-1])
+    assert len(forwards) == 1
+
+
+def test_what_they_took_is_remembered(root):
+    network, images = stage_network(), random_images(8)
+    below = load_activations(network, images, stage="conv2").seconds
+    first = load_activations(network, images, stage="conv3")
+    assert first.seconds > below > 0, "it counts from the images on"
+    again = load_activations(network, images[:4], stage="conv3")
+    assert again.seconds == pytest.approx(first.seconds / 2)
+
+
+def test_saving_loading_freezing_and_a_head_do_not_matter(root, forwards, tmp_path):
+    network, images = stage_network(), random_images(8)
+    load_activations(network, images, stage="conv3")
+    freeze(network, unfreeze_from="conv2")
+    load_activations(network, images, stage="conv3")
+    network.save(tmp_path / "x.keras")
+    load_activations(keras.models.load_model(tmp_path / "x.keras"), images, stage="conv3")
+    head = fit_head(call(network, images), np.arange(8) % 2)
+    load_activations(attach_head(network, head, class_names=["a", "b"]), images, stage="conv3")
+    assert len(forwards) == 1
+
+
+def change_a_weight(network):
+    kernel = network.get_layer("conv2_conv").kernel
+    kernel.assign(np.nextafter(np.array(kernel), np.inf))  # the least change there is
+
+
+def change_a_statistic(network):
+    network.get_layer("conv1_bn").moving_mean.assign(np.full(6, 1e-3))
+
+
+@pytest.mark.parametrize("change", [change_a_weight, change_a_statistic])
+def test_any_change_below_the_boundary_computes_anew(root, forwards, change):
+    network, images = stage_network(), random_images(8)
+    load_activations(network, images, stage="conv3")
+    change(network)
+    np.testing.assert_allclose(
+        load_activations(network, images, stage="conv3"), expected(network, images, "conv3"), rtol=1e-5, atol=1e-6
+    )
+    assert len(forwards) == 2
+
+
+def test_a_change_above_the_boundary_does_not(root, forwards):
+    network, images = stage_network(), random_images(8)
+    load_activations(network, images, stage="conv2")
+    change_a_weight(network)
+    load_activations(network, images, stage="conv2")
+    assert len(forwards) == 1
+
+
+def test_other_settings_of_a_layer_without_weights_compute_anew(root, forwards):
+    images = random_images(8)
+    for scale in (1 / 255, 1 / 127.5):
+        network = stage_network(scale=scale)
+        stored = load_activations(network, images, stage="conv2")
+        np.testing.assert_allclose(stored, expected(network, images, "conv2"), rtol=1e-5, atol=1e-6)
+    assert len(forwards) == 2
+
+
+def test_other_pixels_and_another_version_compute_anew(root, forwards, monkeypatch):
+    network, images = stage_network(), random_images(8)
+    load_activations(network, images, stage="conv2")
+    load_activations(network, images[:, ::-1], stage="conv2")
+    assert len(forwards) == 2
+    monkeypatch.setattr(module, "_VERSION", "older")
+    load_activations(network, images, stage="conv2")
+    assert len(forwards) == 3
+
+
+def test_a_damaged_store_is_made_anew(root, forwards):
+    network, images = stage_network(), random_images(8)
+    first = np.asarray(load_activations(network, images, stage="conv2"))
+    (file,) = (root / "runs" / ".activations").glob("*.activations")
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    np.testing.assert_array_equal(load_activations(network, images, stage="conv2"), first)
+    assert len(forwards) == 2
+
+
+def test_they_are_computed_from_the_nearest_boundary_below(root, forwards):
+    network, images = stage_network(), random_images(8)
+    for stage in ("conv1", "conv3"):
+        load_activations(network, images, stage=stage)
+    load_activations(network, images)
+    shapes = [inner for inner, _, _ in forwards]
+    assert shapes[1] == forwards[0][1] and shapes[2] == forwards[1][1]
+    np.testing.assert_allclose(load_activations(network, images), call(network, images), rtol=1e-4, atol=1e-6)
+    load_activations(network, random_images(9), stage="conv3")
+    assert forwards[-1][0] == (8, 8, 3), "one image more than below: all from the images"
+
+
+SCRIPT = """
+import pathlib, sys
+import helpers
+helpers.ROOT = pathlib.Path(sys.argv[1])
+sys.path.insert(0, sys.argv[2])
+from networks import random_images, stage_network
+from helpers.training import activations, load_activations
+forward = activations._forward
+def count(*arguments):
+    print("computed", flush=True)
+    yield from forward(*arguments)
+activations._forward = count
+import numpy
+numpy.save(sys.argv[3], load_activations(stage_network(), random_images(40), stage="conv3", batch_size=2))
+"""
+
+
+def test_of_several_processes_one_computes(root):
+    command = [sys.executable, "-c", SCRIPT, str(root), os.path.dirname(__file__)]
+    processes = [
+        subprocess.Popen([*command, str(root / f"{name}.npy")], stdout=subprocess.PIPE, text=True) for name in "abc"
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert "".join(outputs).count("computed") == 1
+    first, *others = (np.load(root / f"{name}.npy") for name in "abc")
+    assert all(np.array_equal(first, other) for other in others)
+
+
+# ---- half precision, views
+
+
+def test_half_precision_takes_half_and_its_effect_is_measured(root):
+    network, images = stage_network(), random_images(16)
+    head = fit_head(call(network, images), np.arange(16) % 3)
+    model = attach_head(network, head, class_names=list("abc"))
+    full, half = (load_activations(model, images, stage="conv2", half_precision=h) for h in (False, True))
+    assert half.dtype == np.float16 and full.dtype == np.float32
+    np.testing.assert_array_equal(half, np.asarray(full).astype("float16"))
+    logits = keras.Model(cut(model, "conv2")[0].outputs[0], model.get_layer("head").output)
+    by_hand = np.abs(call(logits, np.asarray(full)) - call(logits, np.asarray(half, "float32"))).max()
+    error = half_precision_error(model, full, stage="conv2")
+    assert 0 < error < 0.1 and error == pytest.approx(by_hand, rel=1e-3)
+
+
+def test_half_precision_that_overflows_is_refused(root):
+    network = stage_network()
+    network.get_layer("conv1_bn").gamma.assign(np.full(6, 1e6))
+    with pytest.raises(ValueError, match="activations up to .*half precision ends at 65504"):
+        load_activations(network, random_images(4), stage="conv2", half_precision=True)
+    assert not list((root / "runs" / ".activations").glob("*.activations"))
+
+
+def test_fixed_views_are_stored_and_taken_in_turn(root):
+    network, images = stage_network(), random_images(6)
+    augmented = Augmented(images, "flip,crop,light", seed=1, views=3)
+    stored = load_activations(network, augmented, stage="conv2")
+    assert stored.shape[:2] == (6, 3)
+    for epoch in range(5):
+        seen = augmented.at_epoch(epoch)[:]
+        np.testing.assert_allclose(stored.at_epoch(epoch), expected(network, seen, "conv2"), rtol=1e-4, atol=1e-5)
+    assert not np.array_equal(stored.at_epoch(0), stored.at_epoch(1))
+    np.testing.assert_array_equal(stored.at_epoch(0), stored.at_epoch(3))
+    with pytest.raises(ValueError, match="augmented anew in every epoch have no fixed activations"):
+        load_activations(network, Augmented(images, "flip"), stage="conv2")
+
+
+# ---- memory and bad input
+
+
+def test_batches_are_smaller_where_memory_is_short(monkeypatch):
+    network = stage_network()
+    largest = 4 * 3 * 2 * 8 * 8 * 6
+    monkeypatch.setattr(module, "_free_memory", lambda: 8 * 5 * largest)
+    assert module._batch_size(network) == 5
+    monkeypatch.setattr(module, "_free_memory", lambda: 10**12)
+    assert module._batch_size(network) == 32
+    monkeypatch.setattr(module, "_free_memory", lambda: 0)
+    assert module._batch_size(network) == 1
+
+
+def test_activations_that_are_not_finite_leave_no_store(root):
+    network = stage_network()
+    network.get_layer("conv2_bn").gamma.assign([np.nan] * 6)
+    with pytest.raises(ValueError, match="not finite for 4 of 4 images, the first of them among images 0 to 3"):
+        load_activations(network, random_images(8), stage="conv3", batch_size=4)
+    assert not list((root / "runs" / ".activations").glob("*.activations"))
+
+
+def test_a_full_disk_says_what_to_do(root, monkeypatch):
+    monkeypatch.setenv("CACHE_GB", "1e-9")
+    with pytest.raises(OSError, match="What is to be stored takes.*`unfreeze_from`.*`images_per_class`"):
+        load_activations(stage_network(), random_images(4), stage="conv2")
+
+
+def test_unknown_stages_and_no_images(root):
+    with pytest.raises(ValueError, match="'conv9'.*conv1, conv2, conv3"):
+        load_activations(stage_network(), random_images(4), stage="conv9")
+    parts = {"train": random_images(4), "validation": random_images(4)[:0]}
+    assert load_activations(stage_network(), parts, stage="conv2")["validation"].shape == (0, 8, 8, 6)
+
+
+@pytest.mark.parametrize("count", [1, 7, 32, 33])
+def test_outputs_in_memory_whatever_the_batches(count):
+    network, images = stage_network(), random_images(count)
+    outputs = compute_activations(network, images, batch_size=8)
+    assert outputs.shape == (count, 6) and outputs.dtype == np.float32
+    np.testing.assert_allclose(outputs, call(network, images), rtol=1e-5, atol=1e-6)
+
+
+def test_outputs_that_would_not_fit_into_memory_are_refused_before_the_work():
+    many = np.broadcast_to(random_images(1), (10**10, 8, 8, 3))  # takes no memory itself
+    with pytest.raises(MemoryError, match="10000000000 images, 6 numbers each, take 240.0 GB.*`load_activations`"):
+        compute_activations(stage_network(), many)
+
+
+def test_the_same_bits_again(root):
+    set_seed(0)
+    network, images = stage_network(), random_images(20)
+    first = np.asarray(load_activations(network, images, stage="conv3"))
+    for file in (root / "runs" / ".activations").iterdir():
+        file.unlink()
+    assert helpers.ROOT == root
+    np.testing.assert_array_equal(load_activations(network, images, stage="conv3"), first)
+    assert list(find_stages(network)) == ["input", "conv1", "conv2", "conv3"]

@@ -1,0 +1,63 @@
+"""A saved classifier is one file, the same model, whole or not at all."""
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from networks import coloured_images, stage_network
+
+from helpers.training import (
+    attach_head,
+    compute_activations,
+    fit_head,
+    load_classifier,
+    load_settings,
+    save_model,
+)
+
+
+def test_a_saved_model_is_the_same_model_with_nothing_but_keras(tmp_path):
+    images, labels = coloured_images(24)
+    network = stage_network()
+    head = fit_head(compute_activations(network, images), labels)
+    model = attach_head(network, head, class_names=list("abc"))
+    names = ["ants", "bées", 'quo"ted, name']
+    save_model(model, tmp_path / "x.keras", class_names=names, resize="pad")
+    assert load_settings(tmp_path / "x.keras") == {"class_names": names, "resize": "pad"}
+    np.save(tmp_path / "images.npy", images)
+    script = (
+        "import sys, numpy, keras\n"
+        "model = keras.models.load_model(sys.argv[1] + '/x.keras')\n"
+        "numpy.save(sys.argv[1] + '/out.npy', model.predict(numpy.load(sys.argv[1] + '/images.npy'), verbose=0))\n"
+        "assert 'helpers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, text=True)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), model.predict(images, verbose=0), atol=1e-6)
+    loaded, settings = load_classifier(tmp_path / "x.keras")
+    assert settings["resize"] == "pad" and loaded.name == model.name
+    np.testing.assert_allclose(loaded.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-6)
+
+
+def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
+    model = stage_network()
+    save_model(model, tmp_path / "x.keras", class_names=["a"], resize="crop")
+    old = (tmp_path / "x.keras").read_bytes()
+
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_model(model, tmp_path / "x.keras", class_names=["b"], resize="crop")
+    assert (tmp_path / "x.keras").read_bytes() == old and len(list(tmp_path.iterdir())) == 1
+
+
+def test_settings_of_a_file_that_has_none(tmp_path):
+    stage_network().save(tmp_path / "x.keras")
+    (tmp_path / "y.keras").write_text(json.dumps(["a"]))
+    for name in "xy":
+        with pytest.raises(ValueError, match=f"{name}.keras holds no class names"):
+            load_settings(tmp_path / f"{name}.keras")

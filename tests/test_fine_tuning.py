@@ -1,0 +1,329 @@
+"""Frozen up to a stage and fine-tuned above it, with each option doing what it says."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from networks import call, coloured_images, random_images, stage_network
+
+from helpers.backbones import audit_weights, copy_weights, cut, find_stages, freeze, keras
+from helpers.data import Augmented
+from helpers.training import (
+    Recipe,
+    attach_head,
+    blend_weights,
+    compute_activations,
+    computing_in,
+    decaying_rates,
+    fine_tune,
+    fit_head,
+    make_optimizer,
+    prepare_training,
+    warmup_cosine,
+    weigh_classes,
+)
+
+PIXELS, LABELS = {}, {}
+PIXELS["train"], LABELS["train"] = coloured_images(40)
+PIXELS["validation"], LABELS["validation"] = coloured_images(30, seed=1)
+
+
+def classifier():
+    network = stage_network()
+    head = fit_head(compute_activations(network, PIXELS["train"]), LABELS["train"], strengths=(1e-4,))
+    return attach_head(network, head, class_names=list("abc"))
+
+
+def tune(model=None, **changes):
+    """Returns the model, its weights before and the training, for a recipe that changes weights for certain."""
+    model = model or classifier()
+    before = copy_weights(model)
+    usual = {"unfreeze_from": "conv3", "learning_rate": 0.003, "epochs": 3, "patience": 99, "batch_size": 8}
+    keep = fine_tune(model, PIXELS, LABELS, recipe=Recipe(**usual | changes))
+    return model, before, keep
+
+
+def distance(model, before, stage: str) -> float:
+    """Returns how far the weights of a stage have moved."""
+    paths = [weight.path for layer in find_stages(model)[stage].layers for weight in layer.weights]
+    now = copy_weights(model)
+    return float(np.sqrt(sum(((now[path] - before[path]) ** 2).sum() for path in paths)))
+
+
+# ---- frozen and not
+
+
+@pytest.mark.parametrize("stage", ["conv1", "conv2", "conv3", "head"])
+def test_only_what_was_meant_changes(root, stage):
+    model, before, keep = tune(unfreeze_from=stage)
+    audit = audit_weights(model, before)
+    assert keep.best_epoch > 0
+    assert audit[["frozen_changed", "trainable_unchanged"]].to_numpy().sum() == 0
+    stages = list(audit.index)
+    expected = {name: 0 if stages.index(name) < stages.index(stage) else 1 for name in stages}
+    assert audit["changed"].to_dict() == expected | {"input": 0, "head": 2}, "kernels, and no BatchNormalization"
+
+
+def test_cached_and_uncached_training_are_the_same_to_rounding(root):
+    cached, _, _ = tune(unfreeze_from="conv3")
+    model = classifier()
+    freeze(model, unfreeze_from="conv3")
+    assert prepare_training(model, PIXELS, stage="conv1")[0] is model, "nothing with weights lies before it"
+    suffix, inputs = prepare_training(model, PIXELS, stage="conv3")
+    assert suffix is not model and inputs["train"].shape == (40, 8, 8, 6)
+    uncached, _, _ = tune(unfreeze_from="conv3", augmentation="light", augment_views=0)
+    assert not np.allclose(cached.get_weights()[-1], uncached.get_weights()[-1]), "augmentation has an effect"
+    monkey = classifier()
+    from helpers.training import fine_tuning
+
+    original, fine_tuning.prepare_training = fine_tuning.prepare_training, lambda m, pixels, stage: (m, pixels)
+    try:
+        whole, _, _ = tune(monkey, unfreeze_from="conv3")
+    finally:
+        fine_tuning.prepare_training = original
+    for ours, theirs in zip(cached.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_batch_norm_train_differs(root):
+    frozen, _, _ = tune()
+    trained, before, _ = tune(batch_norm="train")
+    moved = {path for path, value in copy_weights(trained).items() if not np.array_equal(value, before[path])}
+    assert {"conv3_bn/gamma", "conv3_bn/moving_mean"} <= moved and not any(path.startswith("conv2") for path in moved)
+    assert not np.array_equal(frozen.get_layer("conv3_bn").gamma, trained.get_layer("conv3_bn").gamma)
+
+
+def test_same_seed_same_bits_and_another_seed_another_result(root):
+    first, again, other = (tune(seed=seed)[0].get_weights() for seed in (1, 1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+# ---- rates
+
+
+def test_rates_fall_in_even_steps_towards_the_bottom():
+    model = classifier()
+    rates = decaying_rates(model, 0.001)
+    assert rates == pytest.approx({"conv1": 0.001, "conv2": 0.01, "conv3": 0.1, "head": 1.0})
+    assert set(decaying_rates(model, 1.0).values()) == {1.0}
+    with pytest.raises(ValueError, match="`lowest_rate` above 0. Received 0"):
+        decaying_rates(model, 0)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_a_stages_factor_scales_its_steps(root, name):
+    def one_step(rates):
+        model = classifier()
+        freeze(model, unfreeze_from="conv2")
+        before = copy_weights(model)
+        model.compile(make_optimizer(model, 1e-3, name=name, rates=rates), "sparse_categorical_crossentropy")
+        model.train_on_batch(PIXELS["train"], LABELS["train"])
+        return {stage: distance(model, before, stage) for stage in ("conv2", "conv3", "head")}
+
+    plain, ruled = one_step(1.0), one_step({"conv2": 0.1, "conv3": 0.0})
+    assert ruled["conv2"] == pytest.approx(0.1 * plain["conv2"], rel=1e-2)
+    assert ruled["conv3"] == 0 and ruled["head"] == pytest.approx(plain["head"], rel=1e-3)
+
+
+def test_rules_that_match_nothing_are_errors():
+    model = classifier()
+    freeze(model, unfreeze_from="conv3")
+    for rule in ({"rates": {"conv9": 0.1}}, {"thaw": {"conv9": 3}}):
+        with pytest.raises(
+            ValueError, match="among those that learn: conv3, head. Received 'conv9', which this network"
+        ):
+            make_optimizer(model, 1e-3, **rule)
+    with pytest.raises(ValueError, match="Received 'conv1', which is frozen"):
+        make_optimizer(model, 1e-3, rates={"conv1": 0.1})
+    with pytest.raises(ValueError, match="at least 0 in `rates`. Received -1 for conv3"):
+        make_optimizer(model, 1e-3, rates={"conv3": -1})
+    with pytest.raises(ValueError, match='`optimizer` "adam" or "sgd". Received \'lamb\''):
+        make_optimizer(model, 1e-3, name="lamb")
+    with pytest.raises(ValueError, match="`pull` of at least 0"):
+        make_optimizer(model, 1e-3, pull=-0.1)
+
+
+def test_trap_keras_own_rule_for_a_layer_that_is_not_there_is_accepted_silently():
+    if not hasattr(keras.optimizers, "MultiOptimizer"):
+        pytest.skip("this Keras has no MultiOptimizer")
+
+
+def test_without_rules_the_optimizer_is_keras_own():
+    model = classifier()
+    assert type(make_optimizer(model, 1e-3)) is keras.optimizers.Adam
+    assert type(make_optimizer(model, 1e-3, name="sgd")) is keras.optimizers.SGD
+
+
+def test_the_pull_holds_weights_near_their_start(root):
+    free, before, _ = tune(epochs=4)
+    held, _, keep = tune(epochs=4, pull=10.0)
+    assert keep.best_epoch > 0
+    for stage in ("conv3", "head"):
+        assert 0 < distance(held, before, stage) < 0.7 * distance(free, before, stage)
+
+
+def test_gradual_unfreezing_thaws_from_the_top(root):
+    model, before, _ = tune(unfreeze_from="conv2", thaw_epochs=1, epochs=1)
+    assert distance(model, before, "head") > 0 and distance(model, before, "conv3") == 0
+    model, before, keep = tune(unfreeze_from="conv2", thaw_epochs=1, epochs=2)
+    assert keep.best_epoch == 2 and distance(model, before, "conv3") > 0 and distance(model, before, "conv2") == 0
+    model, before, keep = tune(unfreeze_from="conv2", thaw_epochs=1, epochs=3)
+    assert keep.best_epoch == 3 and distance(model, before, "conv2") > 0
+
+
+def test_learning_rate_rises_and_falls_to_zero():
+    schedule = warmup_cosine(1e-3, epochs=10, images=95, batch_size=10)
+    rates = np.array([float(schedule(step)) for step in range(101)])
+    assert rates[0] == pytest.approx(1e-4) and rates.argmax() == 10 and rates.max() == pytest.approx(1e-3)
+    assert (np.diff(rates[:11]) > 0).all() and (np.diff(rates[10:]) < 0).all()
+    assert rates[100] == pytest.approx(0, abs=1e-9)
+    assert float(warmup_cosine(1e-3, epochs=1, images=5, batch_size=32)(0)) > 0, "a single step learns, too"
+    for bad in ({"learning_rate": 0}, {"epochs": 0}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match=f"`{next(iter(bad))}` above 0"):
+            warmup_cosine(**{"learning_rate": 1e-3, "epochs": 1, "images": 9, "batch_size": 2} | bad)
+
+
+# ---- weights
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_blends_lie_between_start_and_end(root, share):
+    end, before, _ = tune()
+    tuned = copy_weights(end)
+    blend_weights(end, before, start_share=share)
+    for path, value in copy_weights(end).items():
+        np.testing.assert_allclose(value, share * before[path] + (1 - share) * tuned[path], rtol=1e-5, atol=1e-7)
+    assert audit_weights(end, before)["frozen_changed"].sum() == 0
+    by_recipe, _, _ = tune(start_share=share)
+    for path, value in copy_weights(by_recipe).items():
+        np.testing.assert_allclose(value, copy_weights(end)[path], rtol=1e-5, atol=1e-7)
+
+
+def test_bad_blends():
+    model = classifier()
+    with pytest.raises(ValueError, match="`start_share` within 0 to 1. Received 2"):
+        blend_weights(model, copy_weights(model), start_share=2)
+    with pytest.raises(ValueError, match="It lacks conv1_conv/kernel"):
+        blend_weights(model, {}, start_share=0.5)
+
+
+def test_class_weights():
+    labels = np.array([0] * 6 + [1] * 3 + [2] * 3)
+    assert weigh_classes(labels, classes=3) == pytest.approx({0: 2 / 3, 1: 4 / 3, 2: 4 / 3})
+    with pytest.raises(ValueError, match=r"images of all 4 classes. There is none of \[3\]"):
+        weigh_classes(labels, classes=4)
+
+
+def test_class_weights_change_the_head_and_the_training(root):
+    rng = np.random.default_rng(0)
+    labels = (np.arange(200) % 10 == 0).astype(int)
+    features = rng.normal(size=(200, 4)) + labels[:, None]
+    plain, weighted = (fit_head(features, labels, class_weight=w) for w in (None, weigh_classes(labels, classes=2)))
+    assert (weighted.predict(features) == 1).sum() > 1.5 * (plain.predict(features) == 1).sum()
+    with pytest.raises(ValueError, match=r"`class_weight` to have a weight for every class. It lacks \[1\]"):
+        fit_head(features, labels, class_weight={0: 1.0})
+    first, second = (tune(class_weight=w)[0].get_weights() for w in (None, {0: 5.0, 1: 1.0, 2: 1.0}))
+    assert not np.allclose(first[-1], second[-1])
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_trains_and_leaves_a_float32_model(root, precision, tmp_path):
+    model, before, keep = tune(precision=precision)
+    full, _, _ = tune()
+    assert keep.best_epoch > 0 and np.isfinite(keep.history["loss"]).all()
+    assert not np.array_equal(model.get_layer("conv3_conv").kernel, full.get_layer("conv3_conv").kernel), (
+        "it had an effect"
+    )
+    np.testing.assert_allclose(
+        model.predict(PIXELS["validation"], verbose=0), full.predict(PIXELS["validation"], verbose=0), atol=0.1
+    )
+    assert {layer.compute_dtype for layer in model.layers if layer.weights} == {"float32"}
+    assert audit_weights(model, before)["frozen_changed"].sum() == 0
+    model.save(tmp_path / "x.keras")
+    loaded = keras.models.load_model(tmp_path / "x.keras")
+    np.testing.assert_allclose(call(loaded, PIXELS["validation"]), call(model, PIXELS["validation"]), atol=1e-6)
+    with pytest.raises(ValueError, match="`precision` to be one of float32"), computing_in(model, "int8"):
+        pass
+
+
+# ---- augmentation
+
+
+def test_views_of_an_image_are_fixed_and_epochs_differ():
+    images = random_images(5)
+    augmented = Augmented(images, "flip,crop,rotate,light", seed=3)
+    first, again = augmented.at_epoch(2)[:], Augmented(images[::-1], "flip,crop,rotate,light", seed=3).at_epoch(2)[:]
+    assert first.shape == images.shape and first.dtype == np.uint8
+    np.testing.assert_array_equal(first, again[::-1]), "whatever the order"
+    assert not np.array_equal(first, augmented.at_epoch(3)[:]) and not np.array_equal(first, images)
+    flipped = [
+        np.array_equal(view, image)
+        for view, image in zip(Augmented(images, "flip").at_epoch(0)[:], images, strict=True)
+    ]
+    assert any(flipped) or not all(flipped)
+    fixed = Augmented(images, "crop", views=2)
+    np.testing.assert_array_equal(fixed.at_epoch(0)[:], fixed.at_epoch(2)[:])
+    with pytest.raises(ValueError, match="`augmentation` to be one or several.*\"flip\".*Received 'flop'"):
+        Augmented(images, "flop")
+
+
+def test_augmentation_with_and_without_stored_views(root):
+    for views in (0, 2):
+        model, before, keep = tune(augmentation="flip,light", augment_views=views)
+        assert audit_weights(model, before)["frozen_changed"].sum() == 0 and keep.best_epoch > 0
+        assert bool(list((root / "runs").glob(".activations/*8x8x6*"))) == bool(views)
+
+
+# ---- several devices
+
+TWO = """
+import pathlib, sys
+import numpy as np
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import helpers
+helpers.ROOT = pathlib.Path(sys.argv[1])
+sys.path.insert(0, sys.argv[2])
+from helpers import _keras
+if sys.argv[3] == "two":
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    _keras._strategy = lambda: strategy
+import test_fine_tuning as t
+from helpers.training import load_classifier, save_model
+if sys.argv[3] == "one":
+    save_model(t.classifier(), helpers.ROOT / "x.keras", class_names=list("abc"), resize="crop")
+model, _ = load_classifier(helpers.ROOT / "x.keras")
+_, _, keep = t.tune(model, **eval(sys.argv[4]))
+kernel = model.get_layer("conv3_conv").kernel.value
+print(len(getattr(kernel, "values", [kernel])), keep.history["val_loss"])
+np.savez(sys.argv[1] + "/" + sys.argv[3], *model.get_weights())
+"""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"lowest_rate": 0.1, "pull": 0.01, "unfreeze_from": "conv1", "optimizer": "sgd"}],
+    ids=["plain", "rules"],
+)
+def test_two_devices_give_the_same_as_one(root, changes):
+    replicas = {}
+    for devices in ("one", "two"):
+        arguments = [str(root), os.path.dirname(__file__), devices, repr(changes)]
+        done = subprocess.run([sys.executable, "-c", TWO, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        replicas[devices] = done.stdout.split()[0]
+    assert replicas == {"one": "1", "two": "2"}
+    one, two = (np.load(root / f"{devices}.npz") for devices in ("one", "two"))
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=2e-3, atol=2e-5)
+    start = classifier().get_weights()
+    assert any(not np.allclose(one[name], value, atol=1e-4) for name, value in zip(one, start, strict=True))
+
+
+def test_two_cuts_share_their_layers(root):
+    model = classifier()
+    assert cut(model, "conv3")[1].layers[1] is model.get_layer("conv3_conv")

@@ -1,0 +1,238 @@
+"""The best epoch is kept, the start counted; what is stopped, killed or diverges loses nothing and goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from networks import coloured_images, stage_network
+
+from helpers.backbones import copy_weights, keras
+from helpers.training import KeepBest, Recipe, attach_head, compute_activations, fine_tune, fit_head, set_seed
+from helpers.training.keeping import show_progress
+
+EPOCHS = 6
+
+
+def task():
+    """Returns a classifier with a solved head, and pixels and labels that it can learn from."""
+    pixels, labels = {}, {}
+    pixels["train"], labels["train"] = coloured_images(40)
+    pixels["validation"], labels["validation"] = coloured_images(30, seed=1)
+    network = stage_network()
+    head = fit_head(compute_activations(network, pixels["train"]), labels["train"], strengths=(1e-4,))
+    return attach_head(network, head, class_names=list("abc")), pixels, labels
+
+
+def train(file, **changes):
+    model, pixels, labels = task()
+    recipe = Recipe(
+        **{"unfreeze_from": "conv3", "learning_rate": 0.01, "epochs": EPOCHS, "patience": 99, "batch_size": 8}
+        | changes
+    )
+    keep = fine_tune(model, pixels, labels, recipe=recipe, file=file)
+    return model, keep
+
+
+def fit(keep, *callbacks, losses=None, epochs=EPOCHS, rate=0.01):
+    """Trains a linear model; with `losses`, these stand in for the validation losses."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+    model.compile(keras.optimizers.SGD(rate), "sparse_categorical_crossentropy")
+    x, y = np.random.default_rng(0).normal(size=(32, 4)), np.arange(32) % 2
+    weights = [copy_weights(model)]
+
+    class Losses(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            weights.append(copy_weights(self.model))
+            if losses:
+                logs["val_loss"] = losses[epoch]
+
+    callbacks = [Losses(), keep, *callbacks]
+    model.fit(x, y, validation_data=(x, y), epochs=epochs, batch_size=8, verbose=0, callbacks=callbacks)
+    return model, weights
+
+
+def equal(model, weights) -> bool:
+    return all(np.array_equal(weights[path], value) for path, value in copy_weights(model).items())
+
+
+# ---- the best
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [([0.9, 0.5, 0.7, 0.6, 0.8, 0.9], 2), ([1.5, 1.2, 1.1, 1.1, 1.3, 2.0], 0), ([9, 8, 7, 6, 5, 0.1], 6)],
+)
+def test_the_best_epoch_is_kept_and_the_start_counts(losses, best):
+    keep = KeepBest(None, start_loss=1.0, patience=99)
+    model, weights = fit(keep, losses=losses)
+    assert keep.best_epoch == best and equal(model, weights[best])
+    assert keep.history["val_loss"] == losses and keep.outcome == "all 6 epochs"
+    assert not equal(model, weights[3])
+
+
+def test_it_stops_when_patience_is_out():
+    keep = KeepBest(None, start_loss=1.0, patience=2)
+    model, weights = fit(keep, losses=[0.9, 0.5, 0.7, 0.6, 0.4, 0.3])
+    assert keep.epoch == 4 and keep.best_epoch == 2 and equal(model, weights[2])
+    assert keep.outcome == "stopped early, after 2 epochs without a lower validation log-loss"
+    assert len(keep.history["loss"]) == 4 and keep.seconds > 0
+
+
+# ---- divergence
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_rate_that_diverges_is_stopped_and_the_last_good_weights_stay(root, optimizer):
+    model, keep = train(None, learning_rate=1e30, optimizer=optimizer)
+    before = task()[0]
+    assert keep.outcome.startswith("diverged: the loss was not finite in epoch ")
+    assert "Try a tenth of the `learning_rate`" in keep.outcome and "the start" in keep.outcome
+    assert (
+        equal(model, copy_weights(before))
+        and np.isfinite(np.concatenate([w.ravel() for w in model.get_weights()])).all()
+    )
+
+
+def test_a_validation_loss_that_is_not_finite_stops_it_too():
+    keep = KeepBest(None, start_loss=1.0, patience=99)
+    model, weights = fit(keep, losses=[0.9, 0.8, float("nan"), 0.1, 0.1, 0.1])
+    assert keep.epoch == 2 and keep.best_epoch == 2 and equal(model, weights[2])
+    assert "not finite in epoch 3" in keep.outcome and "those of epoch 2" in keep.outcome
+
+
+# ---- interrupted
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Presses Ctrl-C within an epoch."""
+
+    def __init__(self, epoch: int, times: int = 1):
+        super().__init__()
+        self.wanted, self.times = epoch, times
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.epoch == self.wanted and batch == 1:
+            for _ in range(self.times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_gives_the_model_its_best_weights():
+    keep, before = KeepBest(None, start_loss=1.0, patience=99), signal.getsignal(signal.SIGINT)
+    model = None
+    with pytest.raises(KeyboardInterrupt, match="Interrupted in epoch 4. The model has the weights of epoch 2"):
+        fit(keep, Interrupt(3), losses=[0.9, 0.5, 0.7, 0.6, 0.4, 0.3])
+    assert signal.getsignal(signal.SIGINT) is before
+    model = keep.model
+    reference = KeepBest(None, start_loss=1.0, patience=99)
+    second = fit(reference, losses=[0.9, 0.5, 0.7, 0.6, 0.4, 0.3])[1][2]
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), second.values(), strict=True))
+
+
+def test_ctrl_c_twice_ends_at_once_and_an_error_gives_the_interrupt_back():
+    keep = KeepBest(None, start_loss=1.0, patience=99)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(keep, Interrupt(0, times=2))
+    assert "Interrupted in epoch" not in str(caught.value)
+
+    class Fails(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        fit(KeepBest(None, start_loss=1.0, patience=99), Fails())
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.sigtimedwait([], 0.1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# ---- going on
+
+KILLED = """
+import os, pathlib, signal, sys
+import helpers
+helpers.ROOT = pathlib.Path(sys.argv[1])
+sys.path.insert(0, sys.argv[2])
+import test_keeping
+from helpers.training import KeepBest
+write = KeepBest._write
+def killed(self):
+    write(self)
+    if self.epoch == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+KeepBest._write = killed
+test_keeping.train(helpers.ROOT / "state.npz", **eval(sys.argv[4]))
+"""
+
+DROPOUT = {"augmentation": "flip,crop", "augment_views": 0, "pull": 0.01, "lowest_rate": 0.3}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"optimizer": "sgd", "batch_norm": "train"}, DROPOUT], ids=["plain", "sgd", "all"]
+)
+def test_a_killed_training_ends_with_the_same_bits_as_one_that_was_not(root, changes):
+    whole, kept = train(root / "whole.npz", **changes)
+    arguments = [str(root), os.path.dirname(__file__), "2", repr(changes)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed, keep = train(root / "state.npz", **changes)
+    assert equal(resumed, copy_weights(whole))
+    assert keep.history == kept.history and keep.best_epoch == kept.best_epoch and len(keep.history["loss"]) == EPOCHS
+    assert keep.seconds > 0
+    keep.forget()
+    assert not (root / "state.npz").exists()
+
+
+def test_dropouts_random_states_go_on(tmp_path):
+    def run(file, epochs, initial=0):
+        set_seed(0)
+        layers = [keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(2, activation="softmax")]
+        model = keras.Sequential(layers)
+        model.compile(keras.optimizers.Adam(0.1), "sparse_categorical_crossentropy")
+        x, y = np.random.default_rng(0).normal(size=(32, 4)), np.arange(32) % 2
+        keep = KeepBest(file, start_loss=9.0, patience=99)
+        model.fit(x, y, validation_data=(x, y), initial_epoch=keep.first_epoch, epochs=epochs, verbose=0,
+                  shuffle=False, callbacks=[keep])  # fmt: skip
+        if epochs < 4:
+            keep.outcome = ""
+            keep._write()
+        return copy_weights(model)
+
+    whole = run(None, 4)
+    run(tmp_path / "x.npz", 2)
+    resumed = run(tmp_path / "x.npz", 4)
+    assert [np.array_equal(a, b) for a, b in zip(whole.values(), resumed.values(), strict=True)] == [True, True]
+
+
+def test_a_training_that_had_ended_is_not_repeated(root):
+    model, first = train(root / "state.npz")
+    again, keep = train(root / "state.npz")
+    assert equal(again, copy_weights(model)) and keep.history == first.history and keep.outcome == first.outcome
+
+
+def test_the_state_of_another_training_is_not_taken_up(root):
+    train(root / "state.npz")
+    _, keep = train(root / "state.npz", learning_rate=0.02)
+    _, expected = train(None, learning_rate=0.02)
+    assert keep.history == expected.history
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", None])
+def test_a_damaged_state_lets_the_training_start_anew(root, content):
+    _, first = train(root / "state.npz")
+    whole = (root / "state.npz").read_bytes()
+    (root / "state.npz").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    _, keep = train(root / "state.npz")
+    assert keep.history == first.history and keep.epoch == EPOCHS
+
+
+def test_progress_ends_and_leaves_nothing(capsys):
+    fit(KeepBest(None, start_loss=1.0, patience=99), show_progress())
+    assert capsys.readouterr().out.strip() == ""
