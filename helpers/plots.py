@@ -204,26 +204,27 @@ def plot_history(history: dict[str, list[float]], start: dict[str, float]) -> De
     """Returns the curves of log-loss and accuracy over epochs, for training and validation images.
 
     Args:
-        history: Keras' `History.history` with loss, val_loss, accuracy, val_accuracy.
-        start: val_loss and val_accuracy before the first epoch.
+        history: `KeepBest.history`, with log_loss, val_log_loss, accuracy, val_accuracy.
+        start: log_loss and test_accuracy of the validation images before the first epoch, from `evaluate`.
     """
-    epochs = np.arange(1, len(history["loss"]) + 1)
-    best = int(np.argmin(history["val_loss"]))
+    epochs = np.arange(1, len(history["log_loss"]) + 1)
+    before = {"log_loss": start["log_loss"], "accuracy": start["test_accuracy"]}
+    best = int(np.argmin([before["log_loss"], *history["val_log_loss"]]))
     figure = _new_figure(9, 3.4)
-    for axes, key, label in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("log-loss", "accuracy"), strict=True):
+    for axes, key in zip(figure.subplots(1, 2), before, strict=True):
+        validation = [before[key], *history[f"val_{key}"]]
         axes.plot(epochs, history[key], "--", color="0.5", label="train")
-        validation = [start[f"val_{key}"], *history[f"val_{key}"]]
         axes.plot([0, *epochs], validation, "-", color="black", label="validation")
         axes.plot(0, validation[0], "o", color="black", label="before (frozen)")
-        axes.axvline(epochs[best], color="0.7", linestyle=":", label="best epoch")
-        axes.set(xlabel="epoch", ylabel=label)
+        axes.axvline(best, color="0.7", linestyle=":", label="lowest log-loss: kept")
+        axes.set(xlabel="epoch", ylabel=key.replace("_", "-"))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
     figure.suptitle("Fine-tuning")
+    kept = f"epoch {best}: {history['val_log_loss'][best - 1]:.3f}" if best else "no epoch, so the start is kept"
     figure.description = (
         f"Curves of log-loss and accuracy over {len(epochs)} epochs, training images dashed, validation images "
-        f"solid. The validation log-loss is {start['val_loss']:.3f} before, and lowest in epoch {best + 1}: "
-        f"{history['val_loss'][best]:.3f}."
+        f"solid. The validation log-loss is {before['log_loss']:.3f} before, and lowest in {kept}."
     )
     return figure
 

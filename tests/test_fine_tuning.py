@@ -16,6 +16,7 @@ from helpers.training import (
     blend_weights,
     compute_activations,
     computing_in,
+    cross_entropy,
     decaying_rates,
     fine_tune,
     fit_head,
@@ -30,8 +31,8 @@ PIXELS["train"], LABELS["train"] = coloured_images(40)
 PIXELS["validation"], LABELS["validation"] = coloured_images(30, seed=1)
 
 
-def classifier():
-    network = stage_network()
+def classifier(network=None):
+    network = network or stage_network()
     head = fit_head(compute_activations(network, PIXELS["train"]), LABELS["train"], strengths=(1e-4,))
     return attach_head(network, head, class_names=list("abc"))
 
@@ -158,8 +159,8 @@ def test_without_rules_the_optimizer_is_keras_own():
 
 
 def test_the_pull_holds_weights_near_their_start(root):
-    free, before, _ = tune(epochs=4)
-    held, _, keep = tune(epochs=4, pull=10.0)
+    free, before, _ = tune(epochs=4, optimizer="sgd", learning_rate=0.05)
+    held, _, keep = tune(epochs=4, optimizer="sgd", learning_rate=0.05, pull=10.0)
     assert keep.best_epoch > 0
     for stage in ("conv3", "head"):
         assert 0 < distance(held, before, stage) < 0.7 * distance(free, before, stage)
@@ -200,6 +201,28 @@ def test_blends_lie_between_start_and_end(root, share):
     by_recipe, _, _ = tune(start_share=share)
     for path, value in copy_weights(by_recipe).items():
         np.testing.assert_allclose(value, copy_weights(end)[path], rtol=1e-5, atol=1e-7)
+
+
+def test_smoothed_labels_are_keras_own_on_one_hot_labels():
+    rng = np.random.default_rng(0)
+    probabilities, labels = rng.dirichlet(np.ones(4), 10).astype("float32"), rng.integers(0, 4, 10)
+    for share in (0.0, 0.1, 0.5):
+        theirs = keras.losses.CategoricalCrossentropy(label_smoothing=share)(np.eye(4)[labels], probabilities)
+        ours = np.mean(cross_entropy(share)(labels, probabilities))
+        assert ours == pytest.approx(float(theirs), rel=1e-4)
+    with pytest.raises(ValueError, match="`label_smoothing` of 0 to below 1. Received 1"):
+        cross_entropy(1)
+
+
+def test_smoothed_labels_hold_probabilities_back_and_leave_the_log_loss_alone(root):
+    sharp, smooth = (tune(label_smoothing=share, epochs=8, learning_rate=0.01) for share in (0.0, 0.3))
+    images, labels = PIXELS["train"], LABELS["train"]
+    assert call(smooth[0], images).max() < call(sharp[0], images).max()
+    probabilities = call(smooth[0], PIXELS["validation"])
+    by_hand = -np.log(probabilities[np.arange(30), LABELS["validation"]]).mean()
+    assert min(smooth[2].history["val_log_loss"]) == pytest.approx(by_hand, rel=1e-3)
+    assert smooth[2].history["val_loss"] != smooth[2].history["val_log_loss"]
+    assert labels.max() == 2
 
 
 def test_bad_blends():
@@ -293,26 +316,33 @@ if sys.argv[3] == "two":
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     _keras._strategy = lambda: strategy
 import test_fine_tuning as t
+from helpers.backbones import load_backbone
 from helpers.training import load_classifier, save_model
 if sys.argv[3] == "one":
-    save_model(t.classifier(), helpers.ROOT / "x.keras", class_names=list("abc"), resize="crop")
-model, _ = load_classifier(helpers.ROOT / "x.keras")
+    t.stage_network().save(helpers.ROOT / "network.keras")
+model = t.classifier(load_backbone("network.keras"))
+if sys.argv[5] == "loaded":
+    save_model(model, helpers.ROOT / "x.keras", class_names=list("abc"), resize="crop")
+    model, _ = load_classifier(helpers.ROOT / "x.keras")
 _, _, keep = t.tune(model, **eval(sys.argv[4]))
 kernel = model.get_layer("conv3_conv").kernel.value
-print(len(getattr(kernel, "values", [kernel])), keep.history["val_loss"])
+print(len(getattr(kernel, "values", [kernel])), keep.history["val_log_loss"])
 np.savez(sys.argv[1] + "/" + sys.argv[3], *model.get_weights())
 """
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"lowest_rate": 0.1, "pull": 0.01, "unfreeze_from": "conv1", "optimizer": "sgd"}],
+    ("changes", "model"),
+    [
+        ({}, "loaded"),
+        ({"lowest_rate": 0.1, "pull": 0.01, "unfreeze_from": "conv1", "optimizer": "sgd", "epochs": 2}, "built"),
+    ],
     ids=["plain", "rules"],
 )
-def test_two_devices_give_the_same_as_one(root, changes):
+def test_two_devices_give_the_same_as_one(root, changes, model):
     replicas = {}
     for devices in ("one", "two"):
-        arguments = [str(root), os.path.dirname(__file__), devices, repr(changes)]
+        arguments = [str(root), os.path.dirname(__file__), devices, repr(changes), model]
         done = subprocess.run([sys.executable, "-c", TWO, *arguments], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         replicas[devices] = done.stdout.split()[0]

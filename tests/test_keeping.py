@@ -10,7 +10,17 @@ import pytest
 from networks import coloured_images, stage_network
 
 from helpers.backbones import copy_weights, keras
-from helpers.training import KeepBest, Recipe, attach_head, compute_activations, fine_tune, fit_head, set_seed
+from helpers.training import (
+    KeepBest,
+    Recipe,
+    attach_head,
+    compute_activations,
+    cross_entropy,
+    fine_tune,
+    fit_head,
+    log_loss,
+    set_seed,
+)
 from helpers.training.keeping import show_progress
 
 EPOCHS = 6
@@ -40,7 +50,7 @@ def fit(keep, *callbacks, losses=None, epochs=EPOCHS, rate=0.01):
     """Trains a linear model; with `losses`, these stand in for the validation losses."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
-    model.compile(keras.optimizers.SGD(rate), "sparse_categorical_crossentropy")
+    model.compile(keras.optimizers.SGD(rate), cross_entropy(), metrics=[log_loss()])
     x, y = np.random.default_rng(0).normal(size=(32, 4)), np.arange(32) % 2
     weights = [copy_weights(model)]
 
@@ -48,7 +58,7 @@ def fit(keep, *callbacks, losses=None, epochs=EPOCHS, rate=0.01):
         def on_epoch_end(self, epoch, logs=None):
             weights.append(copy_weights(self.model))
             if losses:
-                logs["val_loss"] = losses[epoch]
+                logs["val_log_loss"] = losses[epoch]
 
     callbacks = [Losses(), keep, *callbacks]
     model.fit(x, y, validation_data=(x, y), epochs=epochs, batch_size=8, verbose=0, callbacks=callbacks)
@@ -70,7 +80,7 @@ def test_the_best_epoch_is_kept_and_the_start_counts(losses, best):
     keep = KeepBest(None, start_loss=1.0, patience=99)
     model, weights = fit(keep, losses=losses)
     assert keep.best_epoch == best and equal(model, weights[best])
-    assert keep.history["val_loss"] == losses and keep.outcome == "all 6 epochs"
+    assert keep.history["val_log_loss"] == losses and keep.outcome == "all 6 epochs"
     assert not equal(model, weights[3])
 
 
@@ -161,7 +171,17 @@ import helpers
 helpers.ROOT = pathlib.Path(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
 import test_keeping
-from helpers.training import KeepBest
+from helpers.training import (
+    KeepBest,
+    Recipe,
+    attach_head,
+    compute_activations,
+    cross_entropy,
+    fine_tune,
+    fit_head,
+    log_loss,
+    set_seed,
+)
 write = KeepBest._write
 def killed(self):
     write(self)
@@ -195,7 +215,7 @@ def test_dropouts_random_states_go_on(tmp_path):
         set_seed(0)
         layers = [keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(2, activation="softmax")]
         model = keras.Sequential(layers)
-        model.compile(keras.optimizers.Adam(0.1), "sparse_categorical_crossentropy")
+        model.compile(keras.optimizers.Adam(0.1), cross_entropy(), metrics=[log_loss()])
         x, y = np.random.default_rng(0).normal(size=(32, 4)), np.arange(32) % 2
         keep = KeepBest(file, start_loss=9.0, patience=99)
         model.fit(x, y, validation_data=(x, y), initial_epoch=keep.first_epoch, epochs=epochs, verbose=0,

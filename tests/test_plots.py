@@ -10,7 +10,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from helpers import plots
 from helpers.data import check_images, find_images, split_images
 
-HISTORY = {"loss": [1.0, 0.5], "val_loss": [0.9, 0.7], "accuracy": [0.5, 0.8], "val_accuracy": [0.5, 0.7]}
+HISTORY = {"log_loss": [1.0, 0.5], "val_log_loss": [0.9, 0.7], "accuracy": [0.5, 0.8], "val_accuracy": [0.5, 0.7]}
 ARMS = {
     "raw pixels": {"test_accuracy": 0.8, "low": 0.7, "high": 0.9},
     "frozen": {"test_accuracy": 0.9, "low": 0.8, "high": 1},
@@ -56,7 +56,7 @@ def test_problems_are_shown_beside_what_they_are_like(images, tmp_path):
         (lambda images: plots.plot_sizes(images), "width 16 to 16 pixels"),
         (lambda images: plots.plot_strengths({0.1: 0.5, 1.0: 0.4, 10.0: 0.6}, 1.0), "0.400, at C = 1"),
         (
-            lambda images: plots.plot_history(HISTORY, {"val_loss": 0.8, "val_accuracy": 0.6}),
+            lambda images: plots.plot_history(HISTORY, {"log_loss": 0.8, "test_accuracy": 0.6}),
             "0.800 before, and lowest in epoch 2: 0.700",
         ),
         (lambda images: plots.plot_results(ARMS), "frozen 90.0 % (80.0 to 100.0)"),

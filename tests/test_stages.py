@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from networks import call, random_images, residual_network
 
-from helpers.backbones import cut, describe_stages, find_stages, freeze, keras, load_backbone, stage_at, upper_half
+from helpers.backbones import cut, describe_stages, find_stages, freeze, keras, load_backbone, stage_at
 from helpers.backbones.applications import application_names
 
 
@@ -188,9 +188,3 @@ def test_unknown_stages_are_answered_with_the_known_ones():
             use()
     with pytest.raises(ValueError, match="'input'"):
         cut(network, "input")
-
-
-def test_the_upper_half_is_counted_without_the_head():
-    network = residual_network(dtype="uint8", classes=3)
-    assert list(describe_stages(network).index) == ["input", "conv1", "conv2", "conv3", "predictions"]
-    assert upper_half(network) == "conv3"

@@ -22,7 +22,7 @@ from helpers.backbones.files import load_model
 from helpers.backbones.freezing import audit_weights, copy_weights, freeze
 from helpers.backbones.loading import load_backbone
 from helpers.backbones.preprocessing import PREPROCESSING, PreprocessingCheck, check_preprocessing, preprocess
-from helpers.backbones.stages import Stage, cut, describe_stages, find_stages, stage_at, upper_half
+from helpers.backbones.stages import Stage, cut, describe_stages, find_stages, stage_at
 
 __all__ = [
     "PREPROCESSING",
@@ -40,5 +40,4 @@ __all__ = [
     "load_model",
     "preprocess",
     "stage_at",
-    "upper_half",
 ]

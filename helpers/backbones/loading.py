@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers._keras import keras
+from helpers._keras import keras, on_all_devices
 from helpers.backbones.applications import load_application
 from helpers.backbones.files import first_line, load_model, load_preset, mend_layers
 from helpers.backbones.graphs import check_graph, find_nodes, flatten
@@ -78,7 +78,8 @@ def load_backbone(
     x = images if raw else preprocess(images, mode)
     features = _pool(keras.Function.call(network, x), network)
     name = re.sub(r"\W", "_", Path(backbone.removeprefix("hub:")).stem)
-    model = _rebuild(keras.Model(images, features, name=name))
+    with on_all_devices():
+        model = _rebuild(keras.Model(images, features, name=name))
     model.trainable = True
     return model
 

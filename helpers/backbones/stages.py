@@ -194,15 +194,6 @@ def stage_at(model: keras.Model, share: float) -> str:
     return next((name for name in inner if ends[names.index(name) - 1] >= share * ends[-1]), inner[-1])
 
 
-def upper_half(model: keras.Model) -> str:
-    """Returns the stage at which the upper half of a classifier's stages begins: a first guess, no more.
-
-    Its head is not counted, and of an odd number of stages the lower half has one more: `conv4` in ResNet50.
-    """
-    stages = list(find_stages(model))[1:-1]
-    return stages[(len(stages) + 1) // 2] if len(stages) > 1 else list(find_stages(model))[-1]
-
-
 def check_cuttable(model: keras.Model, stages: dict[str, Stage]) -> None:
     """Raises a ValueError where a network has no stage but "input"."""
     if len(stages) == 1:

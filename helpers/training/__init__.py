@@ -23,7 +23,7 @@ from helpers.training.heads import STRENGTHS, attach_head, fit_head
 from helpers.training.keeping import KeepBest, show_progress
 from helpers.training.optimizers import decaying_rates, make_optimizer, warmup_cosine
 from helpers.training.recipe import Recipe, first_stage
-from helpers.training.weights import blend_weights, computing_in, weigh_classes
+from helpers.training.weights import blend_weights, computing_in, cross_entropy, log_loss, weigh_classes
 
 __all__ = [
     "STRENGTHS",
@@ -34,6 +34,7 @@ __all__ = [
     "blend_weights",
     "compute_activations",
     "computing_in",
+    "cross_entropy",
     "decaying_rates",
     "fine_tune",
     "first_stage",
@@ -42,6 +43,7 @@ __all__ = [
     "load_activations",
     "load_classifier",
     "load_settings",
+    "log_loss",
     "make_optimizer",
     "on_all_devices",
     "prepare_training",

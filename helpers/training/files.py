@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 from helpers._keras import keras, on_all_devices
+from helpers.backbones import load_model
 
 
 def save_model(model: keras.Model, path: str | Path, *, class_names: list[str], resize: str) -> None:
@@ -57,4 +58,4 @@ def load_classifier(path: str | Path) -> tuple[keras.Model, dict]:
     """
     settings = load_settings(path)
     with on_all_devices():
-        return keras.models.load_model(path, compile=False), settings
+        return load_model(path), settings

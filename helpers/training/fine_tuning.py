@@ -13,7 +13,7 @@ from helpers.training.activations import compute_activations, load_activations
 from helpers.training.keeping import KeepBest, show_progress
 from helpers.training.optimizers import make_optimizer, warmup_cosine
 from helpers.training.recipe import Recipe, first_stage, thawing
-from helpers.training.weights import blend_weights, computing_in
+from helpers.training.weights import blend_weights, computing_in, cross_entropy, log_loss
 
 
 def prepare_training(model: keras.Model, pixels: dict, *, stage: str) -> tuple[keras.Model, dict]:
@@ -106,7 +106,7 @@ def fine_tune(
             pull=recipe.pull,
             thaw=thawing(model, recipe, steps_per_epoch=steps_per_epoch) if recipe.thaw_epochs else None,
         )
-        suffix.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+        suffix.compile(optimizer, cross_entropy(recipe.label_smoothing), metrics=["accuracy", log_loss()])
         sizes = {"batch_size": recipe.batch_size}
         suffix.fit(
             training_batches(inputs["train"], labels["train"], keep=keep, seed=recipe.seed, **sizes),

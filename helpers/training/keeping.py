@@ -21,11 +21,12 @@ from helpers._keras import keras
 class KeepBest(keras.callbacks.Callback):
     """A Keras callback that stops a training when it no longer helps, and leaves the model at its best epoch.
 
-    The best epoch is the one with the lowest validation log-loss, `val_loss`; the start counts as epoch 0. The
-    state after each epoch goes to a file: a killed training, started again with `initial_epoch=keep.first_epoch`
-    and data that ask `keep.current_epoch`, ends with the same weights as one that was not, to the last bit. On
-    Ctrl-C, or the interrupt button, the model gets its best weights so far before `KeyboardInterrupt` is raised. At
-    the first loss that is not finite the training stops, and the best weights are kept.
+    The best epoch is the one with the lowest validation log-loss, the metric `log_loss()`; the start counts as
+    epoch 0. The state after each epoch goes to a file: a killed training, started again with
+    `initial_epoch=keep.first_epoch` and data that ask `keep.current_epoch`, ends with the same weights as one that
+    was not, to the last bit. On Ctrl-C, or the interrupt button, the model gets its best weights so far before
+    `KeyboardInterrupt` is raised. At the first loss that is not finite the training stops, and the best weights are
+    kept.
 
     Attributes:
         epoch: epochs that are done, 0 at first.
@@ -94,7 +95,7 @@ class KeepBest(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self.outcome:  # it diverged within this epoch
             return
-        loss = float(logs["val_loss"])
+        loss = float(logs["val_log_loss"])
         if not math.isfinite(loss):
             self._diverged()
             return

@@ -18,6 +18,7 @@ class Recipe:
         patience: epochs without a lower validation log-loss before the training stops.
         batch_size: images per step.
         seed: of the order of the images, of dropout and of augmentation.
+        label_smoothing: share of each label that the loss spreads over all classes (`cross_entropy`).
         optimizer: "adam" or "sgd".
         batch_norm: "frozen" or "train": see `freeze`.
         class_weight: class (int) to the weight of its images in the loss (`weigh_classes`); None for equal ones.
@@ -37,6 +38,7 @@ class Recipe:
     patience: int = 5
     batch_size: int = 32
     seed: int = 0
+    label_smoothing: float = 0.0
     optimizer: str = "adam"
     batch_norm: str = "frozen"
     class_weight: dict[int, float] | None = None

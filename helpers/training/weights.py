@@ -1,6 +1,6 @@
-"""What training does to weights and how they are computed with: blends, class weights, precision."""
+"""What a training weighs and how it computes: blends of weights, class weights, smoothed labels, precision."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -51,6 +51,37 @@ def weigh_classes(labels: np.ndarray, *, classes: int) -> dict[int, float]:
             f"Expected images of all {classes} classes. There is none of {missing}: they have no weight."
         )
     return {label: float(len(labels) / (classes * number)) for label, number in enumerate(counts)}
+
+
+def cross_entropy(label_smoothing: float = 0.0) -> Callable:
+    """Returns the loss for `compile`: cross-entropy of labels, int (batch,), and probabilities (batch, classes).
+
+    With smoothing, a share of each label is spread over all classes (Szegedy et al. 2016, arXiv 1512.00567). A head
+    that was solved has the training images nearly all right; without smoothing, a training that starts from it mostly
+    makes its probabilities more extreme. It is the loss that is smoothed, and not the log-loss that judges.
+
+    Args:
+        label_smoothing: the share, 0 to below 1; 0 for none.
+
+    Raises:
+        ValueError: another share.
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"Expected `label_smoothing` of 0 to below 1. Received {label_smoothing}.")
+
+    def loss(labels, probabilities):
+        exact = keras.ops.sparse_categorical_crossentropy(labels, probabilities)
+        if not label_smoothing:
+            return exact
+        log = keras.ops.log(keras.ops.clip(probabilities, 1e-7, 1.0))
+        return (1 - label_smoothing) * exact - label_smoothing * keras.ops.mean(log, axis=-1)
+
+    return loss
+
+
+def log_loss() -> keras.metrics.Metric:
+    """Returns the metric for `compile` by which the best epoch is chosen (`KeepBest`), whatever the loss is."""
+    return keras.metrics.SparseCategoricalCrossentropy(name="log_loss")
 
 
 @contextmanager
