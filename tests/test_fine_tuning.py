@@ -159,8 +159,8 @@ def test_without_rules_the_optimizer_is_keras_own():
 
 
 def test_the_pull_holds_weights_near_their_start(root):
-    free, before, _ = tune(epochs=4, optimizer="sgd", learning_rate=0.05)
-    held, _, keep = tune(epochs=4, optimizer="sgd", learning_rate=0.05, pull=10.0)
+    free, before, _ = tune(epochs=4, optimizer="sgd", learning_rate=0.1)
+    held, _, keep = tune(epochs=4, optimizer="sgd", learning_rate=0.1, pull=2.0)
     assert keep.best_epoch > 0
     for stage in ("conv3", "head"):
         assert 0 < distance(held, before, stage) < 0.7 * distance(free, before, stage)

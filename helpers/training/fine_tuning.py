@@ -97,7 +97,7 @@ def fine_tune(
     )
     steps = {"images": len(labels["train"]), "batch_size": recipe.batch_size, "epochs": recipe.epochs}
     steps_per_epoch = math.ceil(steps["images"] / recipe.batch_size)
-    with computing_in(suffix, recipe.precision), on_all_devices():
+    with computing_in(suffix, recipe.precision):
         optimizer = make_optimizer(
             model,
             warmup_cosine(recipe.learning_rate, **steps),

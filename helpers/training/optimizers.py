@@ -2,7 +2,7 @@
 
 import math
 
-from helpers._keras import keras
+from helpers._keras import keras, on_all_devices
 from helpers.backbones import find_stages
 
 
@@ -106,11 +106,15 @@ def make_optimizer(
                 )
             if value < 0:
                 raise ValueError(f"Expected values of at least 0 in `{rule}`. Received {value} for {stage}.")
-    if not (rates or pull or thaw):
-        return base(learning_rate, **settings)
-    factors = {path: rates.get(stage, 1.0) for stage, paths in learning.items() for path in paths}
-    frozen_for = {path: (thaw or {}).get(stage, 0) for stage, paths in learning.items() for path in paths}
-    return _by_stage(base)(learning_rate, **settings, factors=factors, frozen_for=frozen_for, pull=pull)
+    with on_all_devices():
+        if not (rates or pull or thaw):
+            return base(learning_rate, **settings)
+        factors = {path: rates.get(stage, 1.0) for stage, paths in learning.items() for path in paths}
+        frozen_for = {path: (thaw or {}).get(stage, 0) for stage, paths in learning.items() for path in paths}
+        optimizer = _by_stage(base)(learning_rate, **settings, factors=factors, frozen_for=frozen_for, pull=pull)
+        # Now and not in the first step, which is traced: what it assigns is lost, and all would be pulled to 0.
+        optimizer.build(model.trainable_variables)
+        return optimizer
 
 
 def _by_stage(base: type) -> type:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from helpers._keras import keras
+from helpers._keras import keras, on_all_devices
 
 
 def blend_weights(model: keras.Model, start: dict[str, np.ndarray], *, start_share: float) -> None:
@@ -81,7 +81,8 @@ def cross_entropy(label_smoothing: float = 0.0) -> Callable:
 
 def log_loss() -> keras.metrics.Metric:
     """Returns the metric for `compile` by which the best epoch is chosen (`KeepBest`), whatever the loss is."""
-    return keras.metrics.SparseCategoricalCrossentropy(name="log_loss")
+    with on_all_devices():
+        return keras.metrics.SparseCategoricalCrossentropy(name="log_loss")
 
 
 @contextmanager
