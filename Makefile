@@ -24,15 +24,17 @@ help:  ## show this help
 #: NAME             ## the run's name: results go to runs/NAME
 #: DATA             ## your images: a folder of class folders (train/ val/ test/ around them or not), a table, an archive
 #: ON_PROBLEM       ## exclude (what would spoil the answer), keep or stop
-#: BACKBONE         ## a name of keras.applications (MobileNetV2, ResNet50, ...) or a .keras file
+#: BACKBONE         ## a name of keras.applications (MobileNetV2, ResNet50, ...), a .keras file or hub:PRESET
 #: WEIGHTS          ## imagenet, None or a weights file
 #: PREPROCESSING    ## how a .keras file of your own wants its pixels
 #: IMAGE_SIZE       ## pixels along an image's side
 #: RESIZE           ## how images of another shape fit: crop, pad or stretch
 #: SEED             ## of the split and of the training
 #: EPOCHS           ## of fine-tuning
-#: UNFREEZE_FROM    ## the first stage that is fine-tuned
-#: LEARNING_RATE    ## of fine-tuning
+#: UNFREEZE_FROM    ## the first stage that is fine-tuned, auto or all
+#: LEARNING_RATE    ## of fine-tuning, the highest
+#: LOWEST_RATE      ## its factor at the first stage
+#: AUGMENTATION     ## of the training images in fine-tuning: flip, crop, rotate, light
 #: PARAMS           ## any parameters: "name=value name=value" (without spaces in a value)
 
 # ---- the environment
@@ -97,5 +99,5 @@ lock: $(INSTALLED)  ## resolve requirements.txt again from pyproject.toml
 	  --no-emit-find-links --custom-compile-command "make lock" pyproject.toml -o requirements.txt
 
 clean:  ## remove the environment and caches; the runs stay
-	rm -rf "$(VENV)" runs/.pixels runs/.unpacked build *.egg-info .pytest_cache .ruff_cache
+	rm -rf "$(VENV)" runs/.pixels runs/.activations runs/.unpacked build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

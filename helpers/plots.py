@@ -200,19 +200,19 @@ def plot_strengths(losses: dict[float, float], chosen: float) -> DescribedFigure
     return figure
 
 
-def plot_history(history: dict[str, list[float]], start: dict[str, float]) -> DescribedFigure:
+def plot_history(history: dict[str, list[float]], start: dict[str, float], *, title: str) -> DescribedFigure:
     """Returns the curves of log-loss and accuracy over epochs, for training and validation images.
 
     Args:
         history: `KeepBest.history`, with log_loss, val_log_loss, accuracy, val_accuracy.
-        start: log_loss and test_accuracy of the validation images before the first epoch, from `evaluate`.
+        start: log_loss and accuracy of the validation images before the first epoch, from `judge`.
+        title: such as how the training ended.
     """
     epochs = np.arange(1, len(history["log_loss"]) + 1)
-    before = {"log_loss": start["log_loss"], "accuracy": start["test_accuracy"]}
-    best = int(np.argmin([before["log_loss"], *history["val_log_loss"]]))
+    best = int(np.argmin([start["log_loss"], *history["val_log_loss"]]))
     figure = _new_figure(9, 3.4)
-    for axes, key in zip(figure.subplots(1, 2), before, strict=True):
-        validation = [before[key], *history[f"val_{key}"]]
+    for axes, key in zip(figure.subplots(1, 2), ("log_loss", "accuracy"), strict=True):
+        validation = [start[key], *history[f"val_{key}"]]
         axes.plot(epochs, history[key], "--", color="0.5", label="train")
         axes.plot([0, *epochs], validation, "-", color="black", label="validation")
         axes.plot(0, validation[0], "o", color="black", label="before (frozen)")
@@ -220,11 +220,11 @@ def plot_history(history: dict[str, list[float]], start: dict[str, float]) -> De
         axes.set(xlabel="epoch", ylabel=key.replace("_", "-"))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
-    figure.suptitle("Fine-tuning")
+    figure.suptitle(title)
     kept = f"epoch {best}: {history['val_log_loss'][best - 1]:.3f}" if best else "no epoch, so the start is kept"
     figure.description = (
         f"Curves of log-loss and accuracy over {len(epochs)} epochs, training images dashed, validation images "
-        f"solid. The validation log-loss is {before['log_loss']:.3f} before, and lowest in {kept}."
+        f"solid: {title}. The validation log-loss is {start['log_loss']:.3f} before, and lowest in {kept}."
     )
     return figure
 

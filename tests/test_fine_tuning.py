@@ -42,6 +42,7 @@ def tune(model=None, **changes):
     model = model or classifier()
     before = copy_weights(model)
     usual = {"unfreeze_from": "conv3", "learning_rate": 0.003, "epochs": 3, "patience": 99, "batch_size": 8}
+    usual |= {"lowest_rate": 1.0, "label_smoothing": 0.0, "augmentation": ""}
     keep = fine_tune(model, PIXELS, LABELS, recipe=Recipe(**usual | changes))
     return model, before, keep
 
@@ -79,7 +80,7 @@ def test_cached_and_uncached_training_are_the_same_to_rounding(root):
     monkey = classifier()
     from helpers.training import fine_tuning
 
-    original, fine_tuning.prepare_training = fine_tuning.prepare_training, lambda m, pixels, stage: (m, pixels)
+    original, fine_tuning.prepare_training = fine_tuning.prepare_training, lambda m, pixels, **_: (m, pixels)
     try:
         whole, _, _ = tune(monkey, unfreeze_from="conv3")
     finally:

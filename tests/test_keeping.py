@@ -46,7 +46,7 @@ def train(file, **changes):
     return model, keep
 
 
-def fit(keep, *callbacks, losses=None, epochs=EPOCHS, rate=0.01):
+def fit(keep, *callbacks, losses=None, epochs=EPOCHS, rate=0.01, before=()):
     """Trains a linear model; with `losses`, these stand in for the validation losses."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
@@ -58,9 +58,9 @@ def fit(keep, *callbacks, losses=None, epochs=EPOCHS, rate=0.01):
         def on_epoch_end(self, epoch, logs=None):
             weights.append(copy_weights(self.model))
             if losses:
-                logs["val_log_loss"] = losses[epoch]
+                logs["val_log_loss"], logs["val_temperature"] = losses[epoch], 1.0
 
-    callbacks = [Losses(), keep, *callbacks]
+    callbacks = [Losses(), *before, keep, *callbacks]
     model.fit(x, y, validation_data=(x, y), epochs=epochs, batch_size=8, verbose=0, callbacks=callbacks)
     return model, weights
 
@@ -90,6 +90,18 @@ def test_it_stops_when_patience_is_out():
     assert keep.epoch == 4 and keep.best_epoch == 2 and equal(model, weights[2])
     assert keep.outcome == "stopped early, after 2 epochs without a lower validation log-loss"
     assert len(keep.history["loss"]) == 4 and keep.seconds > 0
+
+
+def test_the_best_epochs_temperature_is_in_the_weights_in_the_end():
+    class Temperatures(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["val_temperature"] = [1.0, 2.0, 4.0, 1.0, 1.0, 1.0][epoch]
+
+    keep = KeepBest(None, start_loss=1.0, patience=99)
+    hot, weights = fit(keep, losses=[0.9, 0.5, 0.7, 0.6, 0.8, 0.9], before=[Temperatures()])
+    assert keep.temperature == 2.0 and keep.best_epoch == 2
+    for path, value in copy_weights(hot).items():
+        np.testing.assert_allclose(value, weights[2][path] / 2, rtol=1e-6)
 
 
 # ---- divergence

@@ -48,6 +48,11 @@ class Augmented:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    @property
+    def seconds(self) -> float:
+        """0: nothing was computed beforehand."""
+        return 0.0
+
     def __repr__(self) -> str:
         views = f"{self.views} views of each" if self.views else "new views in every epoch"
         return f"<Augmented {self.shape}, {','.join(self.kinds)}, {views}>"

@@ -17,13 +17,14 @@ from helpers.training.activations import (
     half_precision_error,
     load_activations,
 )
+from helpers.training.calibration import judge, log_loss
 from helpers.training.files import load_classifier, load_settings, save_model
 from helpers.training.fine_tuning import fine_tune, prepare_training, training_batches
 from helpers.training.heads import STRENGTHS, attach_head, fit_head
 from helpers.training.keeping import KeepBest, show_progress
 from helpers.training.optimizers import decaying_rates, make_optimizer, warmup_cosine
 from helpers.training.recipe import Recipe, first_stage
-from helpers.training.weights import blend_weights, computing_in, cross_entropy, log_loss, weigh_classes
+from helpers.training.weights import blend_weights, computing_in, cross_entropy, weigh_classes
 
 __all__ = [
     "STRENGTHS",
@@ -40,6 +41,7 @@ __all__ = [
     "first_stage",
     "fit_head",
     "half_precision_error",
+    "judge",
     "load_activations",
     "load_classifier",
     "load_settings",

@@ -5,11 +5,16 @@ import os
 import zipfile
 from pathlib import Path
 
+import numpy as np
+
 from helpers._keras import keras, on_all_devices
 from helpers.backbones import load_model
+from helpers.training.activations import compute_activations
 
 
-def save_model(model: keras.Model, path: str | Path, *, class_names: list[str], resize: str) -> None:
+def save_model(
+    model: keras.Model, path: str | Path, *, class_names: list[str], resize: str, sample: np.ndarray | None = None
+) -> None:
     """Saves the classifier as one `.keras` file, whole or not at all, with what a prediction needs besides.
 
     The file needs nothing but Keras to be loaded. The settings are one more member of it, `classifier.json`,
@@ -20,6 +25,11 @@ def save_model(model: keras.Model, path: str | Path, *, class_names: list[str], 
         path: of the `.keras` file.
         class_names: in the order of the probabilities.
         resize: how images were brought to the model's size: "crop", "pad" or "stretch".
+        sample: a few images, uint8 (images, height, width, 3): before the file gets its name, it is loaded again
+            and has to give the same probabilities for them.
+
+    Raises:
+        ValueError: what was saved is not the same model.
     """
     settings = {"class_names": class_names, "resize": resize}
     path = Path(path)
@@ -28,6 +38,13 @@ def save_model(model: keras.Model, path: str | Path, *, class_names: list[str], 
         model.save(partial)
         with zipfile.ZipFile(partial, "a") as archive:
             archive.writestr("classifier.json", json.dumps(settings, ensure_ascii=False))
+        if sample is not None:
+            difference = np.abs(compute_activations(load_model(partial), sample) - compute_activations(model, sample))
+            if difference.max() > 1e-4:
+                raise ValueError(
+                    f"{path.name} was not saved: what was written gives other probabilities, by up to "
+                    f"{difference.max():.2g}. A layer does not come out of its own settings (`get_config`)."
+                )
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

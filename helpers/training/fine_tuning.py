@@ -10,29 +10,39 @@ from helpers._keras import keras, on_all_devices, set_seed
 from helpers.backbones import copy_weights, cut, find_stages, freeze
 from helpers.data import Augmented, make_dataset
 from helpers.training.activations import compute_activations, load_activations
+from helpers.training.calibration import judge, log_loss
 from helpers.training.keeping import KeepBest, show_progress
 from helpers.training.optimizers import make_optimizer, warmup_cosine
 from helpers.training.recipe import Recipe, first_stage, thawing
-from helpers.training.weights import blend_weights, computing_in, cross_entropy, log_loss
+from helpers.training.weights import blend_weights, computing_in, cross_entropy
 
 
-def prepare_training(model: keras.Model, pixels: dict, *, stage: str) -> tuple[keras.Model, dict]:
+def prepare_training(
+    model: keras.Model, pixels: dict, *, stage: str, augmentation: str = "auto", views: int = 0, seed: int = 0
+) -> tuple[keras.Model, dict]:
     """Returns the part of the model that learns, and what enters it, computed once.
 
     Args:
         model: a classifier from raw images to probabilities; the part shares its layers.
-        pixels: part to uint8 (images, height, width, 3), `Pixels`, or `Augmented` images.
+        pixels: part to uint8 (images, height, width, 3), as `load_pixels` returns them.
         stage: the first stage that learns. Where nothing that has weights lies before it, the part is the whole
-            model, on the images themselves; likewise where images are augmented anew in every epoch, since then
-            nothing is fixed that could be kept.
+            model, on the images themselves.
+        augmentation: of the training images: names of `AUGMENTATIONS`, separated by commas; "" for none. "auto" is
+            "crop,light" where everything learns, so that nothing could be computed once anyway, and none elsewhere.
+        views: fixed augmented views of each image whose activations are kept. 0 for a new one in each epoch; then
+            the part is the whole model, too, since nothing is fixed that could be kept.
+        seed: of the augmentation.
 
     Raises:
-        ValueError: no such stage. And what `load_activations` raises.
+        ValueError: no such stage or augmentation. And what `load_activations` raises.
     """
-    always_new = any(isinstance(array, Augmented) and not array.views for array in pixels.values())
     with on_all_devices():
         suffix = cut(model, stage)[1]
-    if always_new or list(find_stages(model)).index(stage) == 1:
+    everything = list(find_stages(model)).index(stage) == 1
+    kinds = augmentation if augmentation != "auto" else "crop,light" if everything else ""
+    if kinds:
+        pixels = pixels | {"train": Augmented(pixels["train"], kinds, seed=seed, views=views)}
+    if everything or (kinds and not views):
         return model, pixels
     return suffix, load_activations(model, pixels, stage=stage)
 
@@ -83,15 +93,12 @@ def fine_tune(
     freeze(model, unfreeze_from=stage, batch_norm=recipe.batch_norm)
     before = copy_weights(model) if recipe.start_share else {}
     parts = {part: pixels[part] for part in ("train", "validation")}
-    if recipe.augmentation:
-        views = {"seed": recipe.seed, "views": recipe.augment_views}
-        parts["train"] = Augmented(parts["train"], recipe.augmentation, **views)
-    suffix, inputs = prepare_training(model, parts, stage=stage)
+    changes = {"augmentation": recipe.augmentation, "views": recipe.augment_views, "seed": recipe.seed}
+    suffix, inputs = prepare_training(model, parts, stage=stage, **changes)
     start = compute_activations(suffix, inputs["validation"])
-    of_truth = start[np.arange(len(start)), labels["validation"]]
     keep = KeepBest(
         file,
-        start_loss=-np.log(np.clip(of_truth, 1e-7, None)).mean(),
+        start_loss=judge(start, labels["validation"])["log_loss"],
         patience=recipe.patience,
         settings=asdict(recipe),
     )

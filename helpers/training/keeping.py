@@ -16,28 +16,30 @@ import numpy as np
 from tqdm import TqdmWarning, tqdm
 
 from helpers._keras import keras
+from helpers.training.calibration import cool
 
 
 class KeepBest(keras.callbacks.Callback):
     """A Keras callback that stops a training when it no longer helps, and leaves the model at its best epoch.
 
-    The best epoch is the one with the lowest validation log-loss, the metric `log_loss()`; the start counts as
-    epoch 0. The state after each epoch goes to a file: a killed training, started again with
-    `initial_epoch=keep.first_epoch` and data that ask `keep.current_epoch`, ends with the same weights as one that
-    was not, to the last bit. On Ctrl-C, or the interrupt button, the model gets its best weights so far before
-    `KeyboardInterrupt` is raised. At the first loss that is not finite the training stops, and the best weights are
-    kept.
+    The best epoch is the one with the lowest validation log-loss, by the metric `log_loss()`; the start counts as
+    epoch 0. At the end the head's logits are divided by the temperature that the metric found for that epoch. The
+    state after each epoch goes to a file: a killed training, started again with `initial_epoch=keep.first_epoch`
+    and data that ask `keep.current_epoch`, ends with the same weights as one that was not, to the last bit. On
+    Ctrl-C, or the interrupt button, the model gets its best weights so far before `KeyboardInterrupt` is raised. At
+    the first loss that is not finite the training stops, and the best weights are kept.
 
     Attributes:
         epoch: epochs that are done, 0 at first.
         best_epoch: the best so far.
+        temperature: of the best epoch; 1 for the start.
         history: dict of lists with an entry for each epoch, as Keras' own, those before a stop included.
         seconds: what the epochs have taken, without those that a stop has cost.
         outcome: one plain sentence, once the training has ended.
 
     Args:
         file: where the state is kept until `forget`; None keeps it in memory alone.
-        start_loss: validation log-loss before the first epoch.
+        start_loss: validation log-loss before the first epoch (`judge`).
         patience: epochs without a better one after which the training stops.
         settings: plain values that the training depends on. The state of another training is not taken up.
     """
@@ -46,7 +48,7 @@ class KeepBest(keras.callbacks.Callback):
         super().__init__()
         self.file, self.patience = file, patience
         self.settings = json.dumps([settings or {}, round(float(start_loss), 6)], sort_keys=True, default=str)
-        self.epoch, self.best_epoch, self.best_loss = 0, 0, float(start_loss)
+        self.epoch, self.best_epoch, self.best_loss, self.temperature = 0, 0, float(start_loss), 1.0
         self.history: dict[str, list[float]] = {}
         self.seconds, self.outcome = 0.0, ""
         self._best: list[np.ndarray] = []
@@ -104,6 +106,7 @@ class KeepBest(keras.callbacks.Callback):
             self.history.setdefault(name, []).append(float(value))
         if loss < self.best_loss:
             self.best_epoch, self.best_loss, self._best = self.epoch, loss, self._weights()
+            self.temperature = float(logs["val_temperature"])
         now = time.perf_counter()
         self.seconds, self._started = self.seconds + now - self._started, now
         if self.epoch - self.best_epoch >= self.patience:
@@ -130,6 +133,8 @@ class KeepBest(keras.callbacks.Callback):
         """Gives the model its best weights, and the interrupt back to whom it belonged."""
         for variable, value in zip(self.model.weights, self._best, strict=True):
             variable.assign(value)
+        if self.temperature != 1:
+            cool(self.model, self.temperature)
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
 
@@ -163,7 +168,7 @@ class KeepBest(keras.callbacks.Callback):
     def _write(self) -> None:
         if not self.file:
             return
-        kept = ("settings", "epoch", "best_epoch", "best_loss", "history", "seconds", "outcome")
+        kept = ("settings", "epoch", "best_epoch", "best_loss", "temperature", "history", "seconds", "outcome")
         arrays = {name: np.asarray(variable) for name, variable in self._variables().items()}
         arrays |= {f"best {number}": value for number, value in enumerate(self._best)}
         arrays["about"] = np.array(json.dumps({name: getattr(self, name) for name in kept}))

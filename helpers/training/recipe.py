@@ -11,7 +11,7 @@ class Recipe:
     """How a classifier is fine-tuned; the defaults are 03's.
 
     Attributes:
-        unfreeze_from: the first stage that learns; "auto" for `first_stage`'s choice.
+        unfreeze_from: the first stage that learns, "auto" or "all": see `first_stage`.
         learning_rate: the highest rate of the schedule (`warmup_cosine`).
         lowest_rate: the factor of the learning rate at the network's first stage (`decaying_rates`); 1 for one rate.
         epochs: passes over the training images, at most.
@@ -22,8 +22,8 @@ class Recipe:
         optimizer: "adam" or "sgd".
         batch_norm: "frozen" or "train": see `freeze`.
         class_weight: class (int) to the weight of its images in the loss (`weigh_classes`); None for equal ones.
-        augmentation: names of `AUGMENTATIONS`, separated by commas; "" for none. What is frozen can then be computed
-            once only with a fixed number of views.
+        augmentation: names of `AUGMENTATIONS`, separated by commas; "" for none; "auto" for none unless everything
+            learns. See `prepare_training`.
         augment_views: how many views there are of each image; 0 for a new one in each epoch.
         pull: strength of the pull towards the start (L2-SP): see `make_optimizer`.
         start_share: share of the start in the final weights, 0 to 1 (WiSE-FT): see `blend_weights`.
@@ -32,8 +32,8 @@ class Recipe:
     """
 
     unfreeze_from: str = "auto"
-    learning_rate: float = 3e-4
-    lowest_rate: float = 1.0
+    learning_rate: float = 1e-3
+    lowest_rate: float = 0.01
     epochs: int = 20
     patience: int = 5
     batch_size: int = 32
@@ -42,7 +42,7 @@ class Recipe:
     optimizer: str = "adam"
     batch_norm: str = "frozen"
     class_weight: dict[int, float] | None = None
-    augmentation: str = ""
+    augmentation: str = "auto"
     augment_views: int = 0
     pull: float = 0.0
     start_share: float = 0.0
@@ -51,7 +51,14 @@ class Recipe:
 
 
 def first_stage(model: keras.Model, unfreeze_from: str) -> str:
-    """Returns the first stage that learns: as named, or for "auto" the one at half of the forward cost."""
+    """Returns the first stage that learns.
+
+    Args:
+        model: a classifier.
+        unfreeze_from: a stage's name; "auto" for the one at half of the forward cost, "all" for the first of all.
+    """
+    if unfreeze_from == "all":
+        return list(find_stages(model))[1]
     return stage_at(model, 0.5) if unfreeze_from == "auto" else unfreeze_from
 
 

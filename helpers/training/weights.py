@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from helpers._keras import keras, on_all_devices
+from helpers._keras import keras
 
 
 def blend_weights(model: keras.Model, start: dict[str, np.ndarray], *, start_share: float) -> None:
@@ -77,12 +77,6 @@ def cross_entropy(label_smoothing: float = 0.0) -> Callable:
         return (1 - label_smoothing) * exact - label_smoothing * keras.ops.mean(log, axis=-1)
 
     return loss
-
-
-def log_loss() -> keras.metrics.Metric:
-    """Returns the metric for `compile` by which the best epoch is chosen (`KeepBest`), whatever the loss is."""
-    with on_all_devices():
-        return keras.metrics.SparseCategoricalCrossentropy(name="log_loss")
 
 
 @contextmanager
