@@ -163,10 +163,6 @@ def test_ctrl_c_twice_ends_at_once_and_an_error_gives_the_interrupt_back():
         fit(keep, Interrupt(0, times=2))
     assert "Interrupted in epoch" not in str(caught.value)
 
-    class Fails(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            raise RuntimeError("something else")
-
     with pytest.raises(RuntimeError, match="something else"):
         fit(KeepBest(None, start_loss=1.0, patience=99), Fails())
     with pytest.raises(KeyboardInterrupt):
@@ -222,25 +218,32 @@ def test_a_killed_training_ends_with_the_same_bits_as_one_that_was_not(root, cha
     assert not (root / "state.npz").exists()
 
 
+class Fails(keras.callbacks.Callback):
+    """Ends a training by an error at the beginning of its third epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise RuntimeError("something else")
+
+
 def test_dropouts_random_states_go_on(tmp_path):
-    def run(file, epochs, initial=0):
+    def run(file, *callbacks):
         set_seed(0)
         layers = [keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(2, activation="softmax")]
         model = keras.Sequential(layers)
         model.compile(keras.optimizers.Adam(0.1), cross_entropy(), metrics=[log_loss()])
         x, y = np.random.default_rng(0).normal(size=(32, 4)), np.arange(32) % 2
         keep = KeepBest(file, start_loss=9.0, patience=99)
-        model.fit(x, y, validation_data=(x, y), initial_epoch=keep.first_epoch, epochs=epochs, verbose=0,
-                  shuffle=False, callbacks=[keep])  # fmt: skip
-        if epochs < 4:
-            keep.outcome = ""
-            keep._write()
-        return copy_weights(model)
+        options = {"initial_epoch": keep.first_epoch, "epochs": 4, "shuffle": False, "verbose": 0}
+        model.fit(x, y, validation_data=(x, y), callbacks=[keep, *callbacks], **options)
+        return copy_weights(model), keep.history
 
-    whole = run(None, 4)
-    run(tmp_path / "x.npz", 2)
-    resumed = run(tmp_path / "x.npz", 4)
+    whole, history = run(None)
+    with pytest.raises(RuntimeError, match="something else"):
+        run(tmp_path / "x.npz", Fails())
+    resumed, continued = run(tmp_path / "x.npz")
     assert [np.array_equal(a, b) for a, b in zip(whole.values(), resumed.values(), strict=True)] == [True, True]
+    assert continued == history and len(history["loss"]) == 4
 
 
 def test_a_training_that_had_ended_is_not_repeated(root):
