@@ -255,6 +255,29 @@ def test_batches_are_smaller_where_memory_is_short(monkeypatch):
     assert module._batch_size(network) == 1
 
 
+def test_a_batch_that_is_too_large_for_a_gpu_is_halved(monkeypatch):
+    class ResourceExhaustedError(Exception):
+        pass
+
+    compiled, sizes = module._compiled, []
+
+    def small(model):
+        forward = compiled(model)
+
+        def run(batch):
+            sizes.append(len(batch))
+            if len(batch) > 4:
+                raise ResourceExhaustedError("OOM")
+            return forward(batch)
+
+        return run
+
+    monkeypatch.setattr(module, "_compiled", small)
+    network, images = stage_network(), random_images(11)
+    np.testing.assert_allclose(compute_activations(network, images), call(network, images), rtol=1e-5, atol=1e-6)
+    assert sizes == [11, 5, 2, 2, 2, 2, 2, 2] and max(sizes[2:]) <= 4
+
+
 def test_activations_that_are_not_finite_leave_no_store(root):
     network = stage_network()
     network.get_layer("conv2_bn").gamma.assign([np.nan] * 6)

@@ -149,8 +149,15 @@ def test_rules_that_match_nothing_are_errors():
 
 
 def test_trap_keras_own_rule_for_a_layer_that_is_not_there_is_accepted_silently():
-    if not hasattr(keras.optimizers, "MultiOptimizer"):
-        pytest.skip("this Keras has no MultiOptimizer")
+    model = classifier()
+    optimizers = keras.optimizers.OptimizerMap(default_optimizer=keras.optimizers.SGD(0.1))
+    optimizers["^conv9_conv/.*"] = keras.optimizers.SGD(0.0)  # meant for conv3_conv
+    model.compile(keras.optimizers.MultiOptimizer(optimizers), "sparse_categorical_crossentropy")
+    before = copy_weights(model)
+    model.train_on_batch(PIXELS["train"], LABELS["train"])
+    assert distance(model, before, "conv3") > 0, "Keras' way: no error, and the stage learns at the other rate"
+    with pytest.raises(ValueError, match="Received 'conv9'"):
+        make_optimizer(model, 0.1, rates={"conv9": 0.0})
 
 
 def test_without_rules_the_optimizer_is_keras_own():

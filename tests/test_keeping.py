@@ -104,6 +104,40 @@ def test_the_best_epochs_temperature_is_in_the_weights_in_the_end():
         np.testing.assert_allclose(value, weights[2][path] / 2, rtol=1e-6)
 
 
+def test_without_what_it_judges_by_it_says_so():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(
+        ValueError, match=r"validation data in `fit`, and `log_loss\(\)` among the metrics.*Received loss"
+    ):
+        model.fit(np.ones((4, 4)), np.zeros(4, int), verbose=0, callbacks=[KeepBest(None, start_loss=1, patience=1)])
+
+
+def test_the_same_callback_goes_on_after_an_interrupt(root):
+    """As when only the cell with `fit` is executed again: to the last bit as if nobody had interrupted."""
+
+    def run(keep, model, *callbacks):
+        rows = np.random.default_rng(0).normal(size=(32, 4)), np.arange(32) % 2
+        options = {"initial_epoch": keep.first_epoch, "epochs": EPOCHS, "shuffle": False, "verbose": 0}
+        model.fit(*rows, validation_data=rows, batch_size=8, callbacks=[keep, *callbacks], **options)
+
+    def compiled():
+        set_seed(0)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+        model.compile(keras.optimizers.Adam(0.01), cross_entropy(), metrics=[log_loss()])
+        return model
+
+    whole = compiled()
+    run(KeepBest(None, start_loss=1.0, patience=99), whole)
+    for epoch in (0, 3):
+        model, keep = compiled(), KeepBest(root / f"{epoch}.npz", start_loss=1.0, patience=99)
+        with pytest.raises(KeyboardInterrupt, match="Execute the same again, and the training goes on"):
+            run(keep, model, Interrupt(epoch))
+        run(keep, model)
+        assert len(keep.history["loss"]) == EPOCHS
+        assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), whole.get_weights(), strict=True))
+
+
 # ---- divergence
 
 

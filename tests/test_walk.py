@@ -84,6 +84,8 @@ def other_parameters(tree, backbone):
         "resize": "pad",
         "unfreeze_from": "block3",
         "learning_rate": 0.01,
+        "lowest_rate": 0.5,
+        "augmentation": "light",
         "epochs": 3,
         "patience": 2,
         "batch_size": 5,

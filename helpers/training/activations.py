@@ -217,12 +217,19 @@ def _forward(model: keras.Model, inputs, batch_size: int) -> Iterator[tuple[int,
     """
     batch_size = min(batch_size or _batch_size(model), max(len(inputs), 1))
     forward = _compiled(model)
+    start = 0
     with tqdm(total=len(inputs), desc="computing activations", unit="image", leave=False, **_BAR) as bar:
-        for start in range(0, len(inputs), batch_size):
+        while start < len(inputs):
             batch = np.asarray(inputs[start : start + batch_size])
             # The last batch is filled up to full size: another shape would be compiled anew.
             filled = np.resize(batch, (batch_size, *batch.shape[1:]))
-            outputs = keras.ops.convert_to_numpy(forward(filled))[: len(batch)].astype("float32", copy=False)
+            try:
+                outputs = keras.ops.convert_to_numpy(forward(filled))[: len(batch)].astype("float32", copy=False)
+            except Exception as error:
+                if "ResourceExhausted" not in type(error).__name__ or batch_size == 1:
+                    raise
+                batch_size //= 2  # the memory of a GPU is not known beforehand
+                continue
             if not np.isfinite(outputs).all():
                 bad = (~np.isfinite(outputs.reshape(len(outputs), -1))).any(axis=1).sum()
                 raise ValueError(
@@ -232,6 +239,7 @@ def _forward(model: keras.Model, inputs, batch_size: int) -> Iterator[tuple[int,
                 )
             yield start, outputs
             bar.update(len(outputs))
+            start += len(outputs)
 
 
 _BAR = {"file": sys.stdout, "delay": 1}

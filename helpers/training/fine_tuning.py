@@ -14,7 +14,7 @@ from helpers.training.calibration import judge, log_loss
 from helpers.training.keeping import KeepBest, show_progress
 from helpers.training.optimizers import make_optimizer, warmup_cosine
 from helpers.training.recipe import Recipe, first_stage, thawing
-from helpers.training.weights import blend_weights, computing_in, cross_entropy
+from helpers.training.weights import blend_weights, check_class_weight, computing_in, cross_entropy
 
 
 def prepare_training(
@@ -88,6 +88,7 @@ def fine_tune(
         KeyboardInterrupt: after the model got its best weights so far.
     """
     recipe = recipe or Recipe()
+    check_class_weight(recipe.class_weight, labels["train"])
     stage = first_stage(model, recipe.unfreeze_from)
     set_seed(recipe.seed)
     freeze(model, unfreeze_from=stage, batch_norm=recipe.batch_norm)

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from helpers._keras import keras, on_all_devices
 from helpers.data import StoredArray
+from helpers.training.weights import check_class_weight
 
 STRENGTHS = tuple(float(strength) for strength in np.logspace(-4, 3, 15).round(5))
 """Inverse L2 strengths that `fit_head` tries, strongest regularisation first, for features of unit variance."""
@@ -56,8 +57,7 @@ def fit_head(
     classes, counts = np.unique(labels, return_counts=True)
     if len(counts) < 2:
         raise ValueError(f"Expected at least two classes to tell apart. Received {len(counts)}.")
-    if class_weight is not None and (missing := sorted(set(classes.tolist()) - set(class_weight))):
-        raise ValueError(f"Expected `class_weight` to have a weight for every class. It lacks {missing}.")
+    check_class_weight(class_weight, labels)
     folds = min(folds, counts.min())
     parts = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(labels, labels)) if folds > 1 else []
     if features.ndim == 3:

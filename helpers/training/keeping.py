@@ -69,13 +69,15 @@ class KeepBest(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._interrupted, self._previous = False, None
+        self._read()  # again: the same callback may go on after an interrupt
+        self.model.optimizer.build(self.model.trainable_variables)
         if self._state:
-            self.model.optimizer.build(self.model.trainable_variables)
             for name, variable in self._variables().items():
                 variable.assign(self._state[name])
             self._state = {}
         elif not self._best:
             self._best = self._weights()
+            self._write()
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._interrupt)
         self._started = time.perf_counter()
@@ -97,6 +99,11 @@ class KeepBest(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self.outcome:  # it diverged within this epoch
             return
+        if "val_log_loss" not in logs:
+            raise ValueError(
+                f"Expected validation data in `fit`, and `log_loss()` among the metrics in `compile`: they tell the "
+                f"best epoch. Received {', '.join(logs)}."
+            )
         loss = float(logs["val_log_loss"])
         if not math.isfinite(loss):
             self._diverged()

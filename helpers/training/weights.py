@@ -53,6 +53,12 @@ def weigh_classes(labels: np.ndarray, *, classes: int) -> dict[int, float]:
     return {label: float(len(labels) / (classes * number)) for label, number in enumerate(counts)}
 
 
+def check_class_weight(class_weight: dict[int, float] | None, labels: np.ndarray) -> None:
+    """Raises ValueError if a class among the labels has no weight: Keras would take 1 without a word."""
+    if class_weight is not None and (missing := sorted(set(labels.tolist()) - set(class_weight))):
+        raise ValueError(f"Expected `class_weight` to have a weight for every class. It lacks {missing}.")
+
+
 def cross_entropy(label_smoothing: float = 0.0) -> Callable:
     """Returns the loss for `compile`: cross-entropy of labels, int (batch,), and probabilities (batch, classes).
 

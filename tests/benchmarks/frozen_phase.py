@@ -68,7 +68,7 @@ def guide(network, images: pd.DataFrame, labels: dict, steps: dict) -> tuple[ker
     inputs = keras.Input((SIZE, SIZE, 3), dtype="uint8")
     x = layers.RandomRotation(0.1)(layers.RandomFlip("horizontal")(inputs))
     x = layers.Dropout(0.2)(network(x, training=False))
-    model = keras.Model(inputs, layers.Dense(labels["train"].max() + 1, activation="softmax")(x))
+    model = keras.Model(inputs, layers.Dense(int(labels["train"].max()) + 1, activation="softmax")(x))
     model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
     model.fit(data, epochs=EPOCHS, verbose=0)
     return model, {"images": images, "resize": "stretch"}
