@@ -21,7 +21,7 @@ with silent_stderr():
 
         tensorflow.config.list_physical_devices()  # looks for GPUs now: without one, CUDA complains at length
         tensorflow.get_logger().setLevel("ERROR")  # it warns of every second model that predicts
-__all__ = ["keras", "on_all_devices", "set_seed"]
+__all__ = ["count_devices", "keras", "on_all_devices", "set_seed"]
 
 
 def set_seed(seed: int) -> None:
@@ -42,6 +42,12 @@ def on_all_devices():
     """
     strategy = _strategy()
     return strategy.scope() if strategy else nullcontext()
+
+
+def count_devices() -> int:
+    """Returns among how many devices a batch is divided: the GPUs, or 1."""
+    strategy = _strategy()
+    return strategy.num_replicas_in_sync if strategy else 1
 
 
 @cache

@@ -206,9 +206,12 @@ def plot_history(history: dict[str, list[float]], start: dict[str, float], *, ti
     Args:
         history: `KeepBest.history`, with log_loss, val_log_loss, accuracy, val_accuracy.
         start: log_loss and accuracy of the validation images before the first epoch, from `judge`.
-        title: such as how the training ended.
+        title: how the training ended, such as `KeepBest.outcome`.
     """
-    epochs = np.arange(1, len(history["log_loss"]) + 1)
+    history = {
+        f"{part}{key}": history.get(f"{part}{key}", []) for part in ("", "val_") for key in ("log_loss", "accuracy")
+    }
+    epochs = np.arange(1, len(history["log_loss"]) + 1)  # none, if it diverged at once
     best = int(np.argmin([start["log_loss"], *history["val_log_loss"]]))
     figure = _new_figure(9, 3.4)
     for axes, key in zip(figure.subplots(1, 2), ("log_loss", "accuracy"), strict=True):
@@ -220,7 +223,8 @@ def plot_history(history: dict[str, list[float]], start: dict[str, float], *, ti
         axes.set(xlabel="epoch", ylabel=key.replace("_", "-"))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
-    figure.suptitle(title)
+    axes.set_ylim(max(0.0, axes.dataLim.y0 - 0.05), 1.01)
+    figure.suptitle(f"Fine-tuning: {title}")
     kept = f"epoch {best}: {history['val_log_loss'][best - 1]:.3f}" if best else "no epoch, so the start is kept"
     figure.description = (
         f"Curves of log-loss and accuracy over {len(epochs)} epochs, training images dashed, validation images "

@@ -162,6 +162,20 @@ def test_a_damaged_store_is_made_anew(root, forwards):
     assert len(forwards) == 2
 
 
+def test_activations_of_another_network_are_other_contents(root):
+    """What enters a network may be activations itself: then their own content counts, and not their images'."""
+    images = random_images(6)
+    one, other = stage_network(), stage_network(scale=1 / 100)
+    suffix = cut(one, "conv2")[1]
+    for network in (one, other):
+        entering = load_activations(network, images, stage="conv2")
+        expected_output = call(suffix, np.asarray(entering))
+        np.testing.assert_allclose(load_activations(suffix, entering), expected_output, rtol=1e-4, atol=1e-6)
+    views = load_activations(one, Augmented(images, "light", views=2), stage="conv2")
+    with pytest.raises(ValueError, match="one view of each image"):
+        load_activations(suffix, views)
+
+
 def test_they_are_computed_from_the_nearest_boundary_below(root, forwards):
     network, images = stage_network(), random_images(8)
     for stage in ("conv1", "conv3"):

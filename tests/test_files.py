@@ -7,14 +7,17 @@ import zipfile
 
 import numpy as np
 import pytest
-from networks import coloured_images, stage_network
+from networks import coloured_images, random_images, stage_network
 
+from helpers.backbones import keras
 from helpers.training import (
     attach_head,
     compute_activations,
+    cross_entropy,
     fit_head,
     load_classifier,
     load_settings,
+    log_loss,
     save_model,
 )
 
@@ -39,6 +42,22 @@ def test_a_saved_model_is_the_same_model_with_nothing_but_keras(tmp_path):
     loaded, settings = load_classifier(tmp_path / "x.keras")
     assert settings["resize"] == "pad" and loaded.name == model.name
     np.testing.assert_allclose(loaded.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-6)
+
+
+def test_what_it_was_compiled_with_is_not_in_the_file(tmp_path):
+    """A whole model that was trained brings a loss and metrics of ours, and the file has to do without."""
+    model = stage_network()
+    model.compile(keras.optimizers.Adam(), cross_entropy(0.1), metrics=[log_loss()])
+    save_model(model, tmp_path / "x.keras", class_names=["a"], resize="crop", sample=np.zeros((2, 8, 8, 3), "uint8"))
+    code = "import sys, keras; assert not keras.models.load_model(sys.argv[1]).compiled"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.keras")], check=True)
+
+
+def test_a_file_that_gives_something_else_does_not_get_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.training.files.load_model", lambda path: stage_network(scale=1 / 100))
+    with pytest.raises(ValueError, match="x.keras was not saved: what was written gives other probabilities"):
+        save_model(stage_network(), tmp_path / "x.keras", class_names=["a"], resize="crop", sample=random_images(4))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):

@@ -26,6 +26,10 @@ from helpers.training.keeping import show_progress
 EPOCHS = 6
 
 
+def start(loss) -> dict[str, float]:
+    return {"log_loss": float(loss), "temperature": 1.0}
+
+
 def task():
     """Returns a classifier with a solved head, and pixels and labels that it can learn from."""
     pixels, labels = {}, {}
@@ -36,8 +40,10 @@ def task():
     return attach_head(network, head, class_names=list("abc")), pixels, labels
 
 
-def train(file, **changes):
-    model, pixels, labels = task()
+def train(file, model=None, change=None, **changes):
+    made, pixels, labels = task()
+    model = model or made
+    labels = labels | (change or {})
     recipe = Recipe(
         **{"unfreeze_from": "conv3", "learning_rate": 0.01, "epochs": EPOCHS, "patience": 99, "batch_size": 8}
         | changes
@@ -77,7 +83,7 @@ def equal(model, weights) -> bool:
     [([0.9, 0.5, 0.7, 0.6, 0.8, 0.9], 2), ([1.5, 1.2, 1.1, 1.1, 1.3, 2.0], 0), ([9, 8, 7, 6, 5, 0.1], 6)],
 )
 def test_the_best_epoch_is_kept_and_the_start_counts(losses, best):
-    keep = KeepBest(None, start_loss=1.0, patience=99)
+    keep = KeepBest(None, start=start(1.0), patience=99)
     model, weights = fit(keep, losses=losses)
     assert keep.best_epoch == best and equal(model, weights[best])
     assert keep.history["val_log_loss"] == losses and keep.outcome == "all 6 epochs"
@@ -85,7 +91,7 @@ def test_the_best_epoch_is_kept_and_the_start_counts(losses, best):
 
 
 def test_it_stops_when_patience_is_out():
-    keep = KeepBest(None, start_loss=1.0, patience=2)
+    keep = KeepBest(None, start=start(1.0), patience=2)
     model, weights = fit(keep, losses=[0.9, 0.5, 0.7, 0.6, 0.4, 0.3])
     assert keep.epoch == 4 and keep.best_epoch == 2 and equal(model, weights[2])
     assert keep.outcome == "stopped early, after 2 epochs without a lower validation log-loss"
@@ -97,7 +103,7 @@ def test_the_best_epochs_temperature_is_in_the_weights_in_the_end():
         def on_epoch_end(self, epoch, logs=None):
             logs["val_temperature"] = [1.0, 2.0, 4.0, 1.0, 1.0, 1.0][epoch]
 
-    keep = KeepBest(None, start_loss=1.0, patience=99)
+    keep = KeepBest(None, start=start(1.0), patience=99)
     hot, weights = fit(keep, losses=[0.9, 0.5, 0.7, 0.6, 0.8, 0.9], before=[Temperatures()])
     assert keep.temperature == 2.0 and keep.best_epoch == 2
     for path, value in copy_weights(hot).items():
@@ -110,7 +116,9 @@ def test_without_what_it_judges_by_it_says_so():
     with pytest.raises(
         ValueError, match=r"validation data in `fit`, and `log_loss\(\)` among the metrics.*Received loss"
     ):
-        model.fit(np.ones((4, 4)), np.zeros(4, int), verbose=0, callbacks=[KeepBest(None, start_loss=1, patience=1)])
+        model.fit(
+            np.ones((4, 4)), np.zeros(4, int), verbose=0, callbacks=[KeepBest(None, start=start(1), patience=1)]
+        )
 
 
 def test_the_same_callback_goes_on_after_an_interrupt(root):
@@ -128,9 +136,9 @@ def test_the_same_callback_goes_on_after_an_interrupt(root):
         return model
 
     whole = compiled()
-    run(KeepBest(None, start_loss=1.0, patience=99), whole)
+    run(KeepBest(None, start=start(1.0), patience=99), whole)
     for epoch in (0, 3):
-        model, keep = compiled(), KeepBest(root / f"{epoch}.npz", start_loss=1.0, patience=99)
+        model, keep = compiled(), KeepBest(root / f"{epoch}.npz", start=start(1.0), patience=99)
         with pytest.raises(KeyboardInterrupt, match="Execute the same again, and the training goes on"):
             run(keep, model, Interrupt(epoch))
         run(keep, model)
@@ -154,7 +162,7 @@ def test_a_rate_that_diverges_is_stopped_and_the_last_good_weights_stay(root, op
 
 
 def test_a_validation_loss_that_is_not_finite_stops_it_too():
-    keep = KeepBest(None, start_loss=1.0, patience=99)
+    keep = KeepBest(None, start=start(1.0), patience=99)
     model, weights = fit(keep, losses=[0.9, 0.8, float("nan"), 0.1, 0.1, 0.1])
     assert keep.epoch == 2 and keep.best_epoch == 2 and equal(model, weights[2])
     assert "not finite in epoch 3" in keep.outcome and "those of epoch 2" in keep.outcome
@@ -180,25 +188,25 @@ class Interrupt(keras.callbacks.Callback):
 
 
 def test_ctrl_c_gives_the_model_its_best_weights():
-    keep, before = KeepBest(None, start_loss=1.0, patience=99), signal.getsignal(signal.SIGINT)
+    keep, before = KeepBest(None, start=start(1.0), patience=99), signal.getsignal(signal.SIGINT)
     model = None
     with pytest.raises(KeyboardInterrupt, match="Interrupted in epoch 4. The model has the weights of epoch 2"):
         fit(keep, Interrupt(3), losses=[0.9, 0.5, 0.7, 0.6, 0.4, 0.3])
     assert signal.getsignal(signal.SIGINT) is before
     model = keep.model
-    reference = KeepBest(None, start_loss=1.0, patience=99)
+    reference = KeepBest(None, start=start(1.0), patience=99)
     second = fit(reference, losses=[0.9, 0.5, 0.7, 0.6, 0.4, 0.3])[1][2]
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), second.values(), strict=True))
 
 
 def test_ctrl_c_twice_ends_at_once_and_an_error_gives_the_interrupt_back():
-    keep = KeepBest(None, start_loss=1.0, patience=99)
+    keep = KeepBest(None, start=start(1.0), patience=99)
     with pytest.raises(KeyboardInterrupt) as caught:
         fit(keep, Interrupt(0, times=2))
     assert "Interrupted in epoch" not in str(caught.value)
 
     with pytest.raises(RuntimeError, match="something else"):
-        fit(KeepBest(None, start_loss=1.0, patience=99), Fails())
+        fit(KeepBest(None, start=start(1.0), patience=99), Fails())
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         signal.sigtimedwait([], 0.1)
@@ -267,7 +275,7 @@ def test_dropouts_random_states_go_on(tmp_path):
         model = keras.Sequential(layers)
         model.compile(keras.optimizers.Adam(0.1), cross_entropy(), metrics=[log_loss()])
         x, y = np.random.default_rng(0).normal(size=(32, 4)), np.arange(32) % 2
-        keep = KeepBest(file, start_loss=9.0, patience=99)
+        keep = KeepBest(file, start=start(9.0), patience=99)
         options = {"initial_epoch": keep.first_epoch, "epochs": 4, "shuffle": False, "verbose": 0}
         model.fit(x, y, validation_data=(x, y), callbacks=[keep, *callbacks], **options)
         return copy_weights(model), keep.history
@@ -286,11 +294,33 @@ def test_a_training_that_had_ended_is_not_repeated(root):
     assert equal(again, copy_weights(model)) and keep.history == first.history and keep.outcome == first.outcome
 
 
+def test_after_an_interrupt_the_same_call_on_the_same_model_goes_on(root, monkeypatch):
+    whole, kept = train(root / "whole.npz")
+    model, pixels, labels = task()
+    begin = KeepBest.on_epoch_end
+
+    def interrupted(self, epoch, logs=None):
+        begin(self, epoch, logs)
+        if epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(KeepBest, "on_epoch_end", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="Execute the same again"):
+        train(root / "state.npz", model=model)
+    monkeypatch.undo()
+    monkeypatch.setattr("helpers.ROOT", root)
+    again, keep = train(root / "state.npz", model=model)
+    assert again is model and equal(model, copy_weights(whole)) and keep.history == kept.history
+
+
 def test_the_state_of_another_training_is_not_taken_up(root):
     train(root / "state.npz")
     _, keep = train(root / "state.npz", learning_rate=0.02)
     _, expected = train(None, learning_rate=0.02)
     assert keep.history == expected.history
+    train(root / "labels.npz")
+    _, keep = train(root / "labels.npz", change={"train": np.arange(40)[::-1] % 3})
+    assert keep.history != train(root / "labels.npz")[1].history, "other labels are another training"
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", None])
@@ -303,5 +333,5 @@ def test_a_damaged_state_lets_the_training_start_anew(root, content):
 
 
 def test_progress_ends_and_leaves_nothing(capsys):
-    fit(KeepBest(None, start_loss=1.0, patience=99), show_progress())
+    fit(KeepBest(None, start=start(1.0), patience=99), show_progress())
     assert capsys.readouterr().out.strip() == ""

@@ -92,6 +92,15 @@ def test_what_another_process_has_open_does_not_give_way_until_it_dies(tmp_path,
     assert names(tmp_path) == ["b.rows"]
 
 
+def test_what_could_not_fit_anyway_makes_nothing_give_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("CACHE_GB", str(3 * 4000 / 1e9))
+    for name in ("a.rows", "b.rows"):
+        write(tmp_path, name)
+    with pytest.raises(OSError, match="takes 1.6e-05 GB"):
+        write(tmp_path, "c.rows", rows=40)
+    assert names(tmp_path) == ["a.rows", "b.rows"]
+
+
 def test_files_that_are_no_stores_stay(tmp_path, monkeypatch):
     monkeypatch.setenv("CACHE_GB", str(4000 / 1e9))
     (tmp_path / "notes.txt").write_text("mine")

@@ -19,7 +19,7 @@ layers between boundaries are grouped into the *stages* that people know by name
 
 from helpers._keras import keras
 from helpers.backbones.files import load_model
-from helpers.backbones.freezing import audit_weights, copy_weights, freeze
+from helpers.backbones.freezing import audit_weights, copy_weights, freeze, weights_by_path
 from helpers.backbones.loading import load_backbone
 from helpers.backbones.preprocessing import PREPROCESSING, PreprocessingCheck, check_preprocessing, preprocess
 from helpers.backbones.stages import Stage, cut, describe_stages, find_stages, stage_at
@@ -40,4 +40,5 @@ __all__ = [
     "load_model",
     "preprocess",
     "stage_at",
+    "weights_by_path",
 ]

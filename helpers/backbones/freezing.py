@@ -43,7 +43,7 @@ def freeze(model: keras.Model, *, unfreeze_from: str | None = None, batch_norm: 
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stage")
 
 
-def _by_path(model: keras.Model) -> dict:
+def weights_by_path(model: keras.Model) -> dict:
     """Returns the model's variables by path; the second one with a path gets "#2" behind it, and so on.
 
     Paths are unique among a model's layers, but not among those that a layer hides.
@@ -60,7 +60,7 @@ def copy_weights(model: keras.Model) -> dict[str, np.ndarray]:
 
     Where several have one path, all but the first have a number behind it ("block/dense/kernel#2").
     """
-    return {path: np.array(variable) for path, variable in _by_path(model).items()}
+    return {path: np.array(variable) for path, variable in weights_by_path(model).items()}
 
 
 def audit_weights(model: keras.Model, before: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -79,7 +79,7 @@ def audit_weights(model: keras.Model, before: dict[str, np.ndarray]) -> pd.DataF
     Raises:
         ValueError: `before` is another network's.
     """
-    named = _by_path(model)
+    named = weights_by_path(model)
     other = sorted(named.keys() ^ before.keys())
     if other:
         raise ValueError(

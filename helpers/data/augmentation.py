@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
+import PIL
 from PIL import Image, ImageEnhance
 
 from helpers.data.stores import StoredArray, content_keys
@@ -15,6 +16,9 @@ AUGMENTATIONS = {
     "light": "brightness, contrast and saturation changed by up to 25 %",
 }
 """What `augment` can do, by name. Leave out what would change the class, such as a mirrored digit."""
+
+_AUGMENTING = 1
+"""To be raised when `augment` makes other images of a seed: what was stored of older ones is then left alone."""
 
 
 class Augmented:
@@ -75,7 +79,7 @@ class View:
     @property
     def keys(self) -> list[str]:
         """What each row is, by its content."""
-        made = f"{','.join(self.augmented.kinds)}-{self.augmented.seed}-{self.number}"
+        made = f"{_AUGMENTING}-{PIL.__version__}-{','.join(self.augmented.kinds)}-{self.augmented.seed}-{self.number}"
         return [f"{key}-{made}" for key in content_keys(self.augmented.pixels)]
 
     def __getitem__(self, rows) -> np.ndarray:

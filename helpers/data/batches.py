@@ -33,8 +33,8 @@ def make_dataset(
             seed repeats the same sequence of epochs. None for the order of the array; then the last batch may be
             smaller.
         options: `even`: with `shuffle`, all batches of an epoch have the same size, as near to `batch_size` as
-            that allows; the last is filled up with rows from the beginning of the epoch (fewer than there are
-            batches). `epoch`: a function that returns the number of the epoch; without it, each iteration is one.
+            that allows, and divisible by `multiple` (by default the number of GPUs); the last ones are filled up with rows from the beginning of the
+            epoch. `epoch`: a function that returns the number of the epoch; without it, each iteration is one.
 
     Raises:
         ValueError: the labels are not one integer per row, or the batch size or the seed is out of range.
@@ -51,8 +51,9 @@ def make_dataset(
         raise ValueError(f"Expected `batch_size` of at least 1. Received {batch_size!r}.")
     if isinstance(shuffle, bool) or not (shuffle is None or (isinstance(shuffle, Integral) and shuffle >= 0)):
         raise ValueError(f"Expected `shuffle` to be a seed, 0 or more, or None. Received {shuffle!r}.")
-    import helpers._keras  # noqa: F401 - it starts TensorFlow without messages that a notebook would store
+    from helpers._keras import count_devices  # it starts TensorFlow without messages that a notebook would store
 
+    options = {"multiple": count_devices()} | options
     return _make_dataset(array, labels, batch_size=int(batch_size), seed=shuffle, **options)
 
 
@@ -63,6 +64,7 @@ def _make_dataset(
     batch_size: int,
     seed: int | None,
     even: bool = False,
+    multiple: int,
     epoch: Callable[[], int] | None = None,
 ):
     import tensorflow as tf  # only here: tables and arrays do without it
@@ -71,7 +73,10 @@ def _make_dataset(
     number = epoch or (lambda: next(epochs))
     shape = array.at_epoch(0).shape if hasattr(array, "at_epoch") else array.shape
     if even and seed is not None:
-        batch_size = math.ceil(rows / steps)
+        batch_size = multiple * math.ceil(rows / steps / multiple)
+    elif multiple > 1:  # at the first batch Keras looks what the devices get: it has to be the same
+        batch_size = max(min(batch_size, rows) // multiple * multiple, 1)
+        steps = math.ceil(rows / batch_size)
     types = [tf.as_dtype(array.dtype)] if labels is None else [tf.as_dtype(array.dtype), tf.int64]
 
     @lru_cache(maxsize=2)  # every batch of an epoch asks for it

@@ -66,7 +66,7 @@ class Store:
         return zlib.crc32(self.read(np.array([row])))
 
 
-def open_store(file: Path, keys: Sequence[str] | None = None) -> Store | None:
+def open_store(file: Path, keys: Sequence[str] | None = None, *, containing: Sequence[str] = ()) -> Store | None:
     """Returns the store if its rows are as they were written, else None.
 
     They are compared with their checksums unless its stamp is the one of the last comparison. An opened store
@@ -74,12 +74,15 @@ def open_store(file: Path, keys: Sequence[str] | None = None) -> Store | None:
 
     Args:
         file: where it is kept.
-        keys: what its rows have to be; None for any.
+        keys: what its rows have to be, in their order; None for any.
+        containing: keys of rows that it has to have.
     """
     try:
         store = Store(file)
         rows = len(store.keys)
         if len(store.checksums) != rows or (keys is not None and store.keys != list(keys)):
+            return None
+        if containing and not set(store.keys).issuperset(containing):
             return None
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # absent, or not what `new_store` wrote
         return None
@@ -285,7 +288,9 @@ def _make_room(folder: Path, needed: int, remedy: str) -> None:
     Raises:
         OSError: there would be too little space even then.
     """
-    allowed = budget(folder)
+    allowed, taken = budget(folder), sum(_size(store) for store in _stores(folder))
+    if needed > min(allowed, shutil.disk_usage(folder).free + taken):  # in vain, whatever gives way
+        raise OSError(_no_room(folder, needed, remedy))
     for file in sorted(_stores(folder), key=_last_use):
         taken = sum(_size(store) for store in _stores(folder))
         if taken + needed <= allowed and needed <= shutil.disk_usage(folder).free:

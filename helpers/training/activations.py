@@ -39,6 +39,13 @@ class Activations(StoredArray):
     the next view in each epoch.
     """
 
+    @property
+    def keys(self) -> list[str]:
+        """What each row is: those of another network, boundary or precision have other keys."""
+        if self._rows.ndim > 1:
+            raise ValueError("Expected activations of one view of each image. Received all views: use `at_epoch`.")
+        return [f"{self._store.file.stem}-{key}" for key in super().keys]
+
     def at_epoch(self, epoch: int) -> "Activations":
         """Returns the activations that this epoch trains on: one view of each image."""
         if self._rows.ndim == 1:
@@ -344,8 +351,7 @@ def _find(boundary: Boundary, keys: list[str], dtype: str):
     exact = boundary.file(keys, dtype)
     others = sorted(_folder().glob(f"{boundary.digest}-*-{dtype}.activations")) if _folder().is_dir() else []
     for file in [exact, *(other for other in others if other != exact)]:
-        store = open_store(file)
-        if store and set(store.keys).issuperset(keys):
+        if store := open_store(file, containing=keys):
             return store
     return None
 

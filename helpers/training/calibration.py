@@ -70,7 +70,7 @@ def cool(model: keras.Model, temperature: float) -> None:
 
 def _losses(labels, probabilities):
     """Returns the loss of each image at each temperature, (batch, temperatures)."""
-    log = keras.ops.log(keras.ops.clip(keras.ops.cast(probabilities, "float32"), 1e-7, 1.0))
+    log = keras.ops.log(keras.ops.clip(keras.ops.cast(probabilities, "float32"), 1e-37, 1.0))
     cooled = keras.ops.expand_dims(log, 1) / keras.ops.reshape(TEMPERATURES, (1, -1, 1))
     labels = keras.ops.reshape(keras.ops.cast(labels, "int32"), (-1, 1, 1))
     of_truth = keras.ops.take_along_axis(cooled, keras.ops.tile(labels, (1, len(TEMPERATURES), 1)), axis=2)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from helpers import resolve_path
 from helpers._keras import keras, on_all_devices
 from helpers.backbones import load_model
 from helpers.training.activations import compute_activations
@@ -32,10 +33,12 @@ def save_model(
         ValueError: what was saved is not the same model.
     """
     settings = {"class_names": class_names, "resize": resize}
-    path = Path(path)
+    path = resolve_path(path)
     partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
     try:
-        model.save(partial)
+        # A copy of the graph alone: what the model was compiled with needs `helpers` to be loaded again.
+        with on_all_devices():
+            keras.Model(model.inputs[0], model.outputs[0], name=model.name).save(partial)
         with zipfile.ZipFile(partial, "a") as archive:
             archive.writestr("classifier.json", json.dumps(settings, ensure_ascii=False))
         if sample is not None:
@@ -60,6 +63,7 @@ def load_settings(path: str | Path) -> dict:
     Raises:
         ValueError: the file is not one that `save_model` wrote.
     """
+    path = resolve_path(path)
     try:
         with zipfile.ZipFile(path) as archive:
             return json.loads(archive.read("classifier.json"))

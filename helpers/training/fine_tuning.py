@@ -1,5 +1,6 @@
 """Frozen up to a stage, fine-tuned above it: one call, from the solved head on."""
 
+import hashlib
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -8,17 +9,24 @@ import numpy as np
 
 from helpers._keras import keras, on_all_devices, set_seed
 from helpers.backbones import copy_weights, cut, find_stages, freeze
-from helpers.data import Augmented, make_dataset
+from helpers.data import Augmented, content_keys, make_dataset
 from helpers.training.activations import compute_activations, load_activations
-from helpers.training.calibration import judge, log_loss
-from helpers.training.keeping import KeepBest, show_progress
+from helpers.training.calibration import cool, judge, log_loss
+from helpers.training.keeping import KeepBest, return_to_start, show_progress
 from helpers.training.optimizers import make_optimizer, warmup_cosine
 from helpers.training.recipe import Recipe, first_stage, thawing
 from helpers.training.weights import blend_weights, check_class_weight, computing_in, cross_entropy
 
 
 def prepare_training(
-    model: keras.Model, pixels: dict, *, stage: str, augmentation: str = "auto", views: int = 0, seed: int = 0
+    model: keras.Model,
+    pixels: dict,
+    *,
+    stage: str,
+    augmentation: str = "auto",
+    views: int = 0,
+    seed: int = 0,
+    half_precision: bool = False,
 ) -> tuple[keras.Model, dict]:
     """Returns the part of the model that learns, and what enters it, computed once.
 
@@ -28,10 +36,13 @@ def prepare_training(
         stage: the first stage that learns. Where nothing that has weights lies before it, the part is the whole
             model, on the images themselves.
         augmentation: of the training images: names of `AUGMENTATIONS`, separated by commas; "" for none. "auto" is
-            "crop,light" where everything learns, so that nothing could be computed once anyway, and none elsewhere.
+            "crop,light" where everything learns, so that nothing could be computed once anyway, or where there are
+            `views`, and none elsewhere.
         views: fixed augmented views of each image whose activations are kept. 0 for a new one in each epoch; then
-            the part is the whole model, too, since nothing is fixed that could be kept.
+            the part is the whole model, too, since nothing is fixed that could be kept (and Keras' `fit` lets Dropout
+            work in its frozen stages, too).
         seed: of the augmentation.
+        half_precision: of the stored activations.
 
     Raises:
         ValueError: no such stage or augmentation. And what `load_activations` raises.
@@ -39,12 +50,12 @@ def prepare_training(
     with on_all_devices():
         suffix = cut(model, stage)[1]
     everything = list(find_stages(model)).index(stage) == 1
-    kinds = augmentation if augmentation != "auto" else "crop,light" if everything else ""
+    kinds = augmentation if augmentation != "auto" else "crop,light" if everything or views else ""
     if kinds:
         pixels = pixels | {"train": Augmented(pixels["train"], kinds, seed=seed, views=views)}
     if everything or (kinds and not views):
         return model, pixels
-    return suffix, load_activations(model, pixels, stage=stage)
+    return suffix, load_activations(model, pixels, stage=stage, half_precision=half_precision)
 
 
 def training_batches(inputs, labels: np.ndarray, *, keep: KeepBest, batch_size: int, seed: int):
@@ -95,13 +106,15 @@ def fine_tune(
     before = copy_weights(model) if recipe.start_share else {}
     parts = {part: pixels[part] for part in ("train", "validation")}
     changes = {"augmentation": recipe.augmentation, "views": recipe.augment_views, "seed": recipe.seed}
-    suffix, inputs = prepare_training(model, parts, stage=stage, **changes)
-    start = compute_activations(suffix, inputs["validation"])
+    suffix, inputs = prepare_training(model, parts, stage=stage, half_precision=recipe.half_precision, **changes)
+    settings = asdict(recipe) | {"images": _digest(parts, labels)}
+    return_to_start(suffix, file, settings)
+    start = judge(compute_activations(suffix, inputs["validation"]), labels["validation"])
     keep = KeepBest(
         file,
-        start_loss=judge(start, labels["validation"])["log_loss"],
+        start=start,
         patience=recipe.patience,
-        settings=asdict(recipe),
+        settings=settings,
     )
     steps = {"images": len(labels["train"]), "batch_size": recipe.batch_size, "epochs": recipe.epochs}
     steps_per_epoch = math.ceil(steps["images"] / recipe.batch_size)
@@ -127,5 +140,19 @@ def fine_tune(
             verbose=0,
         )
     if recipe.start_share:
+        cool(suffix, 1 / keep.temperature)  # as it was in the training: both ends of the blend are
         blend_weights(model, before, start_share=recipe.start_share)
+        found = judge(compute_activations(suffix, inputs["validation"]), labels["validation"])
+        keep.temperature = found["temperature"]
+        cool(suffix, keep.temperature)
     return keep
+
+
+def _digest(pixels: dict, labels: dict) -> str:
+    """Returns what tells the images of a training, and their labels, from others."""
+    texts = [
+        f"{key} {label}"
+        for part in pixels
+        for key, label in zip(content_keys(pixels[part]), labels[part], strict=True)
+    ]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]

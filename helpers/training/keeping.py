@@ -10,12 +10,13 @@ import time
 import warnings
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from tqdm import TqdmWarning, tqdm
 
-from helpers._keras import keras
+from helpers._keras import keras, on_all_devices
 from helpers.training.calibration import cool
 
 
@@ -32,25 +33,27 @@ class KeepBest(keras.callbacks.Callback):
     Attributes:
         epoch: epochs that are done, 0 at first.
         best_epoch: the best so far.
-        temperature: of the best epoch; 1 for the start.
+        temperature: of the best epoch.
         history: dict of lists with an entry for each epoch, as Keras' own, those before a stop included.
         seconds: what the epochs have taken, without those that a stop has cost.
         outcome: one plain sentence, once the training has ended.
 
     Args:
         file: where the state is kept until `forget`; None keeps it in memory alone.
-        start_loss: validation log-loss before the first epoch (`judge`).
+        start: log_loss and temperature of the validation images before the first epoch (`judge`).
         patience: epochs without a better one after which the training stops.
         settings: plain values that the training depends on. The state of another training is not taken up.
     """
 
-    def __init__(self, file: Path | None, *, start_loss: float, patience: int, settings: dict | None = None):
+    def __init__(self, file: Path | None, *, start: dict[str, float], patience: int, settings: dict | None = None):
         super().__init__()
         self.file, self.patience = file, patience
-        self.settings = json.dumps([settings or {}, round(float(start_loss), 6)], sort_keys=True, default=str)
-        self.epoch, self.best_epoch, self.best_loss, self.temperature = 0, 0, float(start_loss), 1.0
+        self.settings = json.dumps([settings or {}, round(start["log_loss"], 6)], sort_keys=True, default=str)
+        self.epoch, self.best_epoch = 0, 0
+        self.best_loss, self.temperature = start["log_loss"], start["temperature"]
         self.history: dict[str, list[float]] = {}
         self.seconds, self.outcome = 0.0, ""
+        self._start: list[np.ndarray] = []
         self._best: list[np.ndarray] = []
         self._state: dict[str, np.ndarray] = {}
         self._interrupted = False
@@ -70,13 +73,15 @@ class KeepBest(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._interrupted, self._previous = False, None
         self._read()  # again: the same callback may go on after an interrupt
-        self.model.optimizer.build(self.model.trainable_variables)
+        if not self.model.optimizer.built:
+            with on_all_devices():
+                self.model.optimizer.build(self.model.trainable_variables)
         if self._state:
             for name, variable in self._variables().items():
                 variable.assign(self._state[name])
             self._state = {}
         elif not self._best:
-            self._best = self._weights()
+            self._start = self._best = self._weights()
             self._write()
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._interrupt)
@@ -178,6 +183,7 @@ class KeepBest(keras.callbacks.Callback):
         kept = ("settings", "epoch", "best_epoch", "best_loss", "temperature", "history", "seconds", "outcome")
         arrays = {name: np.asarray(variable) for name, variable in self._variables().items()}
         arrays |= {f"best {number}": value for number, value in enumerate(self._best)}
+        arrays |= {f"start {number}": value for number, value in enumerate(self._start)}
         arrays["about"] = np.array(json.dumps({name: getattr(self, name) for name in kept}))
         partial = self.file.with_name(f".{self.file.name}.{os.getpid()}.partial")
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -185,6 +191,12 @@ class KeepBest(keras.callbacks.Callback):
             with open(partial, "wb") as file:
                 np.savez(file, **arrays)
             os.replace(partial, self.file)
+        except OSError as error:
+            self._end()
+            raise OSError(
+                f"The state of the training could not be written to {self.file}: {error}. The model has the weights "
+                f"of {self._named(self.best_epoch)}, the best so far. With more space, the training can go on."
+            ) from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -198,7 +210,7 @@ class KeepBest(keras.callbacks.Callback):
                 if about["settings"] != self.settings:
                     return
                 self._state = {name: arrays[name] for name in arrays if name.startswith(("model", "optimizer"))}
-                self._best = [arrays[f"best {number}"] for number in range(sum(n.startswith("best") for n in arrays))]
+                self._best, self._start = _numbered(arrays, "best"), _numbered(arrays, "start")
         except (
             OSError,
             ValueError,
@@ -211,6 +223,27 @@ class KeepBest(keras.callbacks.Callback):
             return
         for name, value in about.items():
             setattr(self, name, value)
+
+
+def return_to_start(model: keras.Model, file: Path | None, settings: dict) -> None:
+    """Gives the model the weights from before an interrupted training with the same settings, if there was one.
+
+    Then the same call on the same model goes on where it stopped, and does not take the best weights for the start.
+    """
+    if file and file.exists():
+        with (
+            suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error),
+            np.load(file) as arrays,
+        ):
+            before, _ = json.loads(json.loads(str(arrays["about"]))["settings"])
+            start = _numbered(arrays, "start")
+            if before == json.loads(json.dumps(settings, default=str)) and len(start) == len(model.weights):
+                for variable, value in zip(model.weights, start, strict=True):
+                    variable.assign(value)
+
+
+def _numbered(arrays, name: str) -> list[np.ndarray]:
+    return [arrays[f"{name} {number}"] for number in range(sum(key.startswith(f"{name} ") for key in arrays))]
 
 
 def show_progress() -> keras.callbacks.Callback:

@@ -89,10 +89,10 @@ def make_optimizer(
         raise ValueError(f"Expected `pull` of at least 0. Received {pull}.")
     base, settings = bases[name]
     learning = {
-        stage: [weight.path for layer in part.layers for weight in layer.trainable_weights]
+        stage: [id(weight) for layer in part.layers for weight in layer.trainable_weights]
         for stage, part in find_stages(model).items()
     }
-    learning = {stage: paths for stage, paths in learning.items() if paths}
+    learning = {stage: weights for stage, weights in learning.items() if weights}
     if not isinstance(rates, dict):
         falling = decaying_rates(model, rates)
         rates = {stage: falling[stage] for stage in learning if falling[stage] != 1}
@@ -109,8 +109,8 @@ def make_optimizer(
     with on_all_devices():
         if not (rates or pull or thaw):
             return base(learning_rate, **settings)
-        factors = {path: rates.get(stage, 1.0) for stage, paths in learning.items() for path in paths}
-        frozen_for = {path: (thaw or {}).get(stage, 0) for stage, paths in learning.items() for path in paths}
+        factors = {weight: rates.get(stage, 1.0) for stage, weights in learning.items() for weight in weights}
+        frozen_for = {weight: (thaw or {}).get(stage, 0) for stage, weights in learning.items() for weight in weights}
         optimizer = _by_stage(base)(learning_rate, **settings, factors=factors, frozen_for=frozen_for, pull=pull)
         # Now and not in the first step, which is traced: what it assigns is lost, and all would be pulled to 0.
         optimizer.build(model.trainable_variables)
@@ -129,7 +129,7 @@ def _by_stage(base: type) -> type:
             if self.built:
                 return
             super().build(variables)
-            self._rules = [(self.factors[v.path], self.frozen_for[v.path]) for v in variables]
+            self._rules = [(self.factors[id(v)], self.frozen_for[id(v)]) for v in variables]
             if self.pull:
                 self._starts = self.add_optimizer_variables(variables, "start")
                 for start, variable in zip(self._starts, variables, strict=True):

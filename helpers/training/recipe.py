@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from helpers._keras import keras
 from helpers.backbones import find_stages, stage_at
+from helpers.training.weights import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Recipe:
         start_share: share of the start in the final weights, 0 to 1 (WiSE-FT): see `blend_weights`.
         thaw_epochs: with 1 or more, only the head learns at first, and one stage more after each so many epochs.
         precision: of the computation: "float32", "mixed_float16" or "mixed_bfloat16".
+        half_precision: of the stored activations: see `load_activations`.
     """
 
     unfreeze_from: str = "auto"
@@ -66,6 +68,20 @@ class Recipe:
     start_share: float = 0.0
     thaw_epochs: int = 0
     precision: str = "float32"
+    half_precision: bool = False
+
+    def __post_init__(self):
+        """Raises ValueError now, and not after an hour."""
+        for name in ("learning_rate", "lowest_rate", "epochs", "patience", "batch_size"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Expected `{name}` above 0. Received {getattr(self, name)}.")
+        for name, top in (("start_share", 1), ("label_smoothing", 0.99)):
+            if not 0 <= getattr(self, name) <= top:
+                raise ValueError(f"Expected `{name}` within 0 to {top}. Received {getattr(self, name)}.")
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"Expected `precision` to be one of {', '.join(PRECISIONS)}. Received {self.precision!r}."
+            )
 
 
 def first_stage(model: keras.Model, unfreeze_from: str) -> str:

@@ -6,6 +6,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from helpers._keras import keras
+from helpers.backbones import weights_by_path
+
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
 
 def blend_weights(model: keras.Model, start: dict[str, np.ndarray], *, start_share: float) -> None:
@@ -24,12 +27,13 @@ def blend_weights(model: keras.Model, start: dict[str, np.ndarray], *, start_sha
     """
     if not 0 <= start_share <= 1:
         raise ValueError(f"Expected `start_share` within 0 to 1. Received {start_share}.")
-    if missing := [weight.path for weight in model.weights if weight.path not in start]:
+    weights = weights_by_path(model)
+    if missing := [path for path in weights if path not in start]:
         raise ValueError(f"Expected `start` to have all of the model's weights. It lacks {missing[0]}.")
-    for weight in model.weights:
+    for path, weight in weights.items():
         now = np.array(weight)
-        if not np.array_equal(now, start[weight.path]):  # what is frozen keeps every bit
-            weight.assign(start_share * start[weight.path] + (1 - start_share) * now)
+        if not np.array_equal(now, start[path]):  # what is frozen keeps every bit
+            weight.assign(start_share * start[path] + (1 - start_share) * now)
 
 
 def weigh_classes(labels: np.ndarray, *, classes: int) -> dict[int, float]:
@@ -54,9 +58,11 @@ def weigh_classes(labels: np.ndarray, *, classes: int) -> dict[int, float]:
 
 
 def check_class_weight(class_weight: dict[int, float] | None, labels: np.ndarray) -> None:
-    """Raises ValueError if a class among the labels has no weight: Keras would take 1 without a word."""
+    """Raises ValueError if a class has images and no weight, for which Keras takes 1, or a weight and no image."""
     if class_weight is not None and (missing := sorted(set(labels.tolist()) - set(class_weight))):
         raise ValueError(f"Expected `class_weight` to have a weight for every class. It lacks {missing}.")
+    if class_weight is not None and (without := sorted(set(class_weight) - set(labels.tolist()))):
+        raise ValueError(f"Expected images of every class in `class_weight`. There is none of {without}.")
 
 
 def cross_entropy(label_smoothing: float = 0.0) -> Callable:
@@ -99,11 +105,11 @@ def computing_in(model: keras.Model, precision: str) -> Iterator[None]:
     Raises:
         ValueError: another precision.
     """
-    known = ("float32", "mixed_float16", "mixed_bfloat16")
-    if precision not in known:
-        raise ValueError(f"Expected `precision` to be one of {', '.join(known)}. Received {precision!r}.")
+    if precision not in PRECISIONS:
+        raise ValueError(f"Expected `precision` to be one of {', '.join(PRECISIONS)}. Received {precision!r}.")
     fixed = (keras.layers.Rescaling, keras.layers.Softmax, keras.layers.InputLayer)
-    layers = [layer for layer in model._flatten_layers() if not isinstance(layer, fixed) and layer.name != "head"]
+    head = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1:]
+    layers = [layer for layer in model._flatten_layers() if not isinstance(layer, fixed) and layer not in head]
     before = [layer.dtype_policy for layer in layers]
     if precision == "float32":
         yield

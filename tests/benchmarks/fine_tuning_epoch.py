@@ -71,7 +71,7 @@ def compare(model, pixels, labels, *, stage: str, repeats: int, ways: tuple[str,
         return epochs.seconds
 
     def stored() -> float:
-        keep = KeepBest(None, start_loss=99.0, patience=9)
+        keep = KeepBest(None, start={"log_loss": 99.0, "temperature": 1.0}, patience=9)
         batches = training_batches(train, labels, keep=keep, batch_size=BATCH, seed=0)
         return second_epoch(suffix, batches, keep)
 

@@ -1,4 +1,4 @@
-"""The memory that activations, a head and an epoch of fine-tuning take, for few and for many images.
+"""The memory that computing activations and an epoch of fine-tuning take, for few and for many images.
 
     python tests/benchmarks/training_memory.py [--sizes 2000 20000]
 
