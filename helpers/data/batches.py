@@ -33,8 +33,9 @@ def make_dataset(
             seed repeats the same sequence of epochs. None for the order of the array; then the last batch may be
             smaller.
         options: `even`: with `shuffle`, all batches of an epoch have the same size, as near to `batch_size` as
-            that allows, and divisible by `multiple` (by default the number of GPUs); the last ones are filled up with rows from the beginning of the
-            epoch. `epoch`: a function that returns the number of the epoch; without it, each iteration is one.
+            that allows, and divisible by `multiple` (by default the number of GPUs); the last ones are filled up with
+            rows from the beginning of the epoch. `epoch`: a function that returns the number of the epoch; without
+            it, each iteration is one.
 
     Raises:
         ValueError: the labels are not one integer per row, or the batch size or the seed is out of range.
