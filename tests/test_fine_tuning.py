@@ -386,6 +386,7 @@ np.savez(sys.argv[1] + "/" + sys.argv[3], *model.get_weights())
                 "optimizer": "sgd",
                 "epochs": 2,
                 "batch_size": 7,
+                "learning_rate": 0.3,
             },
             "built",
         ),
