@@ -85,7 +85,7 @@ def other_parameters(tree, backbone):
         "unfreeze_from": "block3",
         "learning_rate": 0.01,
         "lowest_rate": 0.5,
-        "augmentation": "light",
+        "augmentation": "flip",
         "epochs": 3,
         "patience": 2,
         "batch_size": 5,
@@ -160,13 +160,7 @@ print(json.dumps([sorted(changed), shapes, [str(m.inputs[0].dtype) for m in mode
         [sys.executable, "-c", script, str(tree / "runs" / "shapes")], capture_output=True, text=True, check=True
     )
     changed, shapes, dtypes = json.loads(result.stdout.splitlines()[-1])
-    told = json.dumps(nbformat.read(tree / "executed_03_fine_tuning.ipynb", as_version=4))
-    learned = (
-        []
-        if "so the start is kept" in told
-        else ["block3_conv/bias", "block3_conv/kernel", "head/bias", "head/kernel"]
-    )
-    assert changed == learned
+    assert changed == ["block3_conv/bias", "block3_conv/kernel", "head/bias", "head/kernel"]
     assert shapes == [[4, 3], [4, 3]] and dtypes == ["uint8", "uint8"]
 
 
