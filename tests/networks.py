@@ -2,7 +2,9 @@
 
 import numpy as np
 
+import helpers
 from helpers.backbones import keras
+from helpers.data import Pixels, new_store, open_store
 
 
 def residual_network(*, size: int = 8, classes: int = 0, dtype: str = "float32") -> keras.Model:
@@ -39,8 +41,11 @@ def train(model: keras.Model, images: np.ndarray, *, epochs: int = 2) -> None:
     model.fit(images, targets, epochs=epochs, verbose=0)
 
 
-def stage_network(*, scale: float = 1 / 255) -> keras.Model:
-    """A backbone of three stages, each with BatchNormalization, from raw images to 6 features; always the same."""
+def stage_network(*, scale: float = 1 / 255, dropout: float = 0.0) -> keras.Model:
+    """A backbone of three stages, each with BatchNormalization, from raw images to 6 features; always the same.
+
+    With `dropout`, each stage ends in a Dropout of this rate.
+    """
     keras.utils.set_random_seed(0)
     layers = keras.layers
     images = keras.Input((8, 8, 3), dtype="uint8", name="images")
@@ -48,6 +53,7 @@ def stage_network(*, scale: float = 1 / 255) -> keras.Model:
     for stage in (1, 2, 3):
         x = layers.Conv2D(6, 3, padding="same", use_bias=False, name=f"conv{stage}_conv")(x)
         x = layers.ReLU(name=f"conv{stage}_relu")(layers.BatchNormalization(name=f"conv{stage}_bn")(x))
+        x = layers.Dropout(dropout, name=f"conv{stage}_dropout")(x) if dropout else x
     return keras.Model(images, layers.GlobalAveragePooling2D(name="avg_pool")(x))
 
 
@@ -57,3 +63,19 @@ def coloured_images(count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     images = rng.integers(0, 200, (count, 8, 8, 3))
     images[np.arange(count), :, :, labels] += 12
     return images.astype("uint8"), labels
+
+
+def counted(rows: int) -> Pixels:
+    """Returns stored images that show their own number, in the bytes of their first pixel: see `numbers`."""
+    images = np.zeros((rows, 2, 2, 3), "uint8")
+    images[:, 0, 0] = np.stack([np.arange(rows) % 256, np.arange(rows) // 256, np.full(rows, 7)], axis=1)
+    file = helpers.resolve_path(f"runs/.pixels/{rows}.pixels")
+    with new_store(file, shape=images.shape[1:], dtype="uint8", keys=[str(row) for row in range(rows)]) as write:
+        write(0, images)
+    return Pixels(open_store(file), np.arange(rows))
+
+
+def numbers(batch: np.ndarray) -> list[int]:
+    """Returns the numbers that such images show."""
+    batch = np.asarray(batch).astype(int)
+    return (batch[:, 0, 0, 0] + 256 * batch[:, 0, 0, 1]).tolist()

@@ -37,13 +37,13 @@ def classifier(network=None):
     return attach_head(network, head, class_names=list("abc"))
 
 
-def tune(model=None, **changes):
+def tune(model=None, *, file=None, **changes):
     """Returns the model, its weights before and the training, for a recipe that changes weights for certain."""
     model = model or classifier()
     before = copy_weights(model)
     usual = {"unfreeze_from": "conv3", "learning_rate": 0.003, "epochs": 3, "patience": 99, "batch_size": 8}
     usual |= {"lowest_rate": 1.0, "label_smoothing": 0.0, "augmentation": ""}
-    keep = fine_tune(model, PIXELS, LABELS, recipe=Recipe(**usual | changes))
+    keep = fine_tune(model, PIXELS, LABELS, recipe=Recipe(**usual | changes), file=file, progress=False)
     return model, before, keep
 
 
@@ -87,6 +87,24 @@ def test_cached_and_uncached_training_are_the_same_to_rounding(root):
         fine_tuning.prepare_training = original
     for ours, theirs in zip(cached.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_trap_keras_lets_dropout_work_in_frozen_stages(root):
+    model = classifier(stage_network(dropout=0.5))
+
+    def losses(part):
+        """Returns the loss of a step that changes nothing, and what it is without Dropout."""
+        part.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+        images, labels = PIXELS["train"], LABELS["train"]
+        return float(part.train_on_batch(images, labels)), float(part.evaluate(images, labels, verbose=0))
+
+    for stage in ("head", "conv3"):
+        freeze(model, unfreeze_from=stage)
+        step, exact = losses(prepare_training(model, PIXELS, stage=stage, augmentation="light")[0])
+        assert (step == pytest.approx(exact, rel=1e-5)) == (stage == "head"), "what learns keeps its Dropout"
+    freeze(model, unfreeze_from="head")
+    step, exact = losses(model)
+    assert step != pytest.approx(exact, rel=1e-3), "Keras' way"
 
 
 def test_batch_norm_train_differs(root):
@@ -295,17 +313,17 @@ def test_class_weights_change_the_head_and_the_training(root):
     assert not np.allclose(first[-1], second[-1])
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision_trains_and_leaves_a_float32_model(root, precision, tmp_path):
-    model, before, keep = tune(precision=precision)
-    full, _, _ = tune()
+@pytest.mark.parametrize(
+    ("precision", "lowest_rate"), [("mixed_bfloat16", 1.0), ("mixed_float16", 1.0), ("mixed_float16", 0.1)]
+)
+def test_mixed_precision_trains_and_leaves_a_float32_model(root, precision, lowest_rate, tmp_path):
+    model, before, keep = tune(precision=precision, lowest_rate=lowest_rate)
+    full, _, _ = tune(lowest_rate=lowest_rate)
     assert keep.best_epoch > 0 and np.isfinite(keep.history["loss"]).all()
-    assert not np.array_equal(model.get_layer("conv3_conv").kernel, full.get_layer("conv3_conv").kernel), (
-        "it had an effect"
-    )
-    np.testing.assert_allclose(
-        model.predict(PIXELS["validation"], verbose=0), full.predict(PIXELS["validation"], verbose=0), atol=0.1
-    )
+    mixed, exact = (np.array(m.get_layer("conv3_conv").kernel) - before["conv3_conv/kernel"] for m in (model, full))
+    # Of five seeds, bfloat16 deviated by 3 to 6 % of the way gone, float16 by up to 3 %; nothing learned would be
+    # 100 %, and a rate of its own for the stage that is ignored about as much.
+    assert 0 < np.linalg.norm(mixed - exact) < 0.1 * np.linalg.norm(exact)
     assert {layer.compute_dtype for layer in model.layers if layer.weights} == {"float32"}
     assert audit_weights(model, before)["frozen_changed"].sum() == 0
     model.save(tmp_path / "x.keras")
@@ -345,8 +363,8 @@ def test_augmentation_with_and_without_stored_views(root):
 
 # ---- several devices
 
-TWO = """
-import pathlib, sys
+DEVICES = """
+import pathlib, shutil, sys
 import numpy as np
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -354,58 +372,70 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 import helpers
 helpers.ROOT = pathlib.Path(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
+name, options = sys.argv[3], eval(sys.argv[4])
 from helpers import _keras
-if sys.argv[3] == "two":
+if options["devices"] == 2:
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     _keras._strategy = lambda: strategy
 import test_fine_tuning as t
 from helpers.backbones import load_backbone
-from helpers.training import load_classifier, save_model
-if sys.argv[3] == "one":
-    t.stage_network().save(helpers.ROOT / "network.keras")
+from helpers.training import KeepBest, load_classifier, save_model
+write = KeepBest._write
+def copied(self):
+    write(self)
+    if self.epoch == 2:
+        shutil.copy(self.file, helpers.ROOT / "second_epoch.state")
+KeepBest._write = copied
 model = t.classifier(load_backbone("network.keras"))
-if sys.argv[5] == "loaded":
+if options["loaded"]:
     save_model(model, helpers.ROOT / "x.keras", class_names=list("abc"), resize="crop")
     model, _ = load_classifier(helpers.ROOT / "x.keras")
-_, _, keep = t.tune(model, **eval(sys.argv[4]))
+_, _, keep = t.tune(model, file=helpers.ROOT / f"{name}.state", **options["changes"])
 kernel = model.get_layer("conv3_conv").kernel.value
 print(len(getattr(kernel, "values", [kernel])), keep.history["val_log_loss"])
-np.savez(sys.argv[1] + "/" + sys.argv[3], *model.get_weights())
+np.savez(helpers.ROOT / name, *model.get_weights())
 """
+RULES = {
+    "lowest_rate": 0.1,
+    "pull": 0.01,
+    "unfreeze_from": "conv3",
+    "optimizer": "sgd",
+    "epochs": 4,
+    "batch_size": 8,
+    "learning_rate": 0.1,
+}
 
 
-@pytest.mark.parametrize(
-    ("changes", "model"),
-    [
-        ({}, "loaded"),
-        (
-            {
-                "lowest_rate": 0.1,
-                "pull": 0.01,
-                "unfreeze_from": "conv3",
-                "optimizer": "sgd",
-                "epochs": 4,
-                "batch_size": 8,
-                "learning_rate": 0.1,
-            },
-            "built",
-        ),
-    ],
-    ids=["plain", "rules"],
-)
-def test_two_devices_give_the_same_as_one(root, changes, model):
-    replicas = {}
-    for devices in ("one", "two"):
-        arguments = [str(root), os.path.dirname(__file__), devices, repr(changes), model]
-        done = subprocess.run([sys.executable, "-c", TWO, *arguments], capture_output=True, text=True)
+def train_on(devices, root, name, changes, *, loaded=False):
+    """Returns a finished process that trained on one or two devices, from `name`.state on if it exists.
+
+    The weights are then in `name`.npz, and what a process killed after the second epoch leaves in second_epoch.state.
+    """
+    stage_network().save(root / "network.keras")
+    options = {"devices": devices, "changes": changes, "loaded": loaded}
+    arguments = [str(root), os.path.dirname(__file__), name, repr(options)]
+    return subprocess.run([sys.executable, "-c", DEVICES, *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("changes", "loaded"), [({}, True), (RULES, False)], ids=["plain", "rules"])
+def test_two_devices_give_the_same_as_one(root, changes, loaded):
+    for devices in (1, 2):
+        done = train_on(devices, root, str(devices), changes, loaded=loaded)
         assert done.returncode == 0, done.stderr[-3000:]
-        replicas[devices] = done.stdout.split()[0]
-    assert replicas == {"one": "1", "two": "2"}
-    one, two = (np.load(root / f"{devices}.npz") for devices in ("one", "two"))
+        assert done.stdout.split()[0] == str(devices), "copies of each weight"
+    one, two = (np.load(root / f"{devices}.npz") for devices in (1, 2))
     for name in one:
         np.testing.assert_allclose(two[name], one[name], rtol=2e-3, atol=2e-5)
     start = classifier().get_weights()
     assert any(not np.allclose(one[name], value, atol=1e-4) for name, value in zip(one, start, strict=True))
+
+
+def test_a_training_on_two_devices_that_goes_on_ends_with_the_same_bits(root):
+    whole = train_on(2, root, "whole", RULES)
+    resumed = train_on(2, root, "second_epoch", RULES)
+    assert resumed.stdout == whole.stdout and resumed.stdout.startswith("2 ["), resumed.stderr[-3000:]
+    first, second = np.load(root / "whole.npz"), np.load(root / "second_epoch.npz")
+    assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
 def test_two_cuts_share_their_layers(root):

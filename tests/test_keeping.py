@@ -30,18 +30,18 @@ def start(loss) -> dict[str, float]:
     return {"log_loss": float(loss), "temperature": 1.0}
 
 
-def task():
+def task(dropout=0.0):
     """Returns a classifier with a solved head, and pixels and labels that it can learn from."""
     pixels, labels = {}, {}
     pixels["train"], labels["train"] = coloured_images(40)
     pixels["validation"], labels["validation"] = coloured_images(30, seed=1)
-    network = stage_network()
+    network = stage_network(dropout=dropout)
     head = fit_head(compute_activations(network, pixels["train"]), labels["train"], strengths=(1e-4,))
     return attach_head(network, head, class_names=list("abc")), pixels, labels
 
 
-def train(file, model=None, change=None, **changes):
-    made, pixels, labels = task()
+def train(file, model=None, change=None, dropout=0.0, **changes):
+    made, pixels, labels = task(dropout)
     model = model or made
     labels = labels | (change or {})
     recipe = Recipe(
@@ -199,6 +199,19 @@ def test_ctrl_c_gives_the_model_its_best_weights():
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), second.values(), strict=True))
 
 
+@pytest.mark.parametrize(("patience", "ended"), [(99, "all 6 epochs"), (4, "stopped early, after 4 epochs")])
+def test_ctrl_c_after_the_last_batch_is_not_swallowed(patience, ended):
+    class Late(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == EPOCHS - 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    keep, before = KeepBest(None, start=start(1.0), patience=patience), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=rf"had ended \({ended}.*\)\. The model has the weights of epoch 2"):
+        fit(keep, losses=[0.9, 0.5, 0.7, 0.6, 0.8, 0.9], before=[Late()])
+    assert signal.getsignal(signal.SIGINT) is before and len(keep.history["loss"]) == EPOCHS
+
+
 def test_ctrl_c_twice_ends_at_once_and_an_error_gives_the_interrupt_back():
     keep = KeepBest(None, start=start(1.0), patience=99)
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -221,38 +234,30 @@ import helpers
 helpers.ROOT = pathlib.Path(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
 import test_keeping
-from helpers.training import (
-    KeepBest,
-    Recipe,
-    attach_head,
-    compute_activations,
-    cross_entropy,
-    fine_tune,
-    fit_head,
-    log_loss,
-    set_seed,
-)
+from helpers.training import KeepBest
 write = KeepBest._write
 def killed(self):
-    write(self)
     if self.epoch == int(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    write(self)
 KeepBest._write = killed
 test_keeping.train(helpers.ROOT / "state.npz", **eval(sys.argv[4]))
 """
 
-DROPOUT = {"augmentation": "flip,crop", "augment_views": 0, "pull": 0.01, "lowest_rate": 0.3}
+ALL = {"dropout": 0.3, "augmentation": "flip,crop", "augment_views": 0, "pull": 0.01, "lowest_rate": 0.3}
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"optimizer": "sgd", "batch_norm": "train"}, DROPOUT], ids=["plain", "sgd", "all"]
+    "changes", [{}, {"optimizer": "sgd", "batch_norm": "train"}, ALL], ids=["plain", "sgd", "all"]
 )
 def test_a_killed_training_ends_with_the_same_bits_as_one_that_was_not(root, changes):
     whole, kept = train(root / "whole.npz", **changes)
     arguments = [str(root), os.path.dirname(__file__), "2", repr(changes)]
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(list(root.glob(".state*"))) == 1, "it was killed while it wrote"
     resumed, keep = train(root / "state.npz", **changes)
+    assert not list(root.glob(".state*"))
     assert equal(resumed, copy_weights(whole))
     assert keep.history == kept.history and keep.best_epoch == kept.best_epoch and len(keep.history["loss"]) == EPOCHS
     assert keep.seconds > 0

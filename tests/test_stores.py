@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from networks import counted, numbers
 
 from helpers.data import content_keys, new_store, open_store
 from helpers.data.stores import StoredArray
@@ -152,3 +153,60 @@ def test_contents_have_keys():
     keys = content_keys(values)
     assert keys[2] == keys[0] and len(set(keys)) == 3
     assert content_keys(values.astype("int16"))[0] != keys[0] and content_keys(values.reshape(4, 2, 3))[0] != keys[0]
+
+
+# ---- read
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        0,
+        -1,
+        np.int64(3),
+        slice(2, 9),
+        slice(None, None, -2),
+        slice(5, 5),
+        [3, 1, 1, -2],
+        [],
+        np.array([4, 5, 6, 2]),
+        np.arange(300) % 3 == 0,
+        np.array([[1, 2], [3, 4]]),
+    ],
+    ids=str,
+)
+def test_indices_are_numpys(root, key):
+    images = counted(300)
+    everything = np.asarray(images)
+    result = images[key]
+    np.testing.assert_array_equal(result, everything[key])
+    assert result.dtype == np.uint8 and result.shape == everything[key].shape
+    assert result.flags.writeable and result.flags.owndata or result.base.flags.owndata, "a fresh array"
+
+
+def test_indices_that_are_none(root):
+    images = counted(5)
+    for key in (5, -6, [0, 5], np.array([True] * 4), 1.5, "a"):
+        with pytest.raises(IndexError):
+            images[key]
+    for key in ((0, 0), (..., 0), None, ...):
+        with pytest.raises(IndexError, match="an index of rows alone"):
+            images[key]
+
+
+def test_neighbours_are_read_with_one_call(root, monkeypatch):
+    images, calls = counted(300), []
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *arguments: calls.append(1) or preadv(*arguments))
+    for key, expected_calls in ((slice(10, 200), 1), ([7, 8, 9, 3, 4, 100], 3), (slice(None, None, -1), 300)):
+        calls.clear()
+        np.testing.assert_array_equal(numbers(images[key]), np.arange(300)[key])
+        assert len(calls) == expected_calls
+
+
+def test_all_as_an_array_and_one_by_one(root):
+    images = counted(300)
+    assert numbers(np.asarray(images)) == numbers(np.stack(list(images))) == list(range(300))
+    assert np.asarray(images, dtype="float32").dtype == np.float32
+    with pytest.raises(ValueError, match="copy"):
+        np.asarray(images, copy=False)

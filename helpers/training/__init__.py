@@ -4,6 +4,7 @@ activations   images and a frozen prefix  ->  activations at a boundary, kept on
 heads         features and labels         ->  the best linear head, and the classifier with it
 optimizers    how large the steps are: over time, from stage to stage
 keeping       the best epoch is kept, and a stopped training goes on
+compiling     a part of a model compiled once for many trainings
 weights       class weights, blends of weights, precision
 recipe        the defaults of fine-tuning, and why
 fine_tuning   all of it in one call
@@ -20,7 +21,7 @@ from helpers.training.activations import (
 from helpers.training.calibration import judge, log_loss
 from helpers.training.files import load_classifier, load_settings, save_model
 from helpers.training.fine_tuning import fine_tune, prepare_training, training_batches
-from helpers.training.heads import STRENGTHS, attach_head, fit_head
+from helpers.training.heads import STRENGTHS, attach_head, fit_head, head_weights
 from helpers.training.keeping import KeepBest, show_progress
 from helpers.training.optimizers import decaying_rates, make_optimizer, warmup_cosine
 from helpers.training.recipe import Recipe, first_stage
@@ -41,6 +42,7 @@ __all__ = [
     "first_stage",
     "fit_head",
     "half_precision_error",
+    "head_weights",
     "judge",
     "load_activations",
     "load_classifier",

@@ -12,10 +12,12 @@ import math
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from tqdm import tqdm
@@ -222,7 +224,9 @@ def _forward(model: keras.Model, inputs, batch_size: int) -> Iterator[tuple[int,
     Raises:
         ValueError: an output is not finite.
     """
-    batch_size = min(batch_size or _batch_size(model), max(len(inputs), 1))
+    images = max(len(inputs), 1)
+    batches = math.ceil(images / (batch_size or _batch_size(model)))
+    batch_size = math.ceil(images / batches)  # even ones, since the last one is filled up
     forward = _compiled(model)
     start = 0
     with tqdm(total=len(inputs), desc="computing activations", unit="image", leave=False, **_BAR) as bar:
@@ -252,13 +256,20 @@ def _forward(model: keras.Model, inputs, batch_size: int) -> Iterator[tuple[int,
 _BAR = {"file": sys.stdout, "delay": 1}
 
 
+_INFERENCE: WeakKeyDictionary = WeakKeyDictionary()
+"""Model to its compiled inference: it takes long to build, and the weights in it are the model's."""
+
+
 def _compiled(model: keras.Model):
     """Returns the model's inference, compiled. (`predict` would first read all of the images into memory.)"""
     if keras.backend.backend() != "tensorflow":
         return lambda batch: model(batch, training=False)
     import tensorflow
 
-    return tensorflow.function(lambda batch: model(batch, training=False))
+    if model not in _INFERENCE:
+        this = weakref.ref(model)  # a reference of its own would keep the model for ever
+        _INFERENCE[model] = tensorflow.function(lambda batch: this()(batch, training=False))
+    return _INFERENCE[model]
 
 
 def _batch_size(model: keras.Model) -> int:

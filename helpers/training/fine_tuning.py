@@ -1,7 +1,6 @@
 """Frozen up to a stage, fine-tuned above it: one call, from the solved head on."""
 
 import hashlib
-import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,11 +10,11 @@ from helpers._keras import keras, on_all_devices, set_seed
 from helpers.backbones import copy_weights, cut, find_stages, freeze
 from helpers.data import Augmented, content_keys, make_dataset
 from helpers.training.activations import compute_activations, load_activations
-from helpers.training.calibration import cool, judge, log_loss
+from helpers.training.calibration import cool, judge
+from helpers.training.compiling import compile_part
 from helpers.training.keeping import KeepBest, return_to_start, show_progress
-from helpers.training.optimizers import make_optimizer, warmup_cosine
-from helpers.training.recipe import Recipe, first_stage, thawing
-from helpers.training.weights import blend_weights, check_class_weight, computing_in, cross_entropy
+from helpers.training.recipe import Recipe, first_stage
+from helpers.training.weights import blend_weights, check_class_weight, computing_in
 
 
 def prepare_training(
@@ -39,23 +38,34 @@ def prepare_training(
             "crop,light" where everything learns, so that nothing could be computed once anyway, or where there are
             `views`, and none elsewhere.
         views: fixed augmented views of each image whose activations are kept. 0 for a new one in each epoch; then
-            the part is the whole model, too, since nothing is fixed that could be kept (and Keras' `fit` lets Dropout
-            work in its frozen stages, too).
+            the part is the whole model, too, since nothing is fixed that could be kept.
         seed: of the augmentation.
         half_precision: of the stored activations.
 
     Raises:
         ValueError: no such stage or augmentation. And what `load_activations` raises.
     """
-    with on_all_devices():
-        suffix = cut(model, stage)[1]
     everything = list(find_stages(model)).index(stage) == 1
+    with on_all_devices():
+        prefix, suffix = cut(model, stage)
+        whole = model if everything else _FrozenBelow(model, prefix, suffix)
     kinds = augmentation if augmentation != "auto" else "crop,light" if everything or views else ""
     if kinds:
         pixels = pixels | {"train": Augmented(pixels["train"], kinds, seed=seed, views=views)}
     if everything or (kinds and not views):
-        return model, pixels
+        return whole, pixels
     return suffix, load_activations(model, pixels, stage=stage, half_precision=half_precision)
+
+
+class _FrozenBelow(keras.Model):
+    """The whole model with its frozen part in inference mode: in `fit`, Keras lets Dropout work in all of it."""
+
+    def __init__(self, model: keras.Model, prefix: keras.Model, suffix: keras.Model):
+        super().__init__(model.inputs[0], model.outputs[0], name=model.name)
+        self.prefix, self.suffix = prefix, suffix
+
+    def call(self, images, training=None, mask=None):
+        return self.suffix(self.prefix(images, training=False), training=training)
 
 
 def training_batches(inputs, labels: np.ndarray, *, keep: KeepBest, batch_size: int, seed: int):
@@ -76,7 +86,13 @@ def training_batches(inputs, labels: np.ndarray, *, keep: KeepBest, batch_size: 
 
 
 def fine_tune(
-    model: keras.Model, pixels: dict, labels: dict, *, recipe: Recipe | None = None, file: Path | None = None
+    model: keras.Model,
+    pixels: dict,
+    labels: dict,
+    *,
+    recipe: Recipe | None = None,
+    file: Path | None = None,
+    progress: bool = True,
 ) -> KeepBest:
     """Trains the classifier from its solved head on, in place, and returns how it went.
 
@@ -89,6 +105,7 @@ def fine_tune(
         labels: the same parts to int (images,).
         recipe: what to do; None for the defaults.
         file: keeps the state after each epoch: a killed training goes on from there, with the same result.
+        progress: shows a bar; False for a caller that has its own.
 
     Returns:
         The `KeepBest` that watched the training: history, best_epoch, seconds and outcome. The model has the weights
@@ -102,40 +119,27 @@ def fine_tune(
     check_class_weight(recipe.class_weight, labels["train"])
     stage = first_stage(model, recipe.unfreeze_from)
     set_seed(recipe.seed)
+    _seed_layers(model, recipe.seed)
     freeze(model, unfreeze_from=stage, batch_norm=recipe.batch_norm)
     before = copy_weights(model) if recipe.start_share else {}
     parts = {part: pixels[part] for part in ("train", "validation")}
     changes = {"augmentation": recipe.augmentation, "views": recipe.augment_views, "seed": recipe.seed}
     suffix, inputs = prepare_training(model, parts, stage=stage, half_precision=recipe.half_precision, **changes)
+    with computing_in(suffix, recipe.precision):
+        suffix = compile_part(model, suffix, recipe, stage=stage, images=len(labels["train"]))
     settings = asdict(recipe) | {"images": _digest(parts, labels)}
     return_to_start(suffix, file, settings)
     start = judge(compute_activations(suffix, inputs["validation"]), labels["validation"])
-    keep = KeepBest(
-        file,
-        start=start,
-        patience=recipe.patience,
-        settings=settings,
-    )
-    steps = {"images": len(labels["train"]), "batch_size": recipe.batch_size, "epochs": recipe.epochs}
-    steps_per_epoch = math.ceil(steps["images"] / recipe.batch_size)
+    keep = KeepBest(file, start=start, patience=recipe.patience, settings=settings)
+    sizes = {"batch_size": recipe.batch_size}
     with computing_in(suffix, recipe.precision):
-        optimizer = make_optimizer(
-            model,
-            warmup_cosine(recipe.learning_rate, **steps),
-            name=recipe.optimizer,
-            rates=recipe.lowest_rate,
-            pull=recipe.pull,
-            thaw=thawing(model, recipe, steps_per_epoch=steps_per_epoch) if recipe.thaw_epochs else None,
-        )
-        suffix.compile(optimizer, cross_entropy(recipe.label_smoothing), metrics=["accuracy", log_loss()])
-        sizes = {"batch_size": recipe.batch_size}
         suffix.fit(
             training_batches(inputs["train"], labels["train"], keep=keep, seed=recipe.seed, **sizes),
             validation_data=make_dataset(inputs["validation"], labels["validation"], **sizes),
             epochs=recipe.epochs,
             initial_epoch=keep.first_epoch,
             class_weight=recipe.class_weight,
-            callbacks=[keep, show_progress()],
+            callbacks=[keep, show_progress()] if progress else [keep],
             shuffle=False,  # the batches are shuffled already
             verbose=0,
         )
@@ -146,6 +150,13 @@ def fine_tune(
         keep.temperature = found["temperature"]
         cool(suffix, keep.temperature)
     return keep
+
+
+def _seed_layers(model: keras.Model, seed: int) -> None:
+    """Lets Dropout begin anew: what a model was trained for before must not matter."""
+    for number, variable in enumerate(model.variables):
+        if variable.path.endswith("seed_generator_state"):
+            variable.assign([seed, number])
 
 
 def _digest(pixels: dict, labels: dict) -> str:

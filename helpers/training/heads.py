@@ -131,6 +131,14 @@ def _cross_validate(features, labels, strengths, *, parts: list, class_weight) -
     return dict(sorted(losses.items()))
 
 
+def head_weights(head: LogisticRegression) -> list[np.ndarray]:
+    """Returns a solved head's kernel, float32 (features, classes), and bias, float32 (classes,), for Dense."""
+    kernel, bias = head.coef_.T, head.intercept_
+    if len(bias) == 1:  # of two classes scikit-learn keeps the difference
+        kernel, bias = np.hstack([-kernel / 2, kernel / 2]), np.array([-bias[0] / 2, bias[0] / 2])
+    return [kernel.astype("float32"), bias.astype("float32")]
+
+
 def attach_head(backbone: keras.Model, head: LogisticRegression, *, class_names: list[str]) -> keras.Model:
     """Returns the classifier: the backbone with the solved head as a Dense layer, flat.
 
@@ -146,9 +154,7 @@ def attach_head(backbone: keras.Model, head: LogisticRegression, *, class_names:
         ValueError: the head's features or classes are not the backbone's or the class names' number.
     """
     classes, features = len(class_names), backbone.output_shape[-1]
-    kernel, bias = head.coef_.T, head.intercept_
-    if classes == 2:
-        kernel, bias = np.hstack([-kernel / 2, kernel / 2]), np.array([-bias[0] / 2, bias[0] / 2])
+    kernel, bias = head_weights(head)
     if kernel.shape != (features, classes):
         raise ValueError(
             f"Expected a head from {features} features to {classes} classes. Received one from "
@@ -162,5 +168,5 @@ def attach_head(backbone: keras.Model, head: LogisticRegression, *, class_names:
     with on_all_devices():
         dense = keras.layers.Dense(classes, name=head_name, dtype="float32")
         probabilities = keras.layers.Softmax(name=softmax_name, dtype="float32")(dense(backbone.outputs[0]))
-        dense.set_weights([kernel.astype("float32"), bias.astype("float32")])
+        dense.set_weights([kernel, bias])
         return keras.Model(backbone.inputs[0], probabilities, name=backbone.name)

@@ -31,6 +31,7 @@ class KeepBest(keras.callbacks.Callback):
     the first loss that is not finite the training stops, and the best weights are kept.
 
     Attributes:
+        start: of the validation images, as given.
         epoch: epochs that are done, 0 at first.
         best_epoch: the best so far.
         temperature: of the best epoch.
@@ -49,7 +50,7 @@ class KeepBest(keras.callbacks.Callback):
         super().__init__()
         self.file, self.patience = file, patience
         self.settings = json.dumps([settings or {}, round(start["log_loss"], 6)], sort_keys=True, default=str)
-        self.epoch, self.best_epoch = 0, 0
+        self.epoch, self.best_epoch, self.start = 0, 0, start
         self.best_loss, self.temperature = start["log_loss"], start["temperature"]
         self.history: dict[str, list[float]] = {}
         self.seconds, self.outcome = 0.0, ""
@@ -130,6 +131,11 @@ class KeepBest(keras.callbacks.Callback):
         self.outcome = self.outcome or f"all {self.epoch} epochs"
         self._write()
         self._end()
+        if self._interrupted:  # after the last batch: nobody else would raise it
+            raise KeyboardInterrupt(
+                f"Interrupted when the training had ended ({self.outcome}). The model has the weights of "
+                f"{self._named(self.best_epoch)}, the best."
+            )
 
     # ---- what it does
 
@@ -185,7 +191,7 @@ class KeepBest(keras.callbacks.Callback):
         arrays |= {f"best {number}": value for number, value in enumerate(self._best)}
         arrays |= {f"start {number}": value for number, value in enumerate(self._start)}
         arrays["about"] = np.array(json.dumps({name: getattr(self, name) for name in kept}))
-        partial = self.file.with_name(f".{self.file.name}.{os.getpid()}.partial")
+        partial = self.file.with_name(f".{self.file.name}.partial")  # one name: a killed process leaves no others
         self.file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(partial, "wb") as file:

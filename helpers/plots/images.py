@@ -1,41 +1,18 @@
-"""One function, one figure: readable in grey, labelled, and described in words for who cannot see it."""
+"""The images: how many there are, what they look like, what is wrong with them."""
 
 import textwrap
-import warnings
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from helpers.data import PARTS, read_image
 from helpers.data.checks import KINDS
 from helpers.data.parallel import quiet
-
-matplotlib.rcParams["text.parse_math"] = False  # the "$" in a class's or a file's name begins no formula
+from helpers.plots.figures import DescribedFigure, new_figure
 
 _GREYS = {"train": "0.25", "validation": "0.55", "test": "0.8"}
-
-
-class DescribedFigure(Figure):
-    """A figure that a notebook shows with a description, as alternative text and as plain text."""
-
-    description = ""
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        from IPython.core.pylabtools import print_figure
-
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # an emoji in a name is drawn as a box
-            png = print_figure(self, fmt="png", base64=True)
-        bundle = {"image/png": png, "text/plain": f"[figure] {self.description}"}
-        return bundle, {"image/png": {"alt": self.description}}
-
-
-def _new_figure(width: float, height: float) -> DescribedFigure:
-    return DescribedFigure(figsize=(width, height), dpi=80, layout="constrained")
 
 
 def plot_counts(images: pd.DataFrame) -> DescribedFigure:
@@ -45,7 +22,7 @@ def plot_counts(images: pd.DataFrame) -> DescribedFigure:
         images: columns label and split.
     """
     counts = pd.crosstab(images["label"], images["split"]).reindex(columns=PARTS, fill_value=0)
-    figure = _new_figure(7, min(1.2 + 0.28 * len(counts), 12))
+    figure = new_figure(7, min(1.2 + 0.28 * len(counts), 12))
     axes = figure.subplots()
     start = np.zeros(len(counts))
     for part in PARTS:
@@ -73,7 +50,7 @@ def plot_examples(images: pd.DataFrame, *, per_class: int = 8, classes: int = 10
     """
     train = images[images["split"] == "train"]
     names = sorted(train["label"].unique())[:classes]
-    figure = _new_figure(0.9 * per_class + 1, 0.9 * len(names) + 0.4)
+    figure = new_figure(0.9 * per_class + 1, 0.9 * len(names) + 0.4)
     grid = figure.subplots(len(names), per_class, squeeze=False)
     for row, name in zip(grid, names, strict=True):
         paths = train.loc[train["label"] == name, "path"]
@@ -97,7 +74,7 @@ def plot_sizes(images: pd.DataFrame) -> DescribedFigure:
         images: columns width and height.
     """
     sizes = images.value_counts(["width", "height"]).reset_index()
-    figure = _new_figure(5, 3.6)
+    figure = new_figure(5, 3.6)
     axes = figure.subplots()
     area = 15 + 150 * sizes["count"] / sizes["count"].max()
     axes.scatter(sizes["width"], sizes["height"], s=area, facecolor="0.7", edgecolor="black")
@@ -129,7 +106,7 @@ def plot_problems(problems: pd.DataFrame, *, per_problem: int = 4, most: int = 1
     rank = once.groupby("problem").cumcount()
     shown = once.loc[sorted(rank[rank < per_problem].sort_values(kind="stable").index[:most])]
     rows = -(-len(shown) // 4)
-    figure = _new_figure(9, 2.4 * max(rows, 0.25))
+    figure = new_figure(9, 2.4 * max(rows, 0.25))
     if shown.empty:
         figure.subplots().axis("off")  # without axes, a notebook would print no picture
         figure.text(0.5, 0.5, "No problem in any image.", ha="center", va="center")
@@ -176,86 +153,6 @@ def _short_name(path: str) -> str:
     return f"{folder[:14]}/{name if len(name) <= 16 else '…' + name[-15:]}"
 
 
-def plot_strengths(losses: dict[float, float], chosen: float) -> DescribedFigure:
-    """Returns the cross-validated log-loss of the head against the strength of its regularisation.
-
-    Args:
-        losses: inverse strength C to mean log-loss.
-        chosen: the C that was taken.
-    """
-    figure = _new_figure(5.5, 3.2)
-    axes = figure.subplots()
-    axes.semilogx(list(losses), list(losses.values()), "o-", color="0.3")
-    axes.semilogx([chosen], [losses[chosen]], "D", color="black", markersize=10, label=f"chosen: C = {chosen:.2g}")
-    axes.set(
-        xlabel="inverse strength C (left: strong regularisation)",
-        ylabel="log-loss, cross-validated",
-        title="How strongly to regularise the head",
-    )
-    axes.legend()
-    figure.description = (
-        f"Curve of the cross-validated log-loss against the inverse regularisation strength C: lowest, "
-        f"{losses[chosen]:.3f}, at C = {chosen:.2g}."
-    )
-    return figure
-
-
-def plot_history(history: dict[str, list[float]], start: dict[str, float], *, title: str) -> DescribedFigure:
-    """Returns the curves of log-loss and accuracy over epochs, for training and validation images.
-
-    Args:
-        history: `KeepBest.history`, with log_loss, val_log_loss, accuracy, val_accuracy.
-        start: log_loss and accuracy of the validation images before the first epoch, from `judge`.
-        title: how the training ended, such as `KeepBest.outcome`.
-    """
-    history = {
-        f"{part}{key}": history.get(f"{part}{key}", []) for part in ("", "val_") for key in ("log_loss", "accuracy")
-    }
-    epochs = np.arange(1, len(history["log_loss"]) + 1)  # none, if it diverged at once
-    best = int(np.argmin([start["log_loss"], *history["val_log_loss"]]))
-    figure = _new_figure(9, 3.4)
-    for axes, key in zip(figure.subplots(1, 2), ("log_loss", "accuracy"), strict=True):
-        validation = [start[key], *history[f"val_{key}"]]
-        axes.plot(epochs, history[key], "--", color="0.5", label="train")
-        axes.plot([0, *epochs], validation, "-", color="black", label="validation")
-        axes.plot(0, validation[0], "o", color="black", label="before (frozen)")
-        axes.axvline(best, color="0.7", linestyle=":", label="lowest log-loss: kept")
-        axes.set(xlabel="epoch", ylabel=key.replace("_", "-"))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend()
-    axes.set_ylim(max(0.0, axes.dataLim.y0 - 0.05), 1.01)
-    figure.suptitle(f"Fine-tuning: {title}")
-    kept = f"epoch {best}: {history['val_log_loss'][best - 1]:.3f}" if best else "no epoch, so the start is kept"
-    figure.description = (
-        f"Curves of log-loss and accuracy over {len(epochs)} epochs, training images dashed, validation images "
-        f"solid: {title}. The validation log-loss is {start['log_loss']:.3f} before, and lowest in {kept}."
-    )
-    return figure
-
-
-def plot_results(arms: dict[str, dict]) -> DescribedFigure:
-    """Returns the arms' test accuracies with their 95 % intervals.
-
-    Args:
-        arms: name to a dict with test_accuracy, low and high, fractions.
-    """
-    figure = _new_figure(7, 1 + 0.5 * len(arms))
-    axes = figure.subplots()
-    for row, arm in enumerate(arms.values()):
-        axes.plot([100 * arm["low"], 100 * arm["high"]], [row, row], color="0.4", linewidth=3)
-        axes.plot(100 * arm["test_accuracy"], row, "o", color="black", markersize=8)
-        axes.annotate(f"{100 * arm['test_accuracy']:.1f}", (100 * arm["test_accuracy"], row - 0.2), ha="center")
-    axes.set_yticks(range(len(arms)), list(arms))
-    axes.set_ylim(len(arms) - 0.5, -0.7)
-    axes.set(xlabel="test accuracy (%), with its 95 % interval")
-    axes.grid(axis="x", color="0.9")
-    figure.description = "Test accuracy with 95 % interval: " + "; ".join(
-        f"{name} {100 * arm['test_accuracy']:.1f} % ({100 * arm['low']:.1f} to {100 * arm['high']:.1f})"
-        for name, arm in arms.items()
-    )
-    return figure
-
-
 def plot_image_rows(rows: dict[str, np.ndarray], *, per_row: int = 16) -> DescribedFigure:
     """Returns images in rows, by what they are.
 
@@ -266,7 +163,7 @@ def plot_image_rows(rows: dict[str, np.ndarray], *, per_row: int = 16) -> Descri
     lines = [
         (title, images[i : i + per_row]) for title, images in rows.items() for i in range(0, len(images), per_row)
     ]
-    figure = _new_figure(0.55 * per_row + 1, 0.6 * len(lines) + 0.2)
+    figure = new_figure(0.55 * per_row + 1, 0.6 * len(lines) + 0.2)
     for line, (title, images) in zip(figure.subplots(len(lines), per_row, squeeze=False), lines, strict=True):
         for axes in line:
             axes.set(xticks=[], yticks=[])
@@ -283,7 +180,7 @@ def plot_steps(steps: dict[str, np.ndarray]) -> DescribedFigure:
     Args:
         steps: name of the step to an array (height, width), larger is brighter.
     """
-    figure = _new_figure(1.5 * len(steps), 1.8)
+    figure = new_figure(1.5 * len(steps), 1.8)
     for axes, (name, image) in zip(figure.subplots(1, len(steps)), steps.items(), strict=True):
         axes.imshow(image, cmap="gray", interpolation="nearest")
         axes.set(xticks=[], yticks=[], title=f"{name}\n{image.shape[0]}x{image.shape[1]}")

@@ -1,0 +1,36 @@
+"""One function, one figure: readable in grey, labelled, and described in words for who cannot see it.
+
+figures     a figure with its description; what several figures draw alike
+images      the images: counts, examples, sizes, problems
+training    one head, one training, the arms side by side
+study       from which stage on to fine-tune, and at what rate: probe, race and final
+"""
+
+from helpers.plots.figures import DescribedFigure
+from helpers.plots.images import (
+    plot_counts,
+    plot_examples,
+    plot_image_rows,
+    plot_problems,
+    plot_sizes,
+    plot_steps,
+)
+from helpers.plots.study import plot_costs, plot_depth, plot_differences, plot_rates
+from helpers.plots.training import plot_history, plot_results, plot_strengths
+
+__all__ = [
+    "DescribedFigure",
+    "plot_costs",
+    "plot_counts",
+    "plot_depth",
+    "plot_differences",
+    "plot_examples",
+    "plot_history",
+    "plot_image_rows",
+    "plot_problems",
+    "plot_rates",
+    "plot_results",
+    "plot_sizes",
+    "plot_steps",
+    "plot_strengths",
+]

@@ -1,0 +1,397 @@
+"""What all trials of a study have in common: the network, the images, the recipe; and how each arm is carried out."""
+
+import base64
+import hashlib
+import resource
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from statistics import median
+from time import perf_counter
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+from sklearn.dummy import DummyClassifier
+from sklearn.svm import SVC
+
+from helpers._keras import keras, on_all_devices, set_seed
+from helpers.backbones import cut, describe_stages, find_stages, freeze
+from helpers.data import PARTS, encode_labels, load_pixels, make_dataset, shrink_pixels, split_images
+from helpers.evaluation import accuracy_interval, evaluate, is_correct
+from helpers.study.trials import Trial
+from helpers.training import (
+    Recipe,
+    attach_head,
+    compute_activations,
+    cross_entropy,
+    fine_tune,
+    fit_head,
+    head_weights,
+    judge,
+    load_activations,
+    make_optimizer,
+    prepare_training,
+    show_progress,
+    warmup_cosine,
+)
+from helpers.training.calibration import cool
+
+HEAD = "head"
+"""The boundary at the network's end, in front of the head."""
+
+
+class Experiment:
+    """A pretrained network and a table of images, and what any arm makes of them.
+
+    Nothing is left of a trial: each one starts from the pretrained weights and from the head that is solved on its
+    own training images.
+
+    Args:
+        model: a classifier that 02 saved; its head is not used.
+        images: the run's table: path, label, split, sha256, group. Its test images are the same for all seeds.
+        resize: the rule by which images are brought to the model's size.
+        recipe: of fine-tuning; stage, rate, epochs and seed come with each trial.
+
+    Attributes:
+        network: from raw images to features, with the pretrained weights.
+        class_names: in the order of the labels.
+        costs: share, 0..1, of the network's forward cost below each boundary: the stages, then "head".
+    """
+
+    def __init__(self, model: keras.Model, images: pd.DataFrame, *, resize: str, recipe: Recipe | None = None):
+        head = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1]
+        with on_all_devices():
+            self.network = keras.Model(model.inputs[0], head.input, name=model.name)
+        self.images, self.resize, self.recipe = images, resize, recipe or Recipe()
+        self.class_names = sorted(images["label"].unique())
+        self._pretrained = self.network.get_weights()
+        names, done = list(find_stages(self.network)), describe_stages(self.network)["cost"].tolist()
+        self.costs = dict(zip([*names[1:], HEAD], done, strict=True))
+        kept = images["split"].value_counts()
+        self._validation_fraction = kept["validation"] / (kept["train"] + kept["validation"])
+
+    @property
+    def settings(self) -> dict:
+        """What tells this experiment from others: of the network and of the images, a digest."""
+        network = hashlib.sha256(b"".join(np.ascontiguousarray(weight) for weight in self._pretrained))
+        table = self.images.sort_values("path")
+        images = "\n".join(f"{row.sha256} {row.label} {row.split}" for row in table.itertuples())
+        return {
+            "images": hashlib.sha256(images.encode()).hexdigest()[:16],
+            "network": network.hexdigest()[:16],
+            "recipe": str(replace(self.recipe, unfreeze_from="", learning_rate=1, epochs=1, seed=0)),
+        }
+
+    # ---- the images of a seed
+
+    @lru_cache(maxsize=8)  # noqa: B019 (an experiment lives as long as the process)
+    def split(self, seed: int) -> tuple[dict, dict]:
+        """Returns the images and the labels of each part: `load_pixels` and `encode_labels`.
+
+        Args:
+            seed: 0 for the run's own split. Others draw validation images anew among all that are not test images.
+        """
+        images = self.images
+        if seed:
+            given = images["split"].where(images["split"] == "test", "")
+            images = split_images(
+                images.assign(split=given), validation_fraction=self._validation_fraction, seed=seed
+            )
+        pixels = load_pixels(images, image_size=self.network.input_shape[1:3], resize=self.resize)
+        return pixels, encode_labels(images)[0]
+
+    @lru_cache(maxsize=8)  # noqa: B019
+    def _solved(self, seed: int):
+        """Returns the head of the frozen network, and the seconds that it took, the features' included."""
+        pixels, labels = self.split(seed)
+        self._restore()
+        features = load_activations(self.network, pixels)
+        head = fit_head(features["train"], labels["train"])
+        return head, features["train"].seconds + head.seconds_
+
+    def _restore(self) -> None:
+        self.network.set_weights(self._pretrained)
+        self.network.trainable = True
+
+    # ---- one pass, all boundaries
+
+    @lru_cache(maxsize=1)  # noqa: B019
+    def _pooled_network(self) -> tuple[keras.Model, dict[str, slice]]:
+        """Returns the network with all boundaries' pooled activations side by side, and where each one's are."""
+        self._restore()
+        tensors = [stage.output for stage in find_stages(self.network).values()]
+        boundaries = list(self.costs)
+        # Not of the input, where the mean colour alone could be learned from; the last is the network's own output.
+        pooled = [_pool(tensor) for tensor in tensors[1:-1]] + [self.network.outputs[0]]
+        ends = np.cumsum([tensor.shape[-1] for tensor in pooled]).tolist()
+        places = dict(zip(boundaries[1:], map(slice, [0, *ends[:-1]], ends), strict=True))
+        joined = keras.layers.Concatenate(dtype="float32")(pooled) if len(pooled) > 1 else pooled[0]
+        return keras.Model(self.network.inputs[0], joined, name=self.network.name), places
+
+    def pooled(self, seed: int = 0) -> dict[str, dict]:
+        """Returns, for each boundary but the first, the images' pooled activations: part to `Activations`' rows."""
+        network, places = self._pooled_network()
+        self._restore()
+        joined = load_activations(network, self.split(seed)[0])
+        whole = {part: np.asarray(joined[part]) for part in PARTS}
+        return {name: {part: whole[part][:, place] for part in PARTS} for name, place in places.items()}
+
+    def probe(self) -> pd.DataFrame:
+        """Returns how well a linear head does on what the network gives at each boundary, on the run's own split.
+
+        Returns:
+            A row for each boundary, from early to late, with the columns boundary (the stage that begins there;
+            "head" at the network's end), cost_before (share, 0..1), log_loss (cross-validated within the training
+            images), accuracy (of the validation images), low and high (its 95 % interval), features (count).
+        """
+        labels, rows = self.split(0)[1], []
+        for boundary, features in self.pooled().items():
+            head = fit_head(features["train"], labels["train"])
+            found = judge(head.predict_proba(features["validation"]), labels["validation"])
+            total = len(labels["validation"])
+            low, high = accuracy_interval(round(found["accuracy"] * total), total)
+            rows.append(
+                {
+                    "boundary": boundary,
+                    "cost_before": self.costs[boundary],
+                    "log_loss": head.losses_[head.strength_],
+                    "accuracy": found["accuracy"],
+                    "low": low,
+                    "high": high,
+                    "features": features["train"].shape[1],
+                }
+            )
+        return pd.DataFrame(rows)
+
+    # ---- the arms
+
+    def carry_out(self, trial: Trial) -> dict:
+        """Returns the result of one trial, plain values.
+
+        Returns:
+            seconds (from decoded images to the trained arm; what is stored counts as if it were computed now),
+            trainable_weights (count), memory_mb (the process's peak), outcome (a plain sentence). Of arms with a
+            network also log_loss and accuracy on the validation images; of fine-tuned ones best_epoch and
+            temperature. Of trials of the final also test_accuracy, test_log_loss and correct: see `unpack`.
+        """
+        arms = {
+            "majority class": self._without_network,
+            "raw pixels": self._without_network,
+            "frozen": self._frozen,
+            "from scratch": self._from_scratch,
+        }
+        started = perf_counter()
+        with _peak_memory() as memory:
+            result = arms.get(trial.arm, self._fine_tuned)(trial)
+        return result | {"memory_mb": memory["mb"], "wall_seconds": round(perf_counter() - started, 3)}
+
+    def _without_network(self, trial: Trial) -> dict:
+        pixels, labels = self.split(trial.seed)
+        started = perf_counter()
+        small = {part: shrink_pixels(pixels[part], side=16).reshape(len(pixels[part]), -1) for part in PARTS}
+        classifier = DummyClassifier(strategy="most_frequent") if trial.arm == "majority class" else SVC(C=10.0)
+        predicted = classifier.fit(small["train"], labels["train"]).predict(small["test"])
+        seconds = perf_counter() - started
+        return {"outcome": "fitted", "seconds": seconds, "trainable_weights": 0} | _scores(predicted, labels["test"])
+
+    def _frozen(self, trial: Trial) -> dict:
+        labels = self.split(trial.seed)[1]
+        features = self.pooled(trial.seed)[trial.stage]
+        head = fit_head(features["train"], labels["train"])
+        found = judge(head.predict_proba(features["validation"]), labels["validation"])
+        result = {
+            "outcome": f"solved, C = {head.strength_:.2g}",
+            "log_loss": found["log_loss"],
+            "accuracy": found["accuracy"],
+            "seconds": self._features_seconds(trial) + head.seconds_,
+            "trainable_weights": head.coef_.size + head.intercept_.size,
+        }
+        return result | _scores(head.predict_proba(features["test"]), labels["test"])
+
+    def _features_seconds(self, trial: Trial) -> float:
+        pixels = self.split(trial.seed)[0]
+        return load_activations(self.network, pixels)["train"].seconds * self.costs[trial.stage]
+
+    def _fine_tuned(self, trial: Trial) -> dict:
+        head, seconds = self._solved(trial.seed)
+        model = self._classifiers["pretrained"]
+        model.set_weights([*self._pretrained, *head_weights(head)])
+        return self._train(model, trial, before=seconds)
+
+    def _from_scratch(self, trial: Trial) -> dict:
+        set_seed(trial.seed)
+        model = self._classifiers["from scratch"]
+        head = [np.zeros(weight.shape, "float32") for weight in model.weights[-2:]]
+        model.set_weights([*keras.models.clone_model(self.network).get_weights(), *head])  # initialised anew
+        return self._train(model, trial, before=0.0, batch_norm="train", lowest_rate=1.0)
+
+    @cached_property
+    def _classifiers(self) -> dict[str, keras.Model]:
+        """The network with a head, and the same to be trained from scratch: one of each, compiled once."""
+        classes, features = len(self.class_names), self.network.output_shape[-1]
+        shape = (classes if classes > 2 else 1, features)
+        blank = SimpleNamespace(coef_=np.zeros(shape), intercept_=np.zeros(shape[0]))
+        with on_all_devices():
+            anew = keras.models.clone_model(self.network, clone_function=_quick_statistics)
+        networks = {"pretrained": self.network, "from scratch": anew}
+        return {name: attach_head(network, blank, class_names=self.class_names) for name, network in networks.items()}
+
+    def _train(self, model: keras.Model, trial: Trial, *, before: float, **changes) -> dict:
+        pixels, labels = self.split(trial.seed)
+        everything = trial.stage == list(self.costs)[0]
+        if not everything:
+            stored = load_activations(model, pixels, stage=trial.stage)  # of all parts in one go
+            before += stored["train"].seconds + stored["validation"].seconds
+        recipe = replace(
+            self.recipe,
+            unfreeze_from=trial.stage,
+            learning_rate=trial.learning_rate,
+            epochs=trial.epochs,
+            seed=trial.seed,
+            **changes,
+        )
+        keep = fine_tune(model, pixels, labels, recipe=recipe, progress=False)
+        best = keep.best_epoch
+        result = {
+            "outcome": keep.outcome,
+            "log_loss": keep.best_loss,
+            "accuracy": keep.history["val_accuracy"][best - 1] if best else keep.start["accuracy"],
+            "best_epoch": best,
+            "temperature": keep.temperature,
+            "seconds": before + keep.seconds,
+            "trainable_weights": sum(int(np.prod(weight.shape)) for weight in model.trainable_weights),
+        }
+        if trial.phase == "final":
+            inputs = pixels["test"] if everything else stored["test"]
+            result |= _scores(compute_activations(keep.model, inputs), labels["test"])
+        return result
+
+    # ---- what a trial costs
+
+    def measure(self, stage: str) -> dict[str, float]:
+        """Returns what this machine needs: forward and training seconds for one image, and for building an arm.
+
+        Args:
+            stage: the one from which on a training is tried, twice, shortly.
+
+        Returns:
+            forward (seconds for an image, whole network), factor (of training to forward), build (seconds before
+            an arm's first step), head (seconds to solve it).
+        """
+        pixels, _ = self.split(0)
+        head, seconds = self._solved(0)
+        features = load_activations(self.network, pixels)["train"]
+        forward = features.seconds / len(features)
+        took = {}
+        for epochs in (1, 3):
+            trial = Trial("plan", "fine-tuned", stage, self.recipe.learning_rate, epochs)
+            result = self.carry_out(trial)
+            took[epochs] = result["wall_seconds"]
+        images = len(pixels["train"])
+        epoch = max((took[3] - took[1]) / 2, 1e-3)
+        factor = epoch / max(images * forward * (1 - self.costs[stage]), 1e-6)
+        return {
+            "forward": forward,
+            "factor": float(np.clip(factor, 1.0, 20.0)),
+            "build": max(took[1] - epoch, 0.1),
+            "head": head.seconds_,
+            "images": images,
+            "everything": len(self.images),
+        }
+
+    # ---- the arm that was chosen
+
+    def retrain(self, trial: Trial, *, epochs: list[int], temperatures: list[float]) -> keras.Model:
+        """Returns the chosen arm, trained on train and validation images together.
+
+        There is nothing left to stop it by: it ends after as many epochs as were best in the final, at the median,
+        of the same schedule, with the median temperature.
+
+        Args:
+            trial: of the final; its seed is used for the training alone.
+            epochs: the best epochs of this arm's trials in the final; empty for a frozen arm.
+            temperatures: likewise.
+        """
+        images = self.images.assign(split=self.images["split"].replace("validation", "train"))
+        pixels = load_pixels(images, image_size=self.network.input_shape[1:3], resize=self.resize)
+        labels, _ = encode_labels(images)
+        self._restore()
+        backbone = self.network
+        if trial.arm == "frozen" and trial.stage != HEAD:
+            backbone = _ends_at(self.network, trial.stage)
+        head = fit_head(load_activations(backbone, pixels["train"]), labels["train"])
+        model = attach_head(backbone, head, class_names=self.class_names)
+        if stop := round(median(epochs)) if epochs else 0:
+            self._train_on(model, pixels["train"], labels["train"], trial, stop=stop)
+            cool(model, median(temperatures))
+        return model
+
+    def _train_on(self, model: keras.Model, pixels, labels: np.ndarray, trial: Trial, *, stop: int) -> None:
+        """Trains in place, without validation images, and ends after some epochs of the schedule."""
+        recipe, sizes = self.recipe, {"batch_size": self.recipe.batch_size}
+        set_seed(trial.seed)
+        freeze(model, unfreeze_from=trial.stage, batch_norm=recipe.batch_norm)
+        changes = {"augmentation": recipe.augmentation, "views": recipe.augment_views, "seed": trial.seed}
+        suffix, inputs = prepare_training(model, {"train": pixels}, stage=trial.stage, **changes)
+        schedule = warmup_cosine(trial.learning_rate, images=len(labels), epochs=trial.epochs, **sizes)
+        optimizer = make_optimizer(model, schedule, name=recipe.optimizer, rates=recipe.lowest_rate)
+        suffix.compile(optimizer, cross_entropy(recipe.label_smoothing))
+        batches = make_dataset(inputs["train"], labels, shuffle=trial.seed, even=True, **sizes)
+        suffix.fit(batches, epochs=stop, callbacks=[show_progress()], shuffle=False, verbose=0)
+
+
+def unpack(result: dict) -> np.ndarray:
+    """Returns whether each test image was classified correctly, bool (images,), in the order of the run's table."""
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(result["correct"]), "uint8"))
+    return bits[: result["test_images"]].astype(bool)
+
+
+def _scores(predicted: np.ndarray, labels: np.ndarray) -> dict:
+    found, correct = evaluate(predicted, labels), is_correct(predicted, labels)
+    scores = {
+        "test_accuracy": found["test_accuracy"],
+        "test_images": len(labels),
+        "correct": base64.b64encode(np.packbits(correct)).decode(),
+    }
+    return scores | ({"test_log_loss": found["log_loss"]} if "log_loss" in found else {})
+
+
+def _pool(tensor):
+    """Returns one vector for each image: the mean over positions or tokens."""
+    if len(tensor.shape) == 4:
+        return keras.layers.GlobalAveragePooling2D()(tensor)
+    return keras.layers.GlobalAveragePooling1D()(tensor) if len(tensor.shape) == 3 else tensor
+
+
+def _quick_statistics(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Returns a new layer of the same settings; of BatchNormalization, with statistics that few steps are enough for.
+
+    With Keras' momentum of 0.99, those of the first steps would still count after hundreds.
+    """
+    settings = layer.get_config()
+    if isinstance(layer, keras.layers.BatchNormalization):
+        settings["momentum"] = min(settings["momentum"], 0.9)
+    return type(layer).from_config(settings)
+
+
+def _ends_at(network: keras.Model, stage: str) -> keras.Model:
+    prefix, _ = cut(network, stage)
+    return keras.Model(prefix.inputs[0], _pool(prefix.outputs[0]), name=network.name)
+
+
+class _peak_memory:
+    """Measures the largest resident memory of the process, in MB, while it is open."""
+
+    def __enter__(self) -> dict:
+        self.found = {"mb": 0.0}
+        with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the peak is counted from now on (Linux)
+        return self.found
+
+    def __exit__(self, *exception):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        with suppress(OSError), open("/proc/self/status") as file:
+            peak = next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+        self.found["mb"] = round(peak / 1e6, 1)

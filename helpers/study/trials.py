@@ -1,0 +1,329 @@
+"""The trials of a study: what has to be done, what is done, and by whom, in a storage of Optuna.
+
+Each trial is one training: an arm, with the seed of its split, for so many epochs. Its result depends on nothing
+else. So it does not matter which worker does it, or after how many interruptions: a study of one worker, of four, and
+one that was killed and started again end with the same table.
+"""
+
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from helpers import resolve_path
+
+HEARTBEAT = 10.0
+"""Seconds between a worker's signs of life."""
+
+SILENCE = 60.0
+"""Seconds without one, after which its trial is given to another worker."""
+
+_ATTEMPTS = 6
+"""How often a new database is tried: of workers that start together, one makes its tables."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of an arm.
+
+    Attributes:
+        phase: "plan", "race" or "final".
+        arm: such as "frozen" or "fine-tuned".
+        stage: the first stage that learns; of a frozen arm, the one before which features are taken; "" for none.
+        learning_rate: the highest of the schedule; 0 where nothing is trained.
+        epochs: passes over the training images, at most.
+        seed: of the split and of everything random; 0 for the run's own split.
+    """
+
+    phase: str
+    arm: str
+    stage: str = ""
+    learning_rate: float = 0.0
+    epochs: int = 0
+    seed: int = 0
+
+    def __str__(self) -> str:
+        parts = [self.arm, self.stage, f"{self.learning_rate:.3g}" if self.learning_rate else ""]
+        return " ".join(part for part in parts if part)
+
+
+class Trials:
+    """The trials that the workers of one study share.
+
+    Args:
+        storage: the path of a journal file, made if need be, or the URL of a database, such as
+            "postgresql://user@host/name". All workers name the same one.
+        name: the study's, in the storage.
+        settings: plain values that the results depend on.
+
+    Attributes:
+        study: Optuna's.
+        done: trials that this object has carried out.
+        seconds_in_storage: what reading and writing took, waiting for locks included.
+
+    Raises:
+        ValueError: the storage cannot be used, or holds a study of this name with other settings.
+    """
+
+    def __init__(self, storage: str | Path, *, name: str, settings: dict):
+        self.done: list[Trial] = []
+        self.seconds_in_storage = 0.0
+        self._watched: dict[int, tuple] = {}
+        settings = json.loads(json.dumps(settings, default=str))
+        self.study = _open(str(storage), name)
+        with self._storing():
+            kept = self.study.user_attrs.get("settings")
+            if kept is None:
+                self.study.set_user_attr("settings", settings)
+        if kept not in (None, settings):
+            differing = [key for key in settings if kept.get(key) != settings[key]]
+            shown = ", ".join(f"{key}={kept.get(key)!r}, and {settings[key]!r} was asked for" for key in differing)
+            raise ValueError(
+                f"The storage {_shown(storage)} holds a study {name!r} of other data or parameters: {shown}. Choose "
+                f"another `run_dir` or another `storage`, or delete this one."
+            )
+
+    def results(self, wanted: Iterable[Trial] | None = None) -> dict[Trial, dict]:
+        """Returns the results of the trials that are finished, in the order asked for."""
+        with self._storing():
+            finished = {
+                _trial(kept): json.loads(kept.user_attrs["result"])
+                for kept in self.study.get_trials(deepcopy=False)
+                if "result" in kept.user_attrs and kept.state.is_finished()
+            }
+        return finished if wanted is None else {trial: finished[trial] for trial in wanted if trial in finished}
+
+    def carry_out(
+        self,
+        wanted: list[Trial],
+        work: Callable[[Trial], dict],
+        *,
+        expected: Callable[[Trial], float] = lambda trial: 1.0,
+        deadline: float = float("inf"),
+        title: str = "",
+    ) -> dict[Trial, dict]:
+        """Returns the results of all wanted trials, after doing what other workers do not do.
+
+        The state is kept after each trial. A trial that fails is recorded with the reason, and the others go on.
+
+        Args:
+            wanted: in the order in which they are begun.
+            work: from a trial to its result, plain values.
+            expected: from a trial to the seconds that it will take, for the time left.
+            deadline: on `time.monotonic()`'s clock. No trial is begun that would not end before it.
+            title: of the progress bar.
+
+        Returns:
+            Fewer results than wanted after the deadline.
+
+        Raises:
+            KeyboardInterrupt: on Ctrl-C. What is finished is kept.
+            OSError: the storage, or what the work writes, has no space.
+        """
+        total = sum(map(expected, wanted))
+        form = "{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left{postfix}"
+        with tqdm(total=total, desc=title, bar_format=form, leave=False, file=sys.stdout, delay=1) as bar:
+            while True:
+                found = self.results(wanted)
+                bar.update(sum(map(expected, found)) - bar.n)
+                if len(found) == len(wanted):
+                    return found
+                self._release_dead()
+                self._enqueue([trial for trial in wanted if trial not in found])
+                upcoming = next((trial for trial in wanted if trial not in found), None)
+                if time.monotonic() + expected(upcoming) > deadline:
+                    return found
+                claimed = self._claim(set(wanted))
+                if claimed is None:  # others are at work on the rest
+                    time.sleep(0.3)
+                    continue
+                bar.set_postfix_str(str(_trial(claimed)))
+                self._work_on(claimed, work)
+
+    # ---- one trial
+
+    def _work_on(self, claimed, work: Callable[[Trial], dict]) -> None:
+        from optuna.trial import TrialState
+
+        trial = _trial(claimed)
+        with self._signs_of_life(claimed):
+            try:
+                result, state = work(trial), TrialState.COMPLETE
+            except (KeyboardInterrupt, OSError):
+                with suppress(Exception):  # it is begun again by whoever comes next
+                    self.study.tell(claimed.number, state=TrialState.FAIL)
+                raise
+            except Exception as error:  # too little memory, values that are not finite: that is a result, too
+                reason = next(iter(str(error).splitlines()), "")
+                result, state = {"outcome": f"failed: {type(error).__name__}: {reason}"}, TrialState.FAIL
+        self.done.append(trial)
+        with self._storing(), suppress(ValueError, RuntimeError):  # it was taken for dead, and another was faster
+            claimed.set_user_attr("result", json.dumps(result))
+            value = result.get("log_loss", 0.0)
+            self.study.tell(claimed.number, value if state == TrialState.COMPLETE else None, state=state)
+
+    @contextmanager
+    def _signs_of_life(self, claimed):
+        stop = threading.Event()
+
+        def beat():
+            count = 0
+            while not stop.wait(HEARTBEAT):
+                count += 1
+                with suppress(Exception):  # the next one may come through
+                    claimed.set_user_attr("heartbeat", count)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    # ---- who does what
+
+    def _enqueue(self, missing: list[Trial]) -> None:
+        """Adds the trials that are not there yet."""
+        from optuna.trial import TrialState, create_trial
+
+        with self._storing():
+            kept = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
+            there = {_trial(other) for other in kept}
+            for trial in missing:
+                if trial not in there:
+                    values = {name: value for name, value in asdict(trial).items() if value not in ("", 0)}
+                    self.study.add_trial(
+                        create_trial(
+                            state=TrialState.WAITING,
+                            params={name: value for name, value in values.items() if name in _ranges()},
+                            distributions={name: r for name, r in _ranges().items() if name in values},
+                            user_attrs={"trial": json.dumps(asdict(trial))},
+                        )
+                    )
+
+    def _claim(self, wanted: set[Trial]):
+        """Returns a waiting trial, now this worker's, or None. Of two that are equal, the first counts."""
+        from optuna.trial import TrialState
+
+        with self._storing():
+            waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            if not any(_trial(other) in wanted for other in waiting):
+                return None
+            claimed = self.study.ask()
+            known = "trial" in claimed.user_attrs
+            twice = known and any(
+                _trial(other) == _trial(claimed)
+                and (other.number < claimed.number or other.state.is_finished())
+                and (other.state != TrialState.FAIL or "result" in other.user_attrs)
+                for other in self.study.get_trials(deepcopy=False)
+                if other.number != claimed.number and "trial" in other.user_attrs
+            )
+            if not known or twice:  # another worker was faster; or added it at the same moment
+                self.study.tell(claimed.number, state=TrialState.FAIL)
+                return None
+            claimed.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
+            return claimed
+
+    def _release_dead(self) -> None:
+        """Lets go of trials whose worker has died: they are begun again."""
+        from optuna.trial import TrialState
+
+        with self._storing():
+            for other in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                sign = other.user_attrs.get("heartbeat"), other.user_attrs.get("worker")
+                before, since = self._watched.get(other.number, (None, 0.0))
+                if before != (sign,):
+                    before, since = (sign,), time.monotonic()
+                self._watched[other.number] = before, since
+                if _is_gone(sign[1]) or time.monotonic() - since > SILENCE:
+                    with suppress(ValueError, RuntimeError):  # it ended at this moment, or another worker did this
+                        self.study.tell(other.number, state=TrialState.FAIL)
+
+    @contextmanager
+    def _storing(self):
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds_in_storage += time.perf_counter() - started
+
+
+def _trial(kept) -> Trial:
+    """Returns what one of Optuna's trials is about."""
+    return Trial(**json.loads(kept.user_attrs["trial"])) if "trial" in kept.user_attrs else Trial("", "")
+
+
+def _ranges() -> dict:
+    """Returns the parameters that Optuna's own tools show."""
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    return {
+        "learning_rate": FloatDistribution(1e-8, 10, log=True),
+        "epochs": IntDistribution(1, 10_000),
+        "seed": IntDistribution(0, 2**32),
+    }
+
+
+def _is_gone(worker: str | None) -> bool:
+    """Whether a worker of this machine has ended. Of another machine, its silence alone tells."""
+    host, _, process = (worker or "").rpartition(":")
+    if host != platform.node():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _open(storage: str, name: str):
+    """Returns Optuna's study in a journal file or a database."""
+    import optuna
+    from optuna.samplers import RandomSampler
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    options = {"study_name": name, "load_if_exists": True, "sampler": RandomSampler(seed=0)}
+    if "://" not in storage:
+        path = resolve_path(storage)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return optuna.create_study(storage=JournalStorage(JournalFileBackend(str(path))), **options)
+        except OSError as error:
+            raise ValueError(f"The storage {_shown(storage)} cannot be used: {error}") from None
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"The storage {_shown(storage)} is no journal file of Optuna: {error}") from None
+    url = storage.replace("postgresql://", "postgresql+psycopg://", 1)
+    for attempt in range(_ATTEMPTS):
+        try:
+            return optuna.create_study(storage=RDBStorage(url), **options)
+        except ImportError as error:
+            raise ValueError(
+                f"The storage {_shown(storage)} needs a driver that is not installed ({error}). For PostgreSQL: "
+                f"pip install -e .[postgresql]"
+            ) from None
+        except Exception as error:  # SQLAlchemy and each driver have kinds of their own
+            problem = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
+            time.sleep(0.2 * attempt)
+    raise ValueError(f"The storage {_shown(storage)} cannot be reached: {problem}")
+
+
+def _shown(storage: str | Path) -> str:
+    """Returns the storage without a password."""
+    before, sign, host = str(storage).rpartition("@")
+    if not sign or "://" not in before:
+        return str(storage)
+    scheme, _, user = before.partition("://")
+    return f"{scheme}://{user.partition(':')[0]}@{host}"

@@ -1,0 +1,83 @@
+"""A part of a model, compiled once for many trainings: from other weights, at another rate, with another seed.
+
+Keras builds the functions that train and validate when they are first used. That takes seconds, and with a small
+network longer than the training itself.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from helpers._keras import keras, on_all_devices
+from helpers.training.calibration import log_loss
+from helpers.training.optimizers import make_optimizer, warmup_cosine
+from helpers.training.recipe import Recipe, thawing
+from helpers.training.weights import cross_entropy
+
+_COMPILED: WeakKeyDictionary = WeakKeyDictionary()
+"""Model to what was compiled for it, by what it depends on."""
+
+
+@dataclass
+class _Compiled:
+    part: keras.Model | None  # None is the model itself, which would otherwise be kept for ever
+    rate: "Rate"
+    optimizer: keras.optimizers.Optimizer
+    beginning: list[np.ndarray]  # the optimizer's variables before the first step
+
+
+class Rate(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule whose highest rate can be changed after it was compiled."""
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, highest: float):
+        """Takes a schedule with a highest rate of 1, and the rate."""
+        self.schedule = schedule
+        with on_all_devices():
+            self.highest = keras.Variable(highest, trainable=False, dtype="float32", name="highest_rate")
+
+    def __call__(self, step):
+        return self.highest * self.schedule(step)
+
+    def get_config(self):
+        """Is asked for by `compile`."""
+        return {"schedule": self.schedule.get_config(), "highest": float(self.highest)}
+
+
+def compile_part(model: keras.Model, part: keras.Model, recipe: Recipe, *, stage: str, images: int) -> keras.Model:
+    """Returns the part of the model that learns, compiled, with an optimizer that has not made a step.
+
+    Where the same was compiled before, it is that part and not the one given; both have the model's layers.
+
+    Args:
+        model: the whole classifier, frozen as it will be trained (`freeze`).
+        part: of it, from `prepare_training`.
+        recipe: how it will be trained.
+        stage: the first that learns.
+        images: number of training images, on which the schedule depends.
+    """
+    common = replace(recipe, unfreeze_from="", learning_rate=1.0, seed=0, class_weight=None)
+    key = f"{stage} {images} {type(part).__name__} {common}"
+    known = _COMPILED.setdefault(model, {})
+    if (kept := known.get(key)) and (kept.part or model).optimizer is kept.optimizer:
+        kept.rate.highest.assign(recipe.learning_rate)
+        for variable, value in zip(kept.optimizer.variables, kept.beginning, strict=True):
+            variable.assign(value)
+        return kept.part or model
+    sizes = {"images": images, "batch_size": recipe.batch_size}
+    rate = Rate(warmup_cosine(1.0, **sizes, epochs=recipe.epochs), recipe.learning_rate)
+    steps = math.ceil(images / recipe.batch_size)
+    options = {"rates": recipe.lowest_rate, "pull": recipe.pull}
+    options["thaw"] = thawing(model, recipe, steps_per_epoch=steps) if recipe.thaw_epochs else None
+    optimizer = make_optimizer(model, rate, name=recipe.optimizer, **options)
+    # Metrics as objects, whose variables are there already: else Keras' function would be traced a second time.
+    with on_all_devices():
+        metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), log_loss()]
+    part.compile(optimizer, cross_entropy(recipe.label_smoothing), metrics=metrics)
+    with on_all_devices():
+        part.optimizer.build(part.trainable_variables)
+    if not recipe.pull:  # the start that it pulls to belongs to one training
+        beginning = [np.array(variable) for variable in part.optimizer.variables]
+        known[key] = _Compiled(None if part is model else part, rate, part.optimizer, beginning)
+    return part

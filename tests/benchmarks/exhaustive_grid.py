@@ -1,0 +1,127 @@
+"""The study's race against the exhaustive grid: every stage at every rate, six splits and seeds, each trained in full.
+
+    REAL_DATA_DIR=... python tests/benchmarks/exhaustive_grid.py flowers [--size 128] [--budget standard]
+
+The grid is the one that the budget's race chooses from, at the epochs of its last rung: for each arm the trials of the
+study's own final, with the same engine. Then the study itself. Both are kept in `runs/.grid`, and a stopped benchmark
+goes on. Each writes a table: tests/benchmarks/grid_flowers.csv (arm and pair: test accuracy, validation log-loss,
+seconds) and the answer, tests/benchmarks/grid_flowers.json.
+
+REAL_DATA_DIR names a folder with the photos and the weights.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pandas as pd
+
+from helpers import resolve_path
+from helpers.backbones import load_backbone
+from helpers.data import check_images, exclude_problems, find_images, split_images
+from helpers.study import Experiment, Study, Trial, compare_pairs, decide
+from helpers.study.experiment import unpack
+from helpers.training import attach_head, fit_head, load_activations
+
+HERE = Path(__file__).parent
+FOLDERS = {"flowers": "flowers", "ants_and_bees": "hymenoptera"}
+
+
+def make_experiment(name: str, size: int) -> Experiment:
+    """Returns MobileNetV2 with ImageNet's weights, and the photos: half of them test images where none are given."""
+    real = Path(os.environ["REAL_DATA_DIR"]).resolve()
+    checked, problems = check_images(find_images(real / "data" / FOLDERS[name]))
+    images = split_images(exclude_problems(checked, problems), test_fraction=0.5)
+    weights = real / "weights" / "mobilenet_v2_1.0_224_notop.weights.h5"
+    network = load_backbone("MobileNetV2", weights=str(weights), image_size=size)
+    any_head = fit_head(
+        np.eye(images["label"].nunique(), network.output_shape[-1]), np.arange(images["label"].nunique())
+    )
+    model = attach_head(network, any_head, class_names=sorted(images["label"].unique()))
+    return Experiment(model, images, resize="crop")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", nargs="?", choices=FOLDERS, default="ants_and_bees")
+    parser.add_argument("--size", type=int, default=128, help="of the images, pixels")
+    parser.add_argument("--budget", default="standard")
+    options = parser.parse_args()
+    if not os.environ.get("REAL_DATA_DIR"):
+        print("Left out: REAL_DATA_DIR names no folder with photos and weights.")
+        return
+    experiment = make_experiment(options.name, options.size)
+    storage = resolve_path(f"runs/.grid/{options.name}-{options.size}-{options.budget}.journal")
+    study = Study(experiment, storage=storage, name="study", budget=options.budget)
+    plan = study.plan
+    print(plan.describe(), flush=True)
+    started = perf_counter()
+    probe = study.probe()
+    race = study.race()
+    final = study.final(probe, race)
+    answer = study.verdict(final)
+    print(f"the study took {perf_counter() - started:.0f} s in this call\n{answer['paragraph']}", flush=True)
+    spent = {
+        phase: sum(
+            result["wall_seconds"]
+            for trial, result in study.trials.results().items()
+            if trial.phase == phase and trial.arm != "grid"
+        )
+        for phase in ("race", "final")
+    }
+    # the grid: no trial of the study is taken over, so that its seconds are its own
+    grid = [
+        Trial("final", "grid", stage, rate, plan.rungs[-1], seed)
+        for seed in range(1, plan.pairs + 1)
+        for stage, rate in plan.arms
+    ]
+    found = study.trials.carry_out(grid, experiment.carry_out, expected=plan.seconds, title="grid")
+    table = pd.DataFrame(
+        {
+            "stage": trial.stage,
+            "learning_rate": trial.learning_rate,
+            "pair": trial.seed,
+            "test_accuracy": result["test_accuracy"],
+            "validation_log_loss": round(result["log_loss"], 5),
+            "best_epoch": result["best_epoch"],
+            "seconds": round(result["wall_seconds"], 2),
+        }
+        for trial, result in found.items()
+    )
+    table.to_csv(HERE / f"grid_{options.name}.csv", index=False)
+    means = table.groupby(["stage", "learning_rate"], sort=False)[["test_accuracy", "validation_log_loss"]].mean()
+    chosen = final.loc[final["arm"] == "fine-tuned", ["stage", "learning_rate"]].iloc[0]
+    best = means["test_accuracy"].idxmax()
+    by_validation = means["validation_log_loss"].idxmin()  # what the grid itself would choose
+    correct = {
+        arm: np.stack([unpack(r) for t, r in found.items() if (t.stage, t.learning_rate) == arm])
+        for arm in means.index
+    }
+    frozen = np.stack(final.loc[final["arm"] == "frozen", "correct"].tolist())
+    verdict = decide(compare_pairs(frozen, correct[by_validation]))
+    report = {
+        "command": f"python tests/benchmarks/exhaustive_grid.py {options.name} --size {options.size}",
+        "race_chose": [chosen["stage"], float(chosen["learning_rate"])],
+        "grid_best_on_test": list(best),
+        "grid_chose_by_validation": list(by_validation),
+        "test_accuracy": {
+            "race's choice": means.loc[tuple(chosen), "test_accuracy"],
+            "grid's best": means.loc[best, "test_accuracy"],
+            "grid's choice": means.loc[by_validation, "test_accuracy"],
+            "frozen": float(frozen.mean()),
+        },
+        "verdict": {"study": answer["verdict"], "grid": verdict},
+        "paragraph": answer["paragraph"],
+        "seconds": spent | {"grid": float(table["seconds"].sum())},
+        "share_of_the_grid": sum(spent.values()) / float(table["seconds"].sum()),
+        "summary": json.loads(pd.DataFrame(answer["arms"]).T.to_json(orient="index")),
+    }
+    (HERE / f"grid_{options.name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(means.to_string(), json.dumps(report, indent=2), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Batches are read while they are used: every image once in an epoch, and memory does not grow with their number."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import counted, numbers
+
+from helpers.data import make_dataset, stores
+
+
+def epoch(dataset) -> tuple[list[int], list[int]]:
+    images, labels = zip(*dataset.as_numpy_iterator(), strict=True)
+    return sum(map(numbers, images), []), np.concatenate(labels).tolist()
+
+
+def test_batches_in_order_with_their_labels(root):
+    images, labels = counted(70), np.arange(70) * 3
+    dataset = images.dataset(labels, batch_size=32)
+    batch, of_batch = dataset.element_spec
+    assert batch.shape.as_list() == [None, 2, 2, 3] and batch.dtype == "uint8"
+    assert of_batch.shape.as_list() == [None] and of_batch.dtype == "int64"
+    assert len(dataset) == 3 and [len(x) for x, _ in dataset] == [32, 32, 6]
+    for _ in range(2):
+        assert epoch(dataset) == (list(range(70)), labels.tolist())
+    alone = images.dataset(batch_size=70)
+    assert alone.element_spec.shape.as_list() == [None, 2, 2, 3] and len(alone) == 1
+    assert [numbers(batch) for batch in alone] == [list(range(70))]
+
+
+def test_shuffled_epochs_differ_hold_every_image_once_and_repeat_with_the_seed(root):
+    images, labels = counted(2000), np.arange(2000)
+    dataset = images.dataset(labels, shuffle=3)
+    first, second = epoch(dataset), epoch(dataset)
+    for order, of_order in (first, second):
+        assert order == of_order and sorted(order) == list(range(2000))
+    assert first != second
+    again = images.dataset(labels, shuffle=3)
+    assert (epoch(again), epoch(again)) == (first, second)
+    assert epoch(images.dataset(labels, shuffle=4)) != first
+    # drawn from all orders, and not within a buffer: early images come late
+    assert np.mean(np.abs(np.array(first[0]) - np.arange(2000))) == pytest.approx(2000 / 3, rel=0.1)
+
+
+@pytest.mark.parametrize(("rows", "batch_size", "multiple", "sizes"), [(70, 32, 1, [24] * 3), (33, 32, 1, [17] * 2),
+    (5, 32, 1, [5]), (1, 32, 1, [1]), (35, 7, 2, [8] * 5), (3, 32, 2, [4])])  # fmt: skip
+def test_even_batches_have_one_size_and_hold_every_image(root, rows, batch_size, multiple, sizes):
+    images, numbered, now = counted(rows), np.arange(rows), [4]
+    options = {"even": True, "multiple": multiple, "epoch": lambda: now[0]}
+    dataset = make_dataset(images, numbered, batch_size=batch_size, shuffle=0, **options)
+    assert [len(batch) for batch, _ in dataset] == sizes
+    first, again = epoch(dataset), epoch(dataset)
+    assert first == again and first[0] == first[1], "the epoch is what it is told"
+    assert set(first[0]) == set(range(rows)) and sum(sizes) - rows < max(len(sizes) * multiple, rows + 1)
+    now[0] = 5
+    assert rows < 5 or epoch(dataset) != first
+
+
+def test_the_same_batches_when_tensorflow_is_deterministic(root):
+    from helpers.training import set_seed
+
+    images, labels = counted(100), np.arange(100)
+    expected = epoch(images.dataset(labels, batch_size=7, shuffle=1))
+    for seed in (0, 1):
+        set_seed(seed)
+        assert epoch(images.dataset(labels, batch_size=7, shuffle=1)) == expected
+
+
+def test_a_model_trains_on_batches_as_on_arrays(root):
+    from helpers._keras import keras
+
+    images, labels = counted(60), np.arange(60) % 2
+
+    def train(*data, **options) -> np.ndarray:
+        keras.utils.set_random_seed(0)
+        layers = [keras.Input((2, 2, 3)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
+        model = keras.Sequential(layers)
+        model.compile(keras.optimizers.SGD(0.001), "sparse_categorical_crossentropy")
+        model.fit(*data, epochs=3, verbose=0, shuffle=False, **options)
+        return model.predict(images.dataset(), verbose=0)
+
+    from_array = train(np.asarray(images), labels, batch_size=16)
+    np.testing.assert_allclose(train(images.dataset(labels, batch_size=16)), from_array, rtol=1e-5)
+    assert np.abs(train(images.dataset(labels, batch_size=16, shuffle=0)) - from_array).max() > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": [1, 2]}, r"`labels` of 5 integers.*int64 of shape \(2,\)"),
+        ({"labels": np.zeros((5, 1), int)}, r"`labels` of 5 integers.*\(5, 1\)"),
+        ({"labels": [0.5] * 5}, "`labels` of 5 integers.*float64"),
+        ({"batch_size": 0}, "`batch_size` of at least 1.*0"),
+        ({"shuffle": -1}, "`shuffle` to be a seed.*-1"),
+        ({"shuffle": True}, "`shuffle` to be a seed.*True"),
+        ({"shuffle": False}, "`shuffle` to be a seed.*False"),
+    ],
+)
+def test_wrong_arguments_of_a_dataset(root, options, message):
+    with pytest.raises(ValueError, match=message):
+        counted(5).dataset(**options)
+
+
+# ---- memory
+
+EPOCH = """
+import sys
+from pathlib import Path
+import numpy as np
+from helpers.data.pixels import Pixels
+from helpers.data.stores import Store
+
+store, rows, way = Store(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
+pixels = Pixels(store, np.random.default_rng(0).permutation(rows))
+if way == "mapped":
+    everything = np.memmap(sys.argv[1], "uint8", "r", shape=pixels.shape)
+    seen = sum(int(everything[start : start + 32].max() > 0) for start in range(0, rows, 32))
+else:
+    seen = sum(1 for images, _ in pixels.dataset(np.arange(rows), shuffle=0) if images.shape[1:] == (64, 64, 3))
+assert seen == len(range(0, rows, 32))
+# Not ru_maxrss: a process inherits it from the one that started it.
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+
+
+def peak(file: Path, rows: int, way: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", EPOCH, str(file), str(rows), way]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_trap_a_mapped_set_counts_as_memory_and_one_that_is_read_does_not(root):
+    noise = np.random.default_rng(0).integers(1, 256, (64, 64, 3), dtype="uint8")
+    file, peaks = root / "x.pixels", {}
+    with stores.new_store(file, shape=noise.shape, dtype="uint8", keys=[str(row) for row in range(20_000)]) as write:
+        for row in range(20_000):
+            write(row, np.roll(noise, row, axis=0)[None])
+    for way in ("mapped", "read"):
+        few, many = (int(peak(file, rows, way).communicate()[0]) for rows in (2_000, 20_000))
+        peaks[way] = many / few
+    assert peaks["mapped"] > 1.5, "the tutorial's way grows with the set"
+    assert peaks["read"] < 1.1

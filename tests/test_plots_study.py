@@ -1,0 +1,173 @@
+"""The study's figures say their numbers in words, and survive what a study can end in."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers.plots import plot_costs, plot_depth, plot_differences, plot_rates
+from helpers.plots.study import efficient_arms
+
+SHORT = ["block_1", "block_2", "block_3", "head"]
+LONG = [f"normal_left_and_right_block_{number}" for number in range(1, 21)]
+
+
+def make_probe(names=SHORT, accuracy=0.8):
+    probe = pd.DataFrame({"boundary": names, "cost_before": np.linspace(0, 1, len(names)), "accuracy": accuracy})
+    return probe.assign(low=probe["accuracy"] - 0.05, high=probe["accuracy"] + 0.05, log_loss=0.5, features=8)
+
+
+def make_race(losses, *, names=SHORT):
+    """Returns a race with a row for each (stage, rate, epochs, log-loss); its accuracies are 1 - log-loss / 2."""
+    race = pd.DataFrame(losses, columns=["stage", "learning_rate", "epochs", "log_loss"])
+    race["cost_before"] = race["stage"].map(dict(zip(names, np.linspace(0, 1, len(names)), strict=True)))
+    race["accuracy"] = 1 - race["log_loss"].where(np.isfinite(race["log_loss"])) / 2
+    return race.assign(low=race["accuracy"] - 0.05, high=race["accuracy"] + 0.05)
+
+
+def make_arms(accuracies, seconds):
+    arms = pd.DataFrame({"test_accuracy": accuracies, "seconds": seconds, "trainable_weights": 1000.0})
+    arms.index = [f"arm {number}" for number in range(len(arms))]
+    return arms.assign(low=arms["test_accuracy"] - 0.1, high=arms["test_accuracy"] + 0.05)
+
+
+def make_comparison(differences, *, margin=0.01, reach=0.02):
+    mean = float(np.mean(differences))
+    return {
+        "difference": mean,
+        "low": mean - reach,
+        "high": mean + reach,
+        "margin": margin,
+        "differences": list(differences),
+        "pairs": len(differences),
+        "images": 240,
+    }
+
+
+RACE = make_race(
+    [
+        ("block_3", 1e-3, 3, 0.1),  # at an early rung: it counts for less than more epochs do
+        ("block_3", 1e-3, 9, 0.3),
+        ("block_3", 1e-2, 9, 0.4),
+        ("block_1", 1e-3, 3, 0.5),
+        ("block_1", 1e-2, 1, np.inf),
+        ("block_2", 1e-3, 1, np.nan),
+    ]
+)
+
+
+def is_drawn(figure) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return bool(figure._repr_mimebundle_()[0]["image/png"])
+
+
+def test_depth_shows_each_stage_at_its_best_rate():
+    description = plot_depth(make_probe(accuracy=[0.5, 0.7, 0.9, 0.8]), RACE).description
+    assert "best at block_3, 0.900 (0.850 to 0.950); deepest, at head, 0.800" in description
+    assert "block_1 0.750 (0.700 to 0.800) at rate 0.001; block_3 0.850" in description
+    assert description.endswith("Diverged at every rate: block_2.")
+
+
+def test_rates_show_the_last_rung_and_frame_the_best():
+    figure = plot_rates(RACE)
+    (axes,) = figure.axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["block_1", "block_2", "block_3"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0.001", "0.01"]
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert texts == {
+        (0, 0): "0.500\n3 epochs",
+        (0, 1): "diverged\n1 epoch",
+        (1, 0): "diverged\n1 epoch",
+        (2, 0): "0.300",
+        (2, 1): "0.400",
+    }
+    assert {(round(frame.get_x()), round(frame.get_y())) for frame in axes.patches} == {(2, 0)}
+    assert "Best: 0.300, from block_3 on at rate 0.001" in figure.description
+    assert "3 stopped before 9 epochs, 2 diverged" in figure.description
+
+
+def test_rates_can_be_read_on_every_shade():
+    (axes,) = plot_rates(
+        make_race([(name, 1e-3, 9, loss) for name, loss in zip(SHORT, [0.1, 0.2, 1, 9], strict=True)])
+    ).axes
+    shades = axes.images[0].get_array()[0]
+    for shade, text in zip(shades, axes.texts, strict=True):
+        assert abs(shade - (text.get_color() == "white")) >= 0.5
+    assert np.all(np.diff(shades) > 0)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "seconds", "efficient"),
+    [
+        ([0.5, 0.7, 0.6, 0.9], [1, 2, 3, 4], [True, True, False, True]),
+        ([0.7, 0.7], [1, 2], [True, False]),  # as accurate and cheaper
+        ([0.7, 0.8], [2, 2], [False, True]),  # as cheap and more accurate
+        ([0.7, 0.7], [2, 2], [True, True]),
+        ([0.9, 0.8, 0.7], [3, 2, 1], [True, True, True]),
+        ([], [], []),
+    ],
+)
+def test_an_arm_is_efficient_if_none_is_as_good_and_better_in_one(accuracies, seconds, efficient):
+    assert efficient_arms(make_arms(accuracies, seconds)).tolist() == efficient
+
+
+def test_costs_leave_out_arms_without_training():
+    description = plot_costs(make_arms([0.1, 0.9, 0.8], [np.nan, 5, 123.4])).description
+    assert "arm 0" not in description
+    assert "arm 1 90.0 % (80.0 to 95.0) in 5.0 s with 1,000 trainable weights" in description
+    assert "arm 2 80.0 % (70.0 to 85.0) in 123 s" in description
+    assert description.endswith("Efficient: arm 1.")
+
+
+@pytest.mark.parametrize("seconds", [[1, 2, 30, 40, 500, 510], [7.0] * 6], ids=["spread", "equal"])
+def test_names_of_arms_do_not_overlap(seconds):
+    figure = plot_costs(make_arms([0.5, 0.8, 0.85, 0.85, 0.9, 0.9], seconds))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [text.get_bbox_patch().get_window_extent() for text in axes.texts]
+    assert len(boxes) == 6
+    assert not any(box.overlaps(other) for number, box in enumerate(boxes) for other in boxes[:number])
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+
+
+def test_differences_are_told_in_points():
+    figure = plot_differences(make_comparison([0.01, 0.03, -0.01, 0.05]), first="A", second="B")
+    assert figure.axes[0].get_xlabel() == "test accuracy: B minus A, points"
+    assert [text.get_text() for text in figure.axes[0].texts] == ["A better", "B better"]
+    assert figure.description == (
+        "Test accuracy, B minus A, of 4 pairs on 240 images: +2.0 points on average, 95 % interval +0.0 to +4.0; the "
+        "pairs from -1.0 to +5.0. Up to 1.0 points are too small to matter."
+    )
+
+
+ALL_DIVERGED = make_race([(name, 1e-3, 1, np.inf) for name in SHORT])
+LONG_RACE = make_race([(name, rate, 9, 0.5) for name in LONG for rate in (1e-4, 1e-3)], names=LONG)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plot_depth(make_probe(["head"]), make_race([("head", 1e-3, 1, 0.4)])),
+        lambda: plot_depth(make_probe(accuracy=np.nan), ALL_DIVERGED),
+        lambda: plot_depth(make_probe(accuracy=[0.5, np.nan, 0.9, 0.8]), RACE[:0]),
+        lambda: plot_depth(make_probe(LONG), LONG_RACE),
+        lambda: plot_rates(RACE[:1]),
+        lambda: plot_rates(RACE.set_axis([0] * len(RACE))),
+        lambda: plot_rates(ALL_DIVERGED),
+        lambda: plot_rates(LONG_RACE),
+        lambda: plot_rates(make_race([("head", 1e-3, 1, 0.0), ("head", 1e-2, 1, 1e9)])),
+        lambda: plot_costs(make_arms([0.9], [3.0])),
+        lambda: plot_costs(make_arms([0.1], [np.nan])),
+        lambda: plot_costs(make_arms([0.9] * 20, [3.0] * 20)),
+        lambda: plot_costs(make_arms([0.8, 0.9], [1, 2]).assign(low=np.nan, trainable_weights=np.nan)),
+        lambda: plot_differences(make_comparison([0.0] * 6, reach=0.0)),
+        lambda: plot_differences(make_comparison([0.0] * 6, reach=0.0, margin=0.0)),
+        lambda: plot_differences(make_comparison([-0.9] * 20, reach=np.nan), first=LONG[0], second=LONG[1]),
+    ],
+)
+def test_what_a_study_can_end_in_is_drawn(draw):
+    figure = draw()
+    assert figure.description and is_drawn(figure)
+    assert all(axes.get_xlabel() and axes.get_ylabel() and axes.get_title() for axes in figure.axes)

@@ -1,0 +1,222 @@
+"""A study's trials: shared by workers, taken over from dead ones, each done once, in files and in a database."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers.study import trials as module
+from helpers.study.trials import Trial, Trials
+
+SETTINGS = {"images": "a1", "budget": "quick"}
+WANTED = [Trial("race", "fine-tuned", stage, rate, 3) for stage in ("conv3", "conv1") for rate in (1e-3, 1e-2)]
+WANTED += [Trial("final", "frozen", "head", seed=seed) for seed in range(1, 9)]
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from helpers.study import trials as module
+from helpers.study.trials import Trial, Trials
+sys.path.insert(0, {tests!r})
+from test_trials import SETTINGS, WANTED, result_of
+log, pause = Path(sys.argv[2]), float(sys.argv[3])
+module.HEARTBEAT, module.SILENCE = 0.2, 5.0
+
+def work(trial):
+    with open(log, "a") as file:
+        file.write(str(WANTED.index(trial)) + "\\n")
+    time.sleep(pause)
+    return result_of(trial)
+
+trials = Trials(sys.argv[1], name=log.parent.name, settings=SETTINGS)
+found = trials.carry_out(WANTED, work)
+assert found == {{trial: result_of(trial) for trial in WANTED}} and list(found) == WANTED
+"""
+
+
+def result_of(trial: Trial) -> dict:
+    """Returns what only depends on the trial, as every result of a study does."""
+    return {"log_loss": trial.learning_rate + trial.seed + len(trial.stage) / 10, "outcome": "done"}
+
+
+def start_worker(storage, log: Path, *, pause: float = 0.2) -> subprocess.Popen:
+    script = WORKER.format(tests=str(Path(__file__).parent))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "TQDM_DISABLE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(storage), str(log), str(pause)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def ended(worker: subprocess.Popen) -> None:
+    _, errors = worker.communicate(timeout=300)
+    assert worker.returncode == 0, errors[-3000:]
+
+
+def begun(log: Path) -> list[int]:
+    return [int(line) for line in log.read_text().split()] if log.exists() else []
+
+
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory):
+    """The URL of a server of its own."""
+    programs = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+    programs = Path(shutil.which("initdb")).parent if shutil.which("initdb") else programs
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    folder = tmp_path_factory.mktemp("postgresql")
+    as_user = []
+    if os.getuid() == 0:  # the server refuses to be root
+        shutil.chown(folder, "postgres")
+        for parent in list(folder.parents)[:2]:
+            parent.chmod(0o755)
+        as_user = ["runuser", "-u", "postgres", "--"]
+    data = folder / "data"
+
+    def call(program: str, *arguments: str) -> None:
+        command = [*as_user, str((programs / program).resolve()), *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
+
+    call("initdb", "-D", str(data), "-A", "trust", "-U", "worker")
+    call(
+        "pg_ctl",
+        "-D",
+        str(data),
+        "-w",
+        "-l",
+        str(folder / "log"),
+        "-o",
+        f"-c listen_addresses='' -k {folder}",
+        "start",
+    )
+    yield f"postgresql://worker@/postgres?host={folder}"
+    call("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+
+
+@pytest.fixture(params=["journal", "postgresql"])
+def storage(request, tmp_path):
+    if request.param == "journal":
+        return str(tmp_path / "study.journal")
+    return request.getfixturevalue("postgresql")
+
+
+def test_results_come_in_the_order_asked_for_and_are_kept(tmp_path):
+    storage = tmp_path / "study.journal"
+    first = Trials(storage, name="study", settings=SETTINGS)
+    assert first.carry_out(WANTED[:3], result_of) == {trial: result_of(trial) for trial in WANTED[:3]}
+    assert first.done == WANTED[:3]
+    again = Trials(storage, name="study", settings=SETTINGS)
+    found = again.carry_out(WANTED, result_of)
+    assert list(found) == WANTED and again.done == WANTED[3:]
+    assert Trials(storage, name="study", settings=SETTINGS).results(WANTED[::-1]) == dict(reversed(found.items()))
+
+
+def test_optunas_own_tools_see_stages_rates_and_losses(tmp_path):
+    trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
+    trials.carry_out(WANTED[:2], result_of)
+    table = trials.study.trials_dataframe()
+    assert table["params_learning_rate"].tolist() == [1e-3, 1e-2]
+    assert table["value"].tolist() == [result_of(trial)["log_loss"] for trial in WANTED[:2]]
+
+
+def test_a_trial_that_fails_is_recorded_and_the_others_go_on(tmp_path):
+    def work(trial: Trial) -> dict:
+        if trial == WANTED[1]:
+            raise ValueError("activations that are not finite")
+        return result_of(trial)
+
+    trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
+    found = trials.carry_out(WANTED[:3], work)
+    assert found[WANTED[1]] == {"outcome": "failed: ValueError: activations that are not finite"}
+    assert found[WANTED[2]] == result_of(WANTED[2])
+    again = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
+    assert again.carry_out(WANTED[:3], work) == found and again.done == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_stops_a_study_leaves_its_trial_to_be_done(tmp_path, error):
+    def work(trial: Trial) -> dict:
+        if trial == WANTED[1]:
+            raise error
+        return result_of(trial)
+
+    trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
+    with pytest.raises(type(error)):
+        trials.carry_out(WANTED[:3], work)
+    again = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
+    assert list(again.carry_out(WANTED[:3], result_of)) == WANTED[:3]
+    assert set(again.done) == set(WANTED[1:3])
+
+
+def test_after_the_deadline_nothing_is_begun(tmp_path):
+    trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
+    deadline = time.monotonic() + 100
+    found = trials.carry_out(WANTED, result_of, expected=lambda trial: 1e3 * trial.seed, deadline=deadline)
+    assert list(found) == WANTED[:4]
+
+
+def test_a_storage_of_other_data_is_refused(tmp_path):
+    Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
+    with pytest.raises(ValueError, match="other data or parameters: images='a1', and 'b2' was asked for. Choose"):
+        Trials(tmp_path / "study.journal", name="study", settings=SETTINGS | {"images": "b2"})
+
+
+def test_a_storage_that_cannot_be_used_is_an_error_that_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_ATTEMPTS", 1)
+    with pytest.raises(ValueError, match="postgresql://me@localhost:1/none cannot be reached: .*refused"):
+        Trials("postgresql://me:secret@localhost:1/none", name="study", settings={})
+    with pytest.raises(ValueError, match="cannot be used|cannot be reached"):
+        Trials("/proc/none/study.journal", name="study", settings={})
+    (tmp_path / "text").write_text("not a journal\n")
+    with pytest.raises(ValueError, match="text is no journal file of Optuna"):
+        Trials(tmp_path / "text", name="study", settings={})
+
+
+@pytest.mark.parametrize(("workers", "storage"), [(2, "journal"), (4, "postgresql")], indirect=["storage"])
+def test_workers_share_the_trials_and_none_is_done_twice(storage, workers, tmp_path):
+    log = tmp_path / "log"
+    started = [start_worker(storage, log, pause=0.5) for _ in range(workers)]
+    for worker in started:
+        ended(worker)
+    assert sorted(begun(log)) == list(range(len(WANTED)))
+
+
+def test_a_dead_workers_trial_is_taken_over(storage, tmp_path):
+    log = tmp_path / "log"
+    killed = start_worker(storage, log, pause=60.0)
+    while not begun(log):
+        time.sleep(0.1)
+        assert killed.poll() is None, killed.communicate()[1][-2000:]
+    helper = start_worker(storage, log, pause=0.05)
+    while len(begun(log)) < len(WANTED):  # it does all others, and then waits for the last one
+        time.sleep(0.1)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    ended(helper)
+    assert sorted(begun(log)) == sorted([*range(len(WANTED)), begun(log)[0]])
+
+
+def test_a_worker_of_another_machine_is_dead_when_it_is_silent(tmp_path, monkeypatch):
+    trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
+    trials._enqueue(WANTED[:1])
+    trials._claim(set(WANTED)).set_user_attr("worker", "another-machine:1")
+    monkeypatch.setattr(module, "SILENCE", 0.5)
+    started = time.monotonic()
+    assert list(trials.carry_out(WANTED[:1], result_of)) == WANTED[:1]
+    assert time.monotonic() - started > 0.5
+
+
+def test_a_trial_that_two_workers_added_is_done_once(tmp_path):
+    trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
+    trials._enqueue(WANTED[:2])
+    kept = [json.loads(trial.user_attrs["trial"]) for trial in trials.study.trials]
+    for values in kept:  # as another worker does at the same moment
+        trials.study.enqueue_trial({}, user_attrs={"trial": json.dumps(values)})
+    trials.carry_out(WANTED[:3], result_of)
+    assert trials.done == WANTED[:3]

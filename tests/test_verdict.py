@@ -1,0 +1,160 @@
+"""The verdict is right as often as it says: studies simulated with a known truth."""
+
+import re
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from helpers.study import accuracy_over_pairs, compare_pairs, decide, describe_verdict, needed
+
+STUDIES, PAIRS = 2000, 6
+
+
+def simulate(rng, *, images: int, spread: float, difference: float, accuracy: float, pairs: int = PAIRS):
+    """Returns what two arms got right, bool (pairs, images) each, with a true difference of their accuracies.
+
+    An image is right where a sum is above 0: its easiness, common to both arms; what this arm makes of this image;
+    what this arm makes of this split and seed, with the standard deviation `spread`; and chance.
+    """
+    easiness = rng.normal(0, 1, images)
+    arms = []
+    for expected in (accuracy - difference / 2, accuracy + difference / 2):
+        threshold = norm.ppf(expected) * np.sqrt(1 + 0.5**2 + spread**2 + 1)
+        sums = threshold + easiness + rng.normal(0, 0.5, images)
+        sums = sums + rng.normal(0, spread, (pairs, 1)) + rng.normal(0, 1, (pairs, images))
+        arms.append(sums > 0)
+    return arms
+
+
+def studies(count: int, **truth) -> list[dict]:
+    rng = np.random.default_rng([0, *(round(1000 * abs(value)) for value in truth.values())])
+    return [compare_pairs(*simulate(rng, **truth)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("images", [100, 500, 2000])
+@pytest.mark.parametrize("spread", [0.05, 0.15, 0.3])  # pairs vary less than images do, as much, and more
+def test_it_is_as_sure_as_it_says(images, spread):
+    truth = {"images": images, "spread": spread, "accuracy": 0.85}
+    same = studies(STUDIES, difference=0.0, **truth)
+    wrong = np.mean([decide(study) in ("fine-tune", "freeze") for study in same])
+    assert wrong <= 0.05
+    assert 0.93 <= np.mean([study["low"] <= 0 <= study["high"] for study in same]) <= 0.98
+    # The smallest detectable difference depends a little on the true one: look for the one that says itself.
+    detectable = np.median([study["detectable"] for study in same])
+    for _ in range(2):
+        detectable = np.median([study["detectable"] for study in studies(300, difference=detectable, **truth)])
+    better = studies(STUDIES, difference=detectable, **truth)
+    assert 0.75 <= np.mean([study["shown"] == "second" for study in better]) <= 0.85
+    assert 0.93 <= np.mean([study["low"] <= detectable <= study["high"] for study in better]) <= 0.97
+
+
+def tables(*, gained: int, lost: int, images: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Returns two arms; in each of six pairs the second gains some images, and loses others."""
+    rng = np.random.default_rng(0)
+    first = np.repeat(rng.random(images)[None] < 0.85, PAIRS, axis=0)
+    second = first.copy()
+    for row in second:
+        row[rng.choice(np.flatnonzero(~row), gained, replace=False)] = True
+        row[rng.choice(np.flatnonzero(first[0]), lost, replace=False)] = False
+    return first, second
+
+
+def test_a_difference_of_arms_that_agree_is_none():
+    study = compare_pairs(*tables(gained=0, lost=0))
+    assert (study["difference"], study["low"], study["high"]) == (0.0, 0.0, 0.0)
+    assert study["equivalent"] and decide(study) == "no difference shown"
+
+
+def test_the_three_verdicts():
+    assert decide(compare_pairs(*tables(gained=40, lost=4))) == "fine-tune"
+    assert decide(compare_pairs(*tables(gained=4, lost=40))) == "freeze"
+    assert decide(compare_pairs(*tables(gained=20, lost=20))) == "no difference shown"
+
+
+def test_a_gain_within_the_margin_does_not_matter():
+    arms = tables(gained=30, lost=2)
+    assert decide(compare_pairs(*arms, margin=0.01)) == "fine-tune"
+    large = compare_pairs(*arms, margin=0.2)
+    assert large["shown"] == "second" and large["equivalent"] and decide(large) == "no difference shown"
+
+
+def test_the_interval_counts_pairs_and_images():
+    # The same differences in each pair: with more pairs nothing is learned, with more images it is.
+    first, second = tables(gained=20, lost=10)
+    second[:] = second[0]
+    few, many = compare_pairs(first[:2], second[:2]), compare_pairs(first, second)
+    assert many["error"] == pytest.approx(few["error"], rel=0.05)
+    half = compare_pairs(first[:, ::2], second[:, ::2])
+    assert half["error"] == pytest.approx(many["error"] * np.sqrt(2), rel=0.2)
+    # One pair that differs widely from the others makes the interval wider than the images alone do.
+    second[0] = False
+    assert compare_pairs(first, second)["error"] > 3 * many["error"]
+
+
+def test_an_arm_alone_has_an_interval_too():
+    first, _ = tables(gained=0, lost=0)
+    mean, low, high = accuracy_over_pairs(first)
+    assert low < mean == first.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(mean * (1 - mean) / 400), rel=0.1)
+
+
+def test_how_many_would_settle_it():
+    study = compare_pairs(*tables(gained=20, lost=16))
+    study["variances"] = {"images": 0.02, "pairs": 0.0001, "rest": 0.06}
+    enough = needed(study, difference=0.025)
+    assert enough["images"] > study["images"] and enough["pairs"] > study["pairs"]
+    assert needed(study, difference=0.02)["images"] > enough["images"]
+    assert needed(study, difference=0.001) == {"difference": 0.001, "pairs": None, "images": None}
+    large = needed(study, difference=0.5)
+    assert (large["pairs"], large["images"]) == (study["pairs"], study["images"])
+
+
+def test_what_is_not_a_table_of_pairs_is_refused():
+    for first, second in [(np.ones((6, 10)), np.ones((6, 9))), (np.ones((1, 10)),) * 2, (np.ones(10),) * 2]:
+        with pytest.raises(ValueError, match="pairs, images"):
+            compare_pairs(first, second)
+
+
+def answer(first: np.ndarray, second: np.ndarray, **changes) -> dict:
+    """Returns what `Study.verdict` hands to the words."""
+    comparison = compare_pairs(first, second)
+    arms = {
+        "frozen": {"seconds": 4.24, "trainable_weights": 6405, "test_accuracy": first.mean()},
+        "fine-tuned": {
+            "seconds": 61.3,
+            "trainable_weights": 1234567,
+            "test_accuracy": second.mean(),
+            "stage": "block_13",
+            "learning_rate": 0.0003,
+        },
+    }
+    enough = needed(comparison, difference=max(abs(comparison["difference"]), comparison["margin"]))
+    known = {"comparison": comparison, "arms": arms, "needed": enough, "stopped": "", "verdict": decide(comparison)}
+    return known | changes
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(40, 4), (4, 40), (20, 20), (0, 0), (20, 15), (3, 2)])
+def test_each_number_in_the_words_is_in_the_tables(gained, lost):
+    known = answer(*tables(gained=gained, lost=lost))
+    comparison = known["comparison"]
+    allowed = {"95", "80", "99.9", "0.1"}  # percentages that are part of the method, and the ends of a scale
+    values = [*comparison.values(), known["needed"]["difference"], *known["needed"].values()]
+    for value in (v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)):
+        allowed |= {f"{value:g}", f"{value:,}", f"{100 * value:.1f}", f"{100 * abs(value):.1f}", f"{100 * value:g}"}
+    for arm in known["arms"].values():
+        allowed |= {f"{arm['seconds']:.1f}", f"{arm['trainable_weights']:,}", f"{arm.get('learning_rate', 0):g}"}
+    text = describe_verdict(known).replace("block_13", "")
+    numbers = re.findall(r"\d[\d,]*(?:\.\d+)?", text)
+    assert len(numbers) > 8
+    assert [number for number in numbers if number.rstrip(",") not in allowed] == []
+
+
+def test_the_words_name_the_verdict_first():
+    assert describe_verdict(answer(*tables(gained=40, lost=4))).startswith("Fine-tune, from block_13 on,")
+    assert describe_verdict(answer(*tables(gained=4, lost=40))).startswith("Freeze. ")
+    unclear = describe_verdict(answer(*tables(gained=20, lost=20)))
+    assert unclear.startswith("No difference is shown, so freeze") and "it would take about" in unclear
+    stopped = describe_verdict(answer(*tables(gained=40, lost=4), stopped="the final was interrupted"))
+    assert "not complete: the final was interrupted" in stopped
+    assert describe_verdict({"comparison": {}, "arms": {}, "stopped": ""}).startswith("There is no verdict")
