@@ -4,6 +4,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm
 
+ARMS = ("majority class", "raw pixels", "from scratch", "frozen", "fine-tuned", "everything")
+"""The order in which arms are shown: first those that bring nothing with them, then those of which more learns."""
+
 
 def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
     """Returns the 95 % interval of an accuracy as two fractions in 0..1 (Wilson 1927, doi:10.2307/2276774).

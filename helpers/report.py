@@ -8,9 +8,6 @@ from helpers import ROOT, write_atomically
 from helpers.execution import read_executed
 from helpers.parameters import declared_parameters
 
-ARMS = ("majority class", "raw pixels", "frozen", "fine-tuned")
-"""The order in which arms are shown: from the cheapest to the dearest."""
-
 COLUMNS = ("arm", "test accuracy", "95 % interval", "seconds", "trainable weights")
 
 TEMPLATE = Path(__file__).parent / "templates" / "report"
@@ -20,17 +17,21 @@ def read_metrics(run: Path) -> dict:
     """Returns what `metrics.json` of a run holds; empty before a notebook has written to it.
 
     The keys are `arms` (name -> test_accuracy, low and high of its 95 % interval as fractions, and optionally
-    log_loss, seconds, trainable_weights) and `answer`, a plain sentence.
+    log_loss, seconds, trainable_weights), `study`, the same over several splits and seeds, if 04 was executed, and
+    `answer`, a few plain sentences.
     """
     path = Path(run) / "metrics.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def summary_rows(metrics: dict) -> list[tuple[str, ...]]:
-    """Returns a row of texts for each arm, in the order of `ARMS`, with the columns of `COLUMNS`."""
-    from helpers.evaluation import results_table  # here: SciPy takes a second, and most commands need no table
+    """Returns a row of texts for each arm, in the order of `helpers.evaluation.ARMS`, with the columns of `COLUMNS`.
 
-    arms = metrics.get("arms", {})
+    Where 04 has results over several splits and seeds, they stand for those of 02 and 03.
+    """
+    from helpers.evaluation import ARMS, results_table  # here: SciPy takes a second, and most commands need no table
+
+    arms = metrics.get("study") or metrics.get("arms", {})
     order = [name for name in ARMS if name in arms] + [name for name in arms if name not in ARMS]
     table = results_table({name: arms[name] for name in order})
     return [(row[0], *(text or "–" for text in row[1:])) for row in table.itertuples()]

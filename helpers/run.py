@@ -79,9 +79,14 @@ def update_metrics(run: Path, **sections) -> dict:
         section = _plain(section)
         both = isinstance(section, dict) and isinstance(metrics.get(name), dict)
         metrics[name] = metrics[name] | section if both else section
-    text = json.dumps(metrics, indent=2, sort_keys=True, ensure_ascii=False)
-    write_atomically(Path(run) / "metrics.json", text + "\n")
+    write_json(Path(run) / "metrics.json", metrics)
     return metrics
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Writes plain values, NumPy's among them, in a form that people can read and that does not change of itself."""
+    text = json.dumps(_plain(values), indent=2, sort_keys=True, ensure_ascii=False)
+    write_atomically(Path(path), text + "\n")
 
 
 def _read_parameters(run: Path) -> dict:

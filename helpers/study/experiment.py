@@ -38,6 +38,9 @@ from helpers.training import (
 )
 from helpers.training.calibration import cool
 
+PATIENCE = 3
+"""Epochs without a lower validation log-loss before a training stops: those of a study are shorter than 03's."""
+
 HEAD = "head"
 """The boundary at the network's end, in front of the head."""
 
@@ -52,7 +55,7 @@ class Experiment:
         model: a classifier that 02 saved; its head is not used.
         images: the run's table: path, label, split, sha256, group. Its test images are the same for all seeds.
         resize: the rule by which images are brought to the model's size.
-        recipe: of fine-tuning; stage, rate, epochs and seed come with each trial.
+        recipe: fields of a `Recipe`; stage, rate, epochs and seed come with each trial.
 
     Attributes:
         network: from raw images to features, with the pretrained weights.
@@ -60,11 +63,12 @@ class Experiment:
         costs: share, 0..1, of the network's forward cost below each boundary: the stages, then "head".
     """
 
-    def __init__(self, model: keras.Model, images: pd.DataFrame, *, resize: str, recipe: Recipe | None = None):
+    def __init__(self, model: keras.Model, images: pd.DataFrame, *, resize: str, **recipe):
         head = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1]
         with on_all_devices():
             self.network = keras.Model(model.inputs[0], head.input, name=model.name)
-        self.images, self.resize, self.recipe = images, resize, recipe or Recipe()
+        self.model, self.images, self.resize = model, images, resize
+        self.recipe = Recipe(**({"patience": PATIENCE} | recipe))
         self.class_names = sorted(images["label"].unique())
         self._pretrained = self.network.get_weights()
         names, done = list(find_stages(self.network)), describe_stages(self.network)["cost"].tolist()

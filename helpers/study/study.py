@@ -10,14 +10,11 @@ import numpy as np
 import pandas as pd
 
 from helpers._keras import keras
-from helpers.evaluation import accuracy_interval
+from helpers.evaluation import ARMS, accuracy_interval
 from helpers.study.experiment import Experiment, unpack
 from helpers.study.plan import BUDGETS, Plan, make_plan
 from helpers.study.trials import Trial, Trials
 from helpers.study.verdict import accuracy_over_pairs, compare_pairs, decide, describe_verdict, needed
-
-ARMS = ("majority class", "raw pixels", "from scratch", "frozen", "fine-tuned", "everything")
-"""The order in which arms are shown: from nothing that learns, and nothing that was learned before, to everything."""
 
 _PLAN = Trial("plan", "plan")
 
@@ -258,4 +255,4 @@ _FINAL = (*_FINAL, "memory_mb", "best_epoch", "temperature", "outcome", "correct
 
 
 def _failed(final: pd.DataFrame) -> pd.DataFrame:
-    return final[final["outcome"].fillna("").str.startswith(("failed", "diverged"))]
+    return final[final["outcome"].astype(str).str.startswith(("failed", "diverged"))]

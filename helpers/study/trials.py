@@ -267,7 +267,7 @@ def _ranges() -> dict:
     from optuna.distributions import FloatDistribution, IntDistribution
 
     return {
-        "learning_rate": FloatDistribution(1e-8, 10, log=True),
+        "learning_rate": FloatDistribution(1e-12, 1e32, log=True),
         "epochs": IntDistribution(1, 10_000),
         "seed": IntDistribution(0, 2**32),
     }

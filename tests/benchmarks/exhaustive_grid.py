@@ -1,11 +1,11 @@
-"""The study's race against the exhaustive grid: every stage at every rate, six splits and seeds, each trained in full.
+"""The study against the exhaustive grid: every stage at every rate, six splits and seeds, each trained in full.
 
     REAL_DATA_DIR=... python tests/benchmarks/exhaustive_grid.py flowers [--size 128] [--budget standard]
 
-The grid is the one that the budget's race chooses from, at the epochs of its last rung: for each arm the trials of the
-study's own final, with the same engine. Then the study itself. Both are kept in `runs/.grid`, and a stopped benchmark
-goes on. Each writes a table: tests/benchmarks/grid_flowers.csv (arm and pair: test accuracy, validation log-loss,
-seconds) and the answer, tests/benchmarks/grid_flowers.json.
+The grid is the one that the budget's race chooses from, with the epochs of its last rung and without early stopping:
+for each arm and pair a trial like those of the study's final, with the same engine. Both are kept in `runs/.grid`,
+and a stopped benchmark goes on. They write two files beside this one: grid_flowers.csv (arm and pair: test accuracy,
+validation log-loss, seconds) and grid_flowers.json (what the study and the grid chose and say).
 
 REAL_DATA_DIR names a folder with the photos and the weights.
 """
@@ -24,7 +24,7 @@ from helpers.backbones import load_backbone
 from helpers.data import check_images, exclude_problems, find_images, split_images
 from helpers.study import Experiment, Study, Trial, compare_pairs, decide
 from helpers.study.experiment import unpack
-from helpers.training import attach_head, fit_head, load_activations
+from helpers.training import attach_head, fit_head
 
 HERE = Path(__file__).parent
 FOLDERS = {"flowers": "flowers", "ants_and_bees": "hymenoptera"}
@@ -78,7 +78,8 @@ def main() -> None:
         for seed in range(1, plan.pairs + 1)
         for stage, rate in plan.arms
     ]
-    found = study.trials.carry_out(grid, experiment.carry_out, expected=plan.seconds, title="grid")
+    in_full = Experiment(experiment.model, experiment.images, resize="crop", patience=100)
+    found = study.trials.carry_out(grid, in_full.carry_out, expected=plan.seconds, title="grid")
     table = pd.DataFrame(
         {
             "stage": trial.stage,
