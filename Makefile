@@ -35,6 +35,9 @@ help:  ## show this help
 #: LEARNING_RATE    ## of fine-tuning, the highest
 #: LOWEST_RATE      ## its factor at the first stage
 #: AUGMENTATION     ## of the training images in fine-tuning: flip, crop, rotate, light
+#: BUDGET           ## of the study: quick, standard, thorough, or minutes
+#: MARGIN           ## the difference in accuracy that would not matter, in points
+#: STORAGE          ## where the study is kept, to be shared by several machines
 #: PARAMS           ## any parameters: "name=value name=value" (without spaces in a value)
 
 # ---- the environment
@@ -61,7 +64,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 given := $(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$v))
 parameters := $(filter-out NAME PARAMS PYTHON VENV MAKE%,$(given))
 
-run: $(INSTALLED)  ## execute 01, 02, 03 on your images or on the embedded example, and write a report
+run: $(INSTALLED)  ## execute 01 to 04 on your images or on the embedded example, and write a report
 	@set -f; set --; \
 	$(foreach v,$(parameters),set -- "$$@" -p "$$(echo $v | tr A-Z a-z)" "$$$v";) \
 	$(if $(filter NAME,$(given)),[ -z "$$NAME" ] || set -- "$$@" -n "$$NAME";) \

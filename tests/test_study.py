@@ -22,6 +22,7 @@ from helpers.study.experiment import HEAD, unpack
 from helpers.training import attach_head, compute_activations, fit_head
 
 MEASURED = {"forward": 1e-3, "factor": 3.0, "build": 2.0, "head": 0.5, "images": 100, "everything": 400}
+MEASURED["multiply_adds"] = 10**9
 COSTS = {"conv1": 0.0, "conv2": 0.2, "conv3": 0.5, "conv4": 0.7, "head": 1.0}
 SMALL = {"depths": 3, "learning_rates": (1e-3, 1e-2), "rungs": (1, 2), "pairs": 3}
 
@@ -173,6 +174,12 @@ def test_the_final_has_all_arms_on_the_same_seeds_pair_by_pair():
     assert [(trial.seed, trial.arm) for trial in final] == [(seed, arm) for seed in range(1, 7) for arm in arms]
     again = plan.final("head", ("conv1", 1e-3), 1e-3)  # then fine-tuned is everything
     assert {trial.arm for trial in again} == {*arms} - {"everything"}
+
+
+def test_from_scratch_takes_as_long_as_the_others_and_longer_where_that_is_seconds():
+    plan = make_plan("standard", costs=COSTS, measured=MEASURED)
+    assert plan.epochs_from_scratch == 4  # half of the epochs, with steps that take twice as long
+    assert make_plan("standard", costs=COSTS, measured=MEASURED | {"multiply_adds": 10**7}).epochs_from_scratch == 30
 
 
 def test_minutes_buy_the_largest_plan_that_fits(monkeypatch):

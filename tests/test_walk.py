@@ -1,4 +1,4 @@
-"""The walk from 01 to 03, as papermill executes it: other data, every parameter, and what goes wrong."""
+"""The walk from 01 to 04, as papermill executes it: other data, every parameter, and what goes wrong."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from refresh import ROOT, copy_tree
 from helpers.execution import kernel_manager_class
 from helpers.parameters import declared_parameters
 
-NOTEBOOKS = ("01_load_data", "02_transfer_learning", "03_fine_tuning")
+NOTEBOOKS = ("01_load_data", "02_transfer_learning", "03_fine_tuning", "04_freeze_or_fine_tune")
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,9 @@ def other_parameters(tree, backbone):
         "epochs": 3,
         "patience": 2,
         "batch_size": 5,
+        "budget": "standard",
+        "margin": 2.5,
+        "storage": "runs/shared.journal",
     }
 
 
@@ -113,6 +116,22 @@ def test_every_parameter_at_another_value(tree, make_images, other_parameters):
     assert metrics["arms"]["majority class"]["test_accuracy"] == pytest.approx(1 / 3)
     assert metrics["arms"]["frozen"]["test_accuracy"] > 0.9, "the classes differ in brightness"
     assert "36 test images" in metrics["answer"]
+    verdict = json.loads((run / "verdict.json").read_text())
+    assert verdict["paragraph"] == metrics["answer"] and verdict["margin"] == 0.025
+    assert set(verdict["arms"]) == set(metrics["study"]) >= {*metrics["arms"]} | {"from scratch"}
+    assert pd.read_csv(run / "final.csv").groupby("arm").size().unique().tolist() == [6]
+    assert set(pd.read_csv(run / "race.csv")["epochs"]) == {2, 8}
+    assert (tree / "runs" / "shared.journal").exists() and not (run / "study.journal").exists()
+
+
+def test_the_chosen_model_is_like_the_others(tree):
+    from helpers.training import load_classifier
+
+    run = tree / "runs" / "shapes"
+    chosen, settings = load_classifier(run / "chosen.keras")
+    frozen, given = load_classifier(run / "frozen.keras")
+    assert settings == given and chosen.output_shape == frozen.output_shape
+    assert chosen.inputs[0].dtype == "uint8"
 
 
 @pytest.mark.parametrize(("name", "arm"), [("frozen", "frozen"), ("fine_tuned", "fine-tuned")])
@@ -170,7 +189,7 @@ def test_other_parameters_are_refused_and_nothing_is_lost(tree, other_parameters
     with pytest.raises(
         papermill.PapermillExecutionError, match="learning_rate=0.01, and learning_rate=0.5 was asked for"
     ):
-        walk(tree, NOTEBOOKS[2:], other_parameters | {"learning_rate": 0.5})
+        walk(tree, NOTEBOOKS[2:3], other_parameters | {"learning_rate": 0.5})
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 

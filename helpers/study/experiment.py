@@ -61,6 +61,7 @@ class Experiment:
         network: from raw images to features, with the pretrained weights.
         class_names: in the order of the labels.
         costs: share, 0..1, of the network's forward cost below each boundary: the stages, then "head".
+        multiply_adds: of one image, forward, the whole network.
     """
 
     def __init__(self, model: keras.Model, images: pd.DataFrame, *, resize: str, **recipe):
@@ -71,8 +72,9 @@ class Experiment:
         self.recipe = Recipe(**({"patience": PATIENCE} | recipe))
         self.class_names = sorted(images["label"].unique())
         self._pretrained = self.network.get_weights()
-        names, done = list(find_stages(self.network)), describe_stages(self.network)["cost"].tolist()
-        self.costs = dict(zip([*names[1:], HEAD], done, strict=True))
+        stages = describe_stages(self.network)
+        self.costs = dict(zip([*stages.index[1:], HEAD], stages["cost"].tolist(), strict=True))
+        self.multiply_adds = int(stages["multiply_adds"].sum())
         kept = images["split"].value_counts()
         self._validation_fraction = kept["validation"] / (kept["train"] + kept["validation"])
 
@@ -128,7 +130,8 @@ class Experiment:
         tensors = [stage.output for stage in find_stages(self.network).values()]
         boundaries = list(self.costs)
         # Not of the input, where the mean colour alone could be learned from; the last is the network's own output.
-        pooled = [_pool(tensor) for tensor in tensors[1:-1]] + [self.network.outputs[0]]
+        pooled = [_pool(tensor, name) for tensor, name in zip(tensors[1:-1], boundaries[1:-1], strict=True)]
+        pooled.append(self.network.outputs[0])
         ends = np.cumsum([tensor.shape[-1] for tensor in pooled]).tolist()
         places = dict(zip(boundaries[1:], map(slice, [0, *ends[:-1]], ends), strict=True))
         joined = keras.layers.Concatenate(dtype="float32")(pooled) if len(pooled) > 1 else pooled[0]
@@ -282,7 +285,8 @@ class Experiment:
 
         Returns:
             forward (seconds for an image, whole network), factor (of training to forward), build (seconds before
-            an arm's first step), head (seconds to solve it).
+            an arm's first step), head (seconds to solve it), images (that train), everything (all images, counts),
+            multiply_adds (of one image, forward).
         """
         pixels, _ = self.split(0)
         head, seconds = self._solved(0)
@@ -303,6 +307,7 @@ class Experiment:
             "head": head.seconds_,
             "images": images,
             "everything": len(self.images),
+            "multiply_adds": self.multiply_adds,
         }
 
     # ---- the arm that was chosen
@@ -362,11 +367,11 @@ def _scores(predicted: np.ndarray, labels: np.ndarray) -> dict:
     return scores | ({"test_log_loss": found["log_loss"]} if "log_loss" in found else {})
 
 
-def _pool(tensor):
+def _pool(tensor, boundary: str):
     """Returns one vector for each image: the mean over positions or tokens."""
-    if len(tensor.shape) == 4:
-        return keras.layers.GlobalAveragePooling2D()(tensor)
-    return keras.layers.GlobalAveragePooling1D()(tensor) if len(tensor.shape) == 3 else tensor
+    kinds = {4: keras.layers.GlobalAveragePooling2D, 3: keras.layers.GlobalAveragePooling1D}
+    kind = kinds.get(len(tensor.shape))
+    return kind(name=f"pooled_before_{boundary}")(tensor) if kind else tensor  # no name that the network may have
 
 
 def _quick_statistics(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -382,7 +387,7 @@ def _quick_statistics(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 def _ends_at(network: keras.Model, stage: str) -> keras.Model:
     prefix, _ = cut(network, stage)
-    return keras.Model(prefix.inputs[0], _pool(prefix.outputs[0]), name=network.name)
+    return keras.Model(prefix.inputs[0], _pool(prefix.outputs[0], stage), name=network.name)
 
 
 class _peak_memory:

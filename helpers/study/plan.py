@@ -16,7 +16,8 @@ BUDGETS = {
 REDUCTION = 3
 """Of the arms in a rung of the race, one in so many goes on to the next (successive halving's eta)."""
 
-CONTROLS = ("majority class", "raw pixels", "from scratch")
+_CHEAP, _MOST_FROM_SCRATCH = 1e11, 30
+"""Multiply-adds of a training that takes seconds on any machine, and epochs that are enough for it."""
 
 _MOST_PAIRS = 20
 """With minutes to spare, more pairs than these are not added: the images, not the seeds, limit the answer then."""
@@ -52,6 +53,15 @@ class Plan:
         """Returns the trials of a rung of the race, all on the run's own split."""
         return [Trial("race", "fine-tuned", stage, rate, self.rungs[number]) for stage, rate in arms]
 
+    @property
+    def epochs_from_scratch(self) -> int:
+        """Epochs of the network with random weights: as much time as the others' take, and more where that is little.
+
+        Its BatchNormalization learns, too, so that a step takes about twice as long.
+        """
+        an_epoch = 3 * self.measured["multiply_adds"] * self.measured["images"]
+        return max(math.ceil(self.rungs[-1] / 2), min(_MOST_FROM_SCRATCH, int(_CHEAP / an_epoch)))
+
     def survivors(self, number: int) -> int:
         """Returns how many arms a rung of the race has."""
         count = len(self.arms)
@@ -77,8 +87,7 @@ class Plan:
             if tuned[0] != first:
                 trials.append(Trial("final", "everything", first, everything, epochs, seed))
             trials += [Trial("final", "majority class", seed=seed), Trial("final", "raw pixels", seed=seed)]
-            # Its BatchNormalization learns, too, so that a step takes about twice as long: as much time, not epochs.
-            trials.append(Trial("final", "from scratch", first, 1e-3, math.ceil(epochs / 2), seed))
+            trials.append(Trial("final", "from scratch", first, 1e-3, self.epochs_from_scratch, seed))
         return trials
 
     def seconds(self, trial: Trial) -> float:

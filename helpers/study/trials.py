@@ -11,12 +11,13 @@ import platform
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm import TqdmWarning, tqdm
 
 from helpers import resolve_path
 
@@ -289,7 +290,9 @@ def _is_gone(worker: str | None) -> bool:
 
 def _open(storage: str, name: str):
     """Returns Optuna's study in a journal file or a database."""
-    import optuna
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # it looks for widgets, which are not used here
+        import optuna
     from optuna.samplers import RandomSampler
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
