@@ -170,12 +170,20 @@ def test_a_storage_of_other_data_is_refused(tmp_path):
 def test_a_storage_that_cannot_be_used_is_an_error_that_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_ATTEMPTS", 1)
     with pytest.raises(ValueError, match="postgresql://me@localhost:1/none cannot be reached: .*refused"):
-        Trials("postgresql://me:secret@localhost:1/none", name="study", settings={})
+        Trials("postgresql://me@localhost:1/none", name="study", settings={})
     with pytest.raises(ValueError, match="cannot be used|cannot be reached"):
         Trials("/proc/none/study.journal", name="study", settings={})
     (tmp_path / "text").write_text("not a journal\n")
     with pytest.raises(ValueError, match="text is no journal file of Optuna"):
         Trials(tmp_path / "text", name="study", settings={})
+
+
+def test_a_password_in_a_parameter_is_refused_and_not_repeated():
+    with pytest.raises(
+        ValueError, match="without a password.* Name postgresql://me@host/db, .*PGPASSWORD"
+    ) as refused:
+        Trials("postgresql://me:secret@host/db", name="study", settings={})
+    assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(("workers", "storage"), [(2, "journal"), (4, "postgresql")], indirect=["storage"])

@@ -1,7 +1,7 @@
 """One head, one training, and the arms side by side."""
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from helpers.plots.figures import DescribedFigure, new_figure
 
@@ -22,6 +22,8 @@ def plot_strengths(losses: dict[float, float], chosen: float) -> DescribedFigure
         ylabel="log-loss, cross-validated",
         title="How strongly to regularise the head",
     )
+    axes.xaxis.set_major_formatter("{x:g}")  # the usual one writes formulas, which are switched off
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend()
     figure.description = (
         f"Curve of the cross-validated log-loss against the inverse regularisation strength C: lowest, "

@@ -52,7 +52,7 @@ class Experiment:
     own training images.
 
     Args:
-        model: a classifier that 02 saved; its head is not used.
+        model: a backbone from `load_backbone`; or a classifier that 02 saved, whose head is not used.
         images: the run's table: path, label, split, sha256, group. Its test images are the same for all seeds.
         resize: the rule by which images are brought to the model's size.
         recipe: fields of a `Recipe`; stage, rate, epochs and seed come with each trial.
@@ -65,10 +65,12 @@ class Experiment:
     """
 
     def __init__(self, model: keras.Model, images: pd.DataFrame, *, resize: str, **recipe):
-        head = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1]
+        features = model.outputs[0]
+        if isinstance(model.layers[-1], keras.layers.Softmax):
+            features = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1].input
         with on_all_devices():
-            self.network = keras.Model(model.inputs[0], head.input, name=model.name)
-        self.model, self.images, self.resize = model, images, resize
+            self.network = keras.Model(model.inputs[0], features, name=model.name)
+        self.images, self.resize = images, resize
         self.recipe = Recipe(**({"patience": PATIENCE} | recipe))
         self.class_names = sorted(images["label"].unique())
         self._pretrained = self.network.get_weights()
@@ -228,11 +230,15 @@ class Experiment:
         return self._train(model, trial, before=seconds)
 
     def _from_scratch(self, trial: Trial) -> dict:
+        """Trains the network as the others are trained, but from random weights below its solved head."""
         set_seed(trial.seed)
-        model = self._classifiers["from scratch"]
-        head = [np.zeros(weight.shape, "float32") for weight in model.weights[-2:]]
-        model.set_weights([*keras.models.clone_model(self.network).get_weights(), *head])  # initialised anew
-        return self._train(model, trial, before=0.0, batch_norm="train", lowest_rate=1.0)
+        pixels, labels = self.split(trial.seed)
+        anew, model = keras.models.clone_model(self.network), self._classifiers["from scratch"]
+        started = perf_counter()
+        head = fit_head(compute_activations(anew, pixels["train"]), labels["train"])
+        seconds = perf_counter() - started
+        model.set_weights([*anew.get_weights(), *head_weights(head)])
+        return self._train(model, trial, before=seconds, batch_norm="train", lowest_rate=1.0)
 
     @cached_property
     def _classifiers(self) -> dict[str, keras.Model]:

@@ -53,14 +53,14 @@ class Plan:
         """Returns the trials of a rung of the race, all on the run's own split."""
         return [Trial("race", "fine-tuned", stage, rate, self.rungs[number]) for stage, rate in arms]
 
-    @property
-    def epochs_from_scratch(self) -> int:
-        """Epochs of the network with random weights: as much time as the others' take, and more where that is little.
+    def epochs_from_scratch(self, stage: str) -> int:
+        """Returns the epochs of the network with random weights: about as long as fine-tuning from the stage takes.
 
-        Its BatchNormalization learns, too, so that a step takes about twice as long.
+        Where that is little, it gets more. Its BatchNormalization learns, too, so that a step takes twice as long.
         """
+        as_long = math.ceil(self.rungs[-1] * (1 - self.costs[stage]) / 2)
         an_epoch = 3 * self.measured["multiply_adds"] * self.measured["images"]
-        return max(math.ceil(self.rungs[-1] / 2), min(_MOST_FROM_SCRATCH, int(_CHEAP / an_epoch)))
+        return max(as_long, min(_MOST_FROM_SCRATCH, int(_CHEAP / an_epoch)))
 
     def survivors(self, number: int) -> int:
         """Returns how many arms a rung of the race has."""
@@ -87,7 +87,7 @@ class Plan:
             if tuned[0] != first:
                 trials.append(Trial("final", "everything", first, everything, epochs, seed))
             trials += [Trial("final", "majority class", seed=seed), Trial("final", "raw pixels", seed=seed)]
-            trials.append(Trial("final", "from scratch", first, 1e-3, self.epochs_from_scratch, seed))
+            trials.append(Trial("final", "from scratch", first, 1e-3, self.epochs_from_scratch(tuned[0]), seed))
         return trials
 
     def seconds(self, trial: Trial) -> float:

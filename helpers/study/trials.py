@@ -308,6 +308,11 @@ def _open(storage: str, name: str):
             raise ValueError(f"The storage {_shown(storage)} cannot be used: {error}") from None
         except (ValueError, KeyError) as error:
             raise ValueError(f"The storage {_shown(storage)} is no journal file of Optuna: {error}") from None
+    if _shown(storage) != storage:
+        raise ValueError(
+            f"Expected `storage` without a password: parameters are written into executed notebooks. Name "
+            f"{_shown(storage)}, and set the environment variable PGPASSWORD (or use a .pgpass file)."
+        )
     url = storage.replace("postgresql://", "postgresql+psycopg://", 1)
     for attempt in range(_ATTEMPTS):
         try:

@@ -22,26 +22,22 @@ import pandas as pd
 from helpers import resolve_path
 from helpers.backbones import load_backbone
 from helpers.data import check_images, exclude_problems, find_images, split_images
-from helpers.study import Experiment, Study, Trial, compare_pairs, decide
+from helpers.study import Experiment, Study, Trial, Trials, compare_pairs, decide
 from helpers.study.experiment import unpack
-from helpers.training import attach_head, fit_head
 
 HERE = Path(__file__).parent
 FOLDERS = {"flowers": "flowers", "ants_and_bees": "hymenoptera"}
 
 
-def make_experiment(name: str, size: int) -> Experiment:
+def make_experiment(name: str, size: int, **recipe) -> Experiment:
     """Returns MobileNetV2 with ImageNet's weights, and the photos: half of them test images where none are given."""
     real = Path(os.environ["REAL_DATA_DIR"]).resolve()
     checked, problems = check_images(find_images(real / "data" / FOLDERS[name]))
     images = split_images(exclude_problems(checked, problems), test_fraction=0.5)
     weights = real / "weights" / "mobilenet_v2_1.0_224_notop.weights.h5"
-    network = load_backbone("MobileNetV2", weights=str(weights), image_size=size)
-    any_head = fit_head(
-        np.eye(images["label"].nunique(), network.output_shape[-1]), np.arange(images["label"].nunique())
+    return Experiment(
+        load_backbone("MobileNetV2", weights=str(weights), image_size=size), images, resize="crop", **recipe
     )
-    model = attach_head(network, any_head, class_names=sorted(images["label"].unique()))
-    return Experiment(model, images, resize="crop")
 
 
 def main() -> None:
@@ -54,8 +50,8 @@ def main() -> None:
         print("Left out: REAL_DATA_DIR names no folder with photos and weights.")
         return
     experiment = make_experiment(options.name, options.size)
-    storage = resolve_path(f"runs/.grid/{options.name}-{options.size}-{options.budget}.journal")
-    study = Study(experiment, storage=storage, name="study", budget=options.budget)
+    kept = resolve_path("runs/.grid") / f"{options.name}-{options.size}"
+    study = Study(experiment, storage=f"{kept}-study.journal", name="study", budget=options.budget)
     plan = study.plan
     print(plan.describe(), flush=True)
     started = perf_counter()
@@ -65,21 +61,17 @@ def main() -> None:
     answer = study.verdict(final)
     print(f"the study took {perf_counter() - started:.0f} s in this call\n{answer['paragraph']}", flush=True)
     spent = {
-        phase: sum(
-            result["wall_seconds"]
-            for trial, result in study.trials.results().items()
-            if trial.phase == phase and trial.arm != "grid"
-        )
+        phase: sum(result["wall_seconds"] for trial, result in study.trials.results().items() if trial.phase == phase)
         for phase in ("race", "final")
     }
-    # the grid: no trial of the study is taken over, so that its seconds are its own
     grid = [
         Trial("final", "grid", stage, rate, plan.rungs[-1], seed)
         for seed in range(1, plan.pairs + 1)
         for stage, rate in plan.arms
     ]
-    in_full = Experiment(experiment.model, experiment.images, resize="crop", patience=100)
-    found = study.trials.carry_out(grid, in_full.carry_out, expected=plan.seconds, title="grid")
+    in_full = make_experiment(options.name, options.size, patience=100)
+    trials = Trials(f"{kept}-grid.journal", name="grid", settings=in_full.settings)
+    found = trials.carry_out(grid, in_full.carry_out, expected=plan.seconds, title="grid")
     table = pd.DataFrame(
         {
             "stage": trial.stage,
