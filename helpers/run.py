@@ -83,6 +83,11 @@ def update_metrics(run: Path, **sections) -> dict:
     return metrics
 
 
+def save_table(table, path: Path) -> None:
+    """Writes a DataFrame as CSV (UTF-8), without its index: whole or not at all."""
+    write_atomically(Path(path), table.to_csv(index=False))
+
+
 def write_json(path: Path, values: dict) -> None:
     """Writes plain values, NumPy's among them, in a form that people can read and that does not change of itself."""
     text = json.dumps(_plain(values), indent=2, sort_keys=True, ensure_ascii=False)

@@ -139,6 +139,34 @@ def test_a_trial_that_fails_is_recorded_and_the_others_go_on(tmp_path):
     assert again.carry_out(WANTED[:3], work) == found and again.done == []
 
 
+def test_a_line_that_was_cut_off_costs_nothing_else(tmp_path):
+    storage = tmp_path / "study.journal"
+    Trials(storage, name="study", settings=SETTINGS).carry_out(WANTED[:2], result_of)
+    whole = storage.read_bytes()
+    storage.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 20])  # a full disk, or a killed process
+    for wanted in (WANTED[:2], WANTED[:4]):
+        found = Trials(storage, name="study", settings=SETTINGS).carry_out(wanted, result_of)
+        assert found == {trial: result_of(trial) for trial in wanted}
+
+
+def test_another_steps_trial_is_left_alone(tmp_path):
+    trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
+    trials._enqueue(WANTED[:2])  # by a worker that is further on
+    found = trials.carry_out(WANTED[2:3], result_of)
+    assert list(found) == trials.done == WANTED[2:3]
+    assert set(trials.carry_out(WANTED[:2], result_of)) == set(WANTED[:2])
+
+
+def test_a_failure_that_is_not_to_be_kept_is_raised_and_tried_again(tmp_path):
+    def work(trial: Trial) -> dict:
+        raise ValueError("too few minutes")
+
+    trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
+    with pytest.raises(ValueError, match="too few minutes"):
+        trials.carry_out(WANTED[:1], work, keep_failures=False)
+    assert trials.carry_out(WANTED[:1], result_of)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_what_stops_a_study_leaves_its_trial_to_be_done(tmp_path, error):
     def work(trial: Trial) -> dict:
@@ -184,6 +212,8 @@ def test_a_password_in_a_parameter_is_refused_and_not_repeated():
     ) as refused:
         Trials("postgresql://me:secret@host/db", name="study", settings={})
     assert "secret" not in str(refused.value)
+    with pytest.raises(ValueError, match="without a password"):
+        Trials("postgresql:///db?user=me&password=secret", name="study", settings={})
 
 
 @pytest.mark.parametrize(("workers", "storage"), [(2, "journal"), (4, "postgresql")], indirect=["storage"])

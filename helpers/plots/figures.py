@@ -34,6 +34,15 @@ class DescribedFigure(Figure):
         return bundle, {"image/png": {"alt": self.description}}
 
 
+def say(message: str) -> DescribedFigure:
+    """Returns a low figure that holds a sentence alone, where there is nothing to draw."""
+    figure = new_figure(9, 0.6)
+    figure.subplots().axis("off")  # without axes, a notebook would print no picture
+    figure.text(0.5, 0.5, message, ha="center", va="center")
+    figure.description = message
+    return figure
+
+
 def new_figure(width: float, height: float) -> DescribedFigure:
     """Returns an empty figure of this size, in inches."""
     return DescribedFigure(figsize=(width, height), dpi=80, layout="constrained")

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from helpers.data import PARTS, read_image
 from helpers.data.checks import KINDS
 from helpers.data.parallel import quiet
-from helpers.plots.figures import DescribedFigure, new_figure
+from helpers.plots.figures import DescribedFigure, new_figure, say
 
 _GREYS = {"train": "0.25", "validation": "0.55", "test": "0.8"}
 
@@ -106,12 +106,9 @@ def plot_problems(problems: pd.DataFrame, *, per_problem: int = 4, most: int = 1
     rank = once.groupby("problem").cumcount()
     shown = once.loc[sorted(rank[rank < per_problem].sort_values(kind="stable").index[:most])]
     rows = -(-len(shown) // 4)
-    figure = new_figure(9, 2.4 * max(rows, 0.25))
     if shown.empty:
-        figure.subplots().axis("off")  # without axes, a notebook would print no picture
-        figure.text(0.5, 0.5, "No problem in any image.", ha="center", va="center")
-        figure.description = "No problem in any image."
-        return figure
+        return say("No problem in any image.")
+    figure = new_figure(9, 2.4 * rows)
     grid = figure.subplots(rows, 4, squeeze=False).ravel()
     for axes, row in zip(grid, shown.itertuples(), strict=False):
         pictures = [_thumbnail(path) for path in (row.path, row.other) if path]

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from helpers.plots.figures import DescribedFigure, draw_intervals, label_points, new_figure
+from helpers.plots.figures import DescribedFigure, draw_intervals, label_points, new_figure, say
 
 _NAMES_APART = 0.028
 """Share of a 7-inch axis that a name written upwards takes."""
@@ -87,7 +87,9 @@ def _describe_depth(probe: pd.DataFrame, tuned: pd.DataFrame) -> str:
 
 def _rank(race: pd.DataFrame) -> pd.DataFrame:
     """Returns the rows that did not diverge, the best first: most epochs, and of those the lowest log-loss."""
-    return race[np.isfinite(race["log_loss"])].sort_values(["epochs", "log_loss"], ascending=[False, True])
+    return race[np.isfinite(race["log_loss"].astype(float))].sort_values(
+        ["epochs", "log_loss"], ascending=[False, True]
+    )
 
 
 def _thin_out(places: dict[str, float], first: pd.Series) -> list[str]:
@@ -111,6 +113,8 @@ def plot_rates(race: pd.DataFrame) -> DescribedFigure:
         race: a row per arm and rung, with stage, cost_before, learning_rate, epochs (gone through) and log_loss
             (infinite or NaN if it diverged).
     """
+    if race.empty:
+        return say("No arm has raced.")
     arms = race.sort_values("epochs", kind="stable", ignore_index=True)
     arms = arms.drop_duplicates(["stage", "learning_rate"], keep="last")
     stages = list(arms.sort_values("cost_before")["stage"].unique())
@@ -255,10 +259,12 @@ def plot_differences(comparison: dict, *, first: str = "frozen", second: str = "
 
     Args:
         comparison: `compare_pairs(first, second)`: difference, low, high, margin and differences (one for each
-            pair), all fractions; pairs and images, counts.
+            pair), all fractions; pairs and images, counts. Empty where there were too few pairs.
         first: name of the arm that is subtracted.
         second: name of the other arm.
     """
+    if not comparison:
+        return say("There are fewer than two pairs to compare.")
     points = 100 * np.asarray(comparison["differences"], dtype=float)
     mean, low, high, margin = (100 * comparison[key] for key in ("difference", "low", "high", "margin"))
     values = np.array([*points, mean, low, high, 1.3 * margin, 0.5])

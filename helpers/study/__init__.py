@@ -9,7 +9,7 @@ verdict      the paired difference, its interval, and what follows
 
 from helpers.study.experiment import Experiment
 from helpers.study.plan import BUDGETS, Plan, make_plan
-from helpers.study.study import Study, best_arm, correct_by_arm, paired, summarize
+from helpers.study.study import Study, correct_by_arm, paired, summarize
 from helpers.study.trials import Trial, Trials
 from helpers.study.verdict import accuracy_over_pairs, compare_pairs, decide, describe_verdict, needed
 
@@ -21,7 +21,6 @@ __all__ = [
     "Trial",
     "Trials",
     "accuracy_over_pairs",
-    "best_arm",
     "compare_pairs",
     "correct_by_arm",
     "decide",

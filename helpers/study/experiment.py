@@ -4,7 +4,8 @@ import base64
 import hashlib
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from statistics import median
@@ -25,6 +26,7 @@ from helpers.training import (
     Recipe,
     attach_head,
     compute_activations,
+    content_digest,
     cross_entropy,
     fine_tune,
     fit_head,
@@ -33,16 +35,15 @@ from helpers.training import (
     load_activations,
     make_optimizer,
     prepare_training,
+    seed_layers,
     show_progress,
     warmup_cosine,
 )
 from helpers.training.calibration import cool
 
-PATIENCE = 3
-"""Epochs without a lower validation log-loss before a training stops: those of a study are shorter than 03's."""
-
-HEAD = "head"
-"""The boundary at the network's end, in front of the head."""
+PATIENCE = 1000
+"""Epochs without a lower validation log-loss before a training stops: never. A study's trainings are short, and at a
+high rate a network often becomes worse before it becomes better, when the rate has faded out."""
 
 
 class Experiment:
@@ -60,7 +61,8 @@ class Experiment:
     Attributes:
         network: from raw images to features, with the pretrained weights.
         class_names: in the order of the labels.
-        costs: share, 0..1, of the network's forward cost below each boundary: the stages, then "head".
+        costs: share, 0..1, of the network's forward cost below each boundary: the stages, then the end.
+        end: the name of the boundary at the network's end, in front of the head: "head", unless a stage is called so.
         multiply_adds: of one image, forward, the whole network.
     """
 
@@ -75,7 +77,8 @@ class Experiment:
         self.class_names = sorted(images["label"].unique())
         self._pretrained = self.network.get_weights()
         stages = describe_stages(self.network)
-        self.costs = dict(zip([*stages.index[1:], HEAD], stages["cost"].tolist(), strict=True))
+        self.end = next(name for name in ("head", "end", "network's end") if name not in stages.index)
+        self.costs = dict(zip([*stages.index[1:], self.end], stages["cost"].tolist(), strict=True))
         self.multiply_adds = int(stages["multiply_adds"].sum())
         kept = images["split"].value_counts()
         self._validation_fraction = kept["validation"] / (kept["train"] + kept["validation"])
@@ -83,12 +86,13 @@ class Experiment:
     @property
     def settings(self) -> dict:
         """What tells this experiment from others: of the network and of the images, a digest."""
-        network = hashlib.sha256(b"".join(np.ascontiguousarray(weight) for weight in self._pretrained))
-        table = self.images.sort_values("path")
-        images = "\n".join(f"{row.sha256} {row.label} {row.split}" for row in table.itertuples())
+        self._restore()
+        columns = [name for name in ("sha256", "label", "split", "group") if name in self.images]
+        table = self.images.sort_values("path")[columns].to_csv(index=False)
         return {
-            "images": hashlib.sha256(images.encode()).hexdigest()[:16],
-            "network": network.hexdigest()[:16],
+            "images": hashlib.sha256(table.encode()).hexdigest()[:16],
+            "resize": self.resize,
+            "network": content_digest(self.network),
             "recipe": str(replace(self.recipe, unfreeze_from="", learning_rate=1, epochs=1, seed=0)),
         }
 
@@ -103,7 +107,11 @@ class Experiment:
         """
         images = self.images
         if seed:
-            given = images["split"].where(images["split"] == "test", "")
+            test = images["split"] == "test"
+            given = images["split"].where(test, "")
+            if "group" in images:  # an image beside a test image of its group stays where it is
+                beside = images["group"].isin(set(images.loc[test, "group"]) - {""}) & ~test
+                given = given.mask(beside, "train")
             images = split_images(
                 images.assign(split=given), validation_fraction=self._validation_fraction, seed=seed
             )
@@ -152,7 +160,7 @@ class Experiment:
 
         Returns:
             A row for each boundary, from early to late, with the columns boundary (the stage that begins there;
-            "head" at the network's end), cost_before (share, 0..1), log_loss (cross-validated within the training
+            `end` at the network's end), cost_before (share, 0..1), log_loss (cross-validated within the training
             images), accuracy (of the validation images), low and high (its 95 % interval), features (count).
         """
         labels, rows = self.split(0)[1], []
@@ -181,7 +189,8 @@ class Experiment:
 
         Returns:
             seconds (from decoded images to the trained arm; what is stored counts as if it were computed now),
-            trainable_weights (count), memory_mb (the process's peak), outcome (a plain sentence). Of arms with a
+            trainable_weights (count), memory_mb (by which the process's memory rose meanwhile), outcome (a plain
+            sentence). Of arms with a
             network also log_loss and accuracy on the validation images; of fine-tuned ones best_epoch and
             temperature. Of trials of the final also test_accuracy, test_log_loss and correct: see `unpack`.
         """
@@ -192,8 +201,11 @@ class Experiment:
             "from scratch": self._from_scratch,
         }
         started = perf_counter()
-        with _peak_memory() as memory:
-            result = arms.get(trial.arm, self._fine_tuned)(trial)
+        try:
+            with _peak_memory() as memory:
+                result = arms.get(trial.arm, self._fine_tuned)(trial)
+        finally:
+            self._restore()
         return result | {"memory_mb": memory["mb"], "wall_seconds": round(perf_counter() - started, 3)}
 
     def _without_network(self, trial: Trial) -> dict:
@@ -215,7 +227,7 @@ class Experiment:
             "log_loss": found["log_loss"],
             "accuracy": found["accuracy"],
             "seconds": self._features_seconds(trial) + head.seconds_,
-            "trainable_weights": head.coef_.size + head.intercept_.size,
+            "trainable_weights": sum(weight.size for weight in head_weights(head)),
         }
         return result | _scores(head.predict_proba(features["test"]), labels["test"])
 
@@ -253,18 +265,13 @@ class Experiment:
 
     def _train(self, model: keras.Model, trial: Trial, *, before: float, **changes) -> dict:
         pixels, labels = self.split(trial.seed)
-        everything = trial.stage == list(self.costs)[0]
-        if not everything:
-            stored = load_activations(model, pixels, stage=trial.stage)  # of all parts in one go
-            before += stored["train"].seconds + stored["validation"].seconds
-        recipe = replace(
-            self.recipe,
-            unfreeze_from=trial.stage,
-            learning_rate=trial.learning_rate,
-            epochs=trial.epochs,
-            seed=trial.seed,
-            **changes,
-        )
+        inputs, recipe = pixels, replace(self._recipe(trial), **changes)
+        anew = (
+            recipe.augmentation not in ("", "auto") and not recipe.augment_views
+        )  # in each epoch: nothing is stored
+        if trial.stage != list(self.costs)[0] and not anew:
+            inputs = load_activations(model, pixels, stage=trial.stage)  # of all parts in one go
+            before += inputs["train"].seconds + inputs["validation"].seconds
         keep = fine_tune(model, pixels, labels, recipe=recipe, progress=False)
         best = keep.best_epoch
         result = {
@@ -277,9 +284,12 @@ class Experiment:
             "trainable_weights": sum(int(np.prod(weight.shape)) for weight in model.trainable_weights),
         }
         if trial.phase == "final":
-            inputs = pixels["test"] if everything else stored["test"]
-            result |= _scores(compute_activations(keep.model, inputs), labels["test"])
+            result |= _scores(compute_activations(keep.model, inputs["test"]), labels["test"])
         return result
+
+    def _recipe(self, trial: Trial) -> Recipe:
+        own = {"unfreeze_from": trial.stage, "learning_rate": trial.learning_rate}
+        return replace(self.recipe, **own, epochs=trial.epochs, seed=trial.seed)
 
     # ---- what a trial costs
 
@@ -295,8 +305,9 @@ class Experiment:
             multiply_adds (of one image, forward).
         """
         pixels, _ = self.split(0)
-        head, seconds = self._solved(0)
+        head, _ = self._solved(0)
         features = load_activations(self.network, pixels)["train"]
+        load_activations(self._classifiers["pretrained"], pixels, stage=stage)  # they are counted apart
         forward = features.seconds / len(features)
         took = {}
         for epochs in (1, 3):
@@ -332,10 +343,10 @@ class Experiment:
         images = self.images.assign(split=self.images["split"].replace("validation", "train"))
         pixels = load_pixels(images, image_size=self.network.input_shape[1:3], resize=self.resize)
         labels, _ = encode_labels(images)
-        self._restore()
-        backbone = self.network
-        if trial.arm == "frozen" and trial.stage != HEAD:
-            backbone = _ends_at(self.network, trial.stage)
+        backbone = keras.models.clone_model(self.network)  # what is returned shares no layer with what comes after
+        backbone.set_weights(self._pretrained)
+        if trial.arm == "frozen" and trial.stage != self.end:
+            backbone = _ends_at(backbone, trial.stage)
         head = fit_head(load_activations(backbone, pixels["train"]), labels["train"])
         model = attach_head(backbone, head, class_names=self.class_names)
         if stop := round(median(epochs)) if epochs else 0:
@@ -347,6 +358,7 @@ class Experiment:
         """Trains in place, without validation images, and ends after some epochs of the schedule."""
         recipe, sizes = self.recipe, {"batch_size": self.recipe.batch_size}
         set_seed(trial.seed)
+        seed_layers(model, trial.seed)
         freeze(model, unfreeze_from=trial.stage, batch_norm=recipe.batch_norm)
         changes = {"augmentation": recipe.augmentation, "views": recipe.augment_views, "seed": trial.seed}
         suffix, inputs = prepare_training(model, {"train": pixels}, stage=trial.stage, **changes)
@@ -396,17 +408,18 @@ def _ends_at(network: keras.Model, stage: str) -> keras.Model:
     return keras.Model(prefix.inputs[0], _pool(prefix.outputs[0], stage), name=network.name)
 
 
-class _peak_memory:
-    """Measures the largest resident memory of the process, in MB, while it is open."""
+@contextmanager
+def _peak_memory() -> Iterator[dict]:
+    """Measures how far the process's memory rises above what it holds at first, in MB."""
+    found, level = {"mb": 0.0}, _memory("VmRSS")
+    with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak is counted from now on (Linux)
+    yield found
+    found["mb"] = round(max(_memory("VmHWM") - level, 0) / 1e6, 1)
 
-    def __enter__(self) -> dict:
-        self.found = {"mb": 0.0}
-        with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the peak is counted from now on (Linux)
-        return self.found
 
-    def __exit__(self, *exception):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        with suppress(OSError), open("/proc/self/status") as file:
-            peak = next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
-        self.found["mb"] = round(peak / 1e6, 1)
+def _memory(kind: str) -> int:
+    """Returns the process's present (VmRSS) or largest (VmHWM) resident memory in bytes."""
+    with suppress(OSError), open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith(kind))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

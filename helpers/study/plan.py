@@ -117,7 +117,7 @@ class Plan:
             for trial in self.rung(number, self._typical(self.survivors(number)))
         ]
         middle = self.stages[(len(self.stages) - 1) // 2], self.learning_rates[-1]
-        final = self.final("head", middle, self.learning_rates[-1])
+        final = self.final(list(self.costs)[-1], middle, self.learning_rates[-1])
         return {
             "activations": (len(self.stages), activations),
             "race": (len(race), sum(map(self.seconds, race))),
@@ -147,6 +147,24 @@ class Plan:
         )
 
 
+def read_budget(budget: str | float) -> str | float:
+    """Returns a budget's name, or minutes.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if budget in BUDGETS:
+        return budget
+    try:
+        minutes = float(budget)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        known = ", ".join(f'"{name}"' for name in BUDGETS)
+        raise ValueError(f"Expected `budget` to be {known} or minutes above 0. Received {budget!r}.")
+    return minutes
+
+
 def make_plan(budget: str | float, *, costs: dict[str, float], measured: dict) -> Plan:
     """Returns what fits into a budget.
 
@@ -159,15 +177,9 @@ def make_plan(budget: str | float, *, costs: dict[str, float], measured: dict) -
     Raises:
         ValueError: no such budget, or so few minutes that not even a quick race and its final fit into them.
     """
-    if isinstance(budget, str) and budget in BUDGETS:
-        return _plan(budget, costs, measured)
-    try:
-        minutes = float(budget)
-    except ValueError:
-        minutes = math.nan
-    if not minutes > 0:
-        known = ", ".join(f'"{name}"' for name in BUDGETS)
-        raise ValueError(f"Expected `budget` to be {known} or minutes above 0. Received {budget!r}.")
+    minutes = read_budget(budget)
+    if isinstance(minutes, str):
+        return _plan(minutes, costs, measured)
     available = 0.85 * 60 * minutes  # what was measured in a moment is not exact
     for name in reversed(BUDGETS):
         plan = _plan(name, costs, measured)
@@ -191,7 +203,7 @@ def _plan(name: str, costs: dict[str, float], measured: dict) -> Plan:
 
 def _spread(costs: dict[str, float], depths: int) -> tuple[str, ...]:
     """Returns boundaries at even shares of the network's cost, the late ones first, the very first one last."""
-    names = [name for name in costs if name != "head"]
+    names = list(costs)[:-1]
     chosen = []
     for step in range(depths - 1, -1, -1):
         nearest = min(names, key=lambda name: abs(costs[name] - step / depths))

@@ -12,7 +12,7 @@ import pandas as pd
 from helpers._keras import keras
 from helpers.evaluation import ARMS, accuracy_interval
 from helpers.study.experiment import Experiment, unpack
-from helpers.study.plan import BUDGETS, Plan, make_plan
+from helpers.study.plan import Plan, make_plan, read_budget
 from helpers.study.trials import Trial, Trials
 from helpers.study.verdict import accuracy_over_pairs, compare_pairs, decide, describe_verdict, needed
 
@@ -26,8 +26,8 @@ class Study:
     """Freeze or fine-tune? Asked of a network and images, with a budget.
 
     Its trials are kept in a storage of Optuna (`Trials`). The same study, made again, goes on where it was; made in
-    several processes or on several machines with one storage, it is shared by them. Ctrl-C and the end of the given
-    minutes end a step with what there is by then, and the next steps go on from that.
+    several processes or on several machines with one storage, it is shared by them. Ctrl-C (Jupyter's interrupt) and
+    the end of the given minutes end a step with what there is by then, and the next steps go on from that.
 
     Args:
         experiment: the network, the images and the recipe.
@@ -56,22 +56,26 @@ class Study:
         if not 0 < margin < 100:
             raise ValueError(f"Expected `margin` in points, above 0 and below 100. Received {margin}.")
         self.experiment, self.margin, self.stopped = experiment, margin / 100, ""
-        self._started, self._stopped_in = time.monotonic(), ""
-        settings = experiment.settings | {"budget": str(budget), "margin": margin}
-        self.trials = Trials(storage, name=name, settings=settings)
-        (found,) = self.trials.carry_out([_PLAN], lambda trial: self._make_plan(budget), title="plan").values()
-        if "plan" not in found:
-            raise ValueError(found["outcome"].removeprefix("failed: ValueError: "))
+        self._started, self._interrupted_in, self._race_cut = time.monotonic(), "", False
+        budget = read_budget(budget)
+        self.trials = Trials(storage, name=name, settings=experiment.settings | {"margin": margin})
+        work = {"keep_failures": False, "title": "plan"}
+        (found,) = self.trials.carry_out([_PLAN], lambda trial: self._make_plan(budget), **work).values()
+        if found["budget"] != budget and (isinstance(budget, str) or isinstance(found["budget"], str)):
+            raise ValueError(
+                f"This study was planned with budget={found['budget']!r}, and {budget!r} was asked for. Choose "
+                f"another `run_dir` or `storage`, or delete this one. (To minutes, more minutes can be added.)"
+            )
         kept = found["plan"]
         self.plan = Plan(**kept | {key: tuple(kept[key]) for key in ("stages", "learning_rates", "rungs")})
         spent = sum(result.get("wall_seconds", 0.0) for result in self.trials.results().values())
-        self._deadline = math.inf if budget in BUDGETS else self._started + 60 * float(budget) - spent
+        self._deadline = math.inf if isinstance(budget, str) else self._started + 60 * budget - spent
 
     def _make_plan(self, budget: str | float) -> dict:
         costs = self.experiment.costs
         middle = min(list(costs)[1:-1] or list(costs)[:1], key=lambda name: abs(costs[name] - 0.5))
         plan = make_plan(budget, costs=costs, measured=self.experiment.measure(middle))
-        return {"plan": asdict(plan), "log_loss": 0.0}
+        return {"plan": asdict(plan), "budget": budget}
 
     # ---- the steps
 
@@ -97,10 +101,11 @@ class Study:
             rows += [self._race_row(trial, result) for trial, result in found.items()]
             if len(found) < len(wanted):
                 break
-            order = sorted(found, key=lambda trial: found[trial].get("log_loss", math.inf))
+            order = sorted(found, key=lambda trial: _loss(found[trial]))
             kept = [(trial.stage, trial.learning_rate) for trial in order[: self.plan.survivors(number + 1)]]
             arms = [arm for arm in arms if arm in kept]
-        return pd.DataFrame(rows, columns=_RACE)
+        numbers = dict.fromkeys(_RACE[1:8], float)  # also of a race without a row
+        return pd.DataFrame(rows, columns=_RACE).astype(numbers | {"epochs": int})
 
     def final(self, probe: pd.DataFrame, race: pd.DataFrame) -> pd.DataFrame:
         """Returns the final: the best arms and the controls, all on the same fresh splits with the same seeds.
@@ -117,10 +122,12 @@ class Study:
         """
         if race.empty:
             return pd.DataFrame(columns=_FINAL)
-        frozen = probe.loc[probe["log_loss"].idxmin(), "boundary"]
+        # With one image of a class, nothing can be cross-validated.
+        known = probe[probe["log_loss"].notna()]
+        frozen = known.loc[known["log_loss"].idxmin(), "boundary"] if len(known) else self.experiment.end
         of_all = race[race["stage"] == self.plan.stages[-1]]
-        everything = best_arm(of_all)[1] if len(of_all) else self.plan.learning_rates[0]
-        wanted = self.plan.final(frozen, best_arm(race), everything)
+        everything = self.best_arm(of_all)[1] if len(of_all) else self.plan.learning_rates[0]
+        wanted = self.plan.final(frozen, self.best_arm(race), everything)
         found = self._carry_out("final", wanted, title="final")
         rows = [asdict(trial) | result | {"pair": trial.seed} for trial, result in found.items()]
         table = pd.DataFrame(rows).rename(columns={"log_loss": "validation_log_loss", "test_log_loss": "log_loss"})
@@ -128,11 +135,25 @@ class Study:
             table["correct"] = [unpack(result) if "correct" in result else None for result in found.values()]
         return table.reindex(columns=_FINAL)
 
+    def best_arm(self, race: pd.DataFrame) -> tuple[str, float]:
+        """Returns stage and learning rate of the arm with the lowest log-loss in the last rung that was completed.
+
+        Args:
+            race: what the race returned, or its rows of one stage.
+        """
+        rungs = [race[race["epochs"] == epochs] for epochs in self.plan.rungs]
+        complete = [rung for rung in rungs if len(rung)]
+        if len(complete) > 1 and self._race_cut:  # of the last one there are only the cheapest arms
+            complete = complete[:-1]
+        best = complete[-1].loc[complete[-1]["log_loss"].idxmin()]
+        return best["stage"], float(best["learning_rate"])
+
     def verdict(self, final: pd.DataFrame) -> dict:
         """Returns the answer, plain values: what `verdict.json` holds (helpers/study/README.md describes it).
 
         Args:
-            final: what this step returned; with fewer than two whole pairs of arms there is no verdict.
+            final: what this step returned. With fewer than two pairs of both arms there is no verdict; then the
+                frozen arm is chosen, which is cheaper.
         """
         test_images = int((self.experiment.images["split"] == "test").sum())
         answer = {
@@ -159,8 +180,8 @@ class Study:
     def retrain(self, final: pd.DataFrame, verdict: dict) -> keras.Model:
         """Returns the chosen arm, trained on train and validation images together: `Experiment.retrain`."""
         rows = final[(final["arm"] == verdict["chosen"]) & final["correct"].notna()]
-        if rows.empty:
-            raise ValueError("Expected a final with at least one result of the chosen arm. Received none.")
+        if rows.empty:  # the study was stopped before
+            return self.experiment.retrain(Trial("chosen", "frozen", self.experiment.end), epochs=[], temperatures=[])
         row = rows.iloc[0]
         trial = Trial("chosen", row["arm"], row["stage"], row["learning_rate"], self.plan.rungs[-1], 0)
         trained = rows[["best_epoch", "temperature"]].dropna()
@@ -172,21 +193,27 @@ class Study:
 
     def _carry_out(self, step: str, wanted: list[Trial], *, title: str) -> dict[Trial, dict]:
         """Returns the results of the trials; fewer of them if the step is stopped."""
-        if self._stopped_in not in ("", step):  # an earlier step was stopped: what there is has to do
+        if self._interrupted_in not in ("", step):  # an earlier step was: what there is has to do
             return self.trials.results(wanted)
-        self._stopped_in = self.stopped = ""
-        options = {"expected": self.plan.seconds, "deadline": self._deadline, "title": title}
+        self._interrupted_in = ""
+        if step == "race" or not self._race_cut:
+            self.stopped = ""
+        # The race leaves the final its time.
+        deadline = self._deadline - (self.plan.steps["final"][1] if step == "race" else 0)
+        options = {"expected": self.plan.seconds, "deadline": deadline, "title": title}
         try:
             found = self.trials.carry_out(wanted, self.experiment.carry_out, **options)
             if len(found) < len(wanted):
                 self.stopped = f"the minutes given were over in the {step}"
         except KeyboardInterrupt:
-            found, self.stopped = self.trials.results(wanted), f"the {step} was interrupted"
-        self._stopped_in = step if self.stopped else ""
+            found = self.trials.results(wanted)
+            self.stopped, self._interrupted_in = f"the {step} was interrupted", step
+        if step == "race":
+            self._race_cut = len(found) < len(wanted)
         return found
 
     def _race_row(self, trial: Trial, result: dict) -> dict:
-        row = asdict(trial) | {"log_loss": math.inf} | result
+        row = asdict(trial) | result | {"log_loss": _loss(result)}
         row["cost_before"] = self.experiment.costs[trial.stage]
         if "accuracy" in result:
             total = int((self.experiment.images["split"] == "validation").sum())
@@ -194,11 +221,9 @@ class Study:
         return {name: row.get(name) for name in _RACE}
 
 
-def best_arm(race: pd.DataFrame) -> tuple[str, float]:
-    """Returns stage and learning rate of the arm that went furthest in the race, and of these has the lowest loss."""
-    last = race[race["epochs"] == race["epochs"].max()]
-    best = last.loc[last["log_loss"].idxmin()]
-    return best["stage"], float(best["learning_rate"])
+def _loss(result: dict) -> float:
+    """Returns a trial's validation log-loss; infinite of one that failed or diverged, although its start is kept."""
+    return math.inf if result["outcome"].startswith(("failed", "diverged")) else result["log_loss"]
 
 
 def correct_by_arm(final: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -245,7 +270,8 @@ def summarize(final: pd.DataFrame) -> pd.DataFrame:
         rows[arm] = row
     columns = ("stage", "learning_rate", "pairs", "test_accuracy", "low", "high", *_DIFFERENCE)
     columns = [*columns, "seconds", "trainable_weights", "memory_mb"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("arm")
+    numbers = dict.fromkeys((name for name in columns if name not in ("stage", "pairs")), float)  # also without a row
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).astype(numbers).rename_axis("arm")
 
 
 _DIFFERENCE = {"difference": "difference", "difference_low": "low", "difference_high": "high"}

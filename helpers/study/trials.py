@@ -8,6 +8,7 @@ one that was killed and started again end with the same table.
 import json
 import os
 import platform
+import re
 import sys
 import threading
 import time
@@ -81,10 +82,10 @@ class Trials:
         settings = json.loads(json.dumps(settings, default=str))
         self.study = _open(str(storage), name)
         with self._storing():
-            kept = self.study.user_attrs.get("settings")
-            if kept is None:
+            if "settings" not in self.study.user_attrs:
                 self.study.set_user_attr("settings", settings)
-        if kept not in (None, settings):
+            kept = self.study.user_attrs["settings"]  # of two workers that begin together, the last one's
+        if kept != settings:
             differing = [key for key in settings if kept.get(key) != settings[key]]
             shown = ", ".join(f"{key}={kept.get(key)!r}, and {settings[key]!r} was asked for" for key in differing)
             raise ValueError(
@@ -109,6 +110,7 @@ class Trials:
         *,
         expected: Callable[[Trial], float] = lambda trial: 1.0,
         deadline: float = float("inf"),
+        keep_failures: bool = True,
         title: str = "",
     ) -> dict[Trial, dict]:
         """Returns the results of all wanted trials, after doing what other workers do not do.
@@ -120,6 +122,7 @@ class Trials:
             work: from a trial to its result, plain values.
             expected: from a trial to the seconds that it will take, for the time left.
             deadline: on `time.monotonic()`'s clock. No trial is begun that would not end before it.
+            keep_failures: a trial that fails is recorded, and not begun again. Otherwise its error is raised.
             title: of the progress bar.
 
         Returns:
@@ -144,31 +147,32 @@ class Trials:
                     return found
                 claimed = self._claim(set(wanted))
                 if claimed is None:  # others are at work on the rest
-                    time.sleep(0.3)
+                    time.sleep(1.0)
                     continue
                 bar.set_postfix_str(str(_trial(claimed)))
-                self._work_on(claimed, work)
+                self._work_on(claimed, work, keep_failures)
 
     # ---- one trial
 
-    def _work_on(self, claimed, work: Callable[[Trial], dict]) -> None:
+    def _work_on(self, claimed, work: Callable[[Trial], dict], keep_failures: bool) -> None:
         from optuna.trial import TrialState
 
         trial = _trial(claimed)
         with self._signs_of_life(claimed):
             try:
                 result, state = work(trial), TrialState.COMPLETE
-            except (KeyboardInterrupt, OSError):
-                with suppress(Exception):  # it is begun again by whoever comes next
-                    self.study.tell(claimed.number, state=TrialState.FAIL)
-                raise
-            except Exception as error:  # too little memory, values that are not finite: that is a result, too
+            except BaseException as error:
+                if not keep_failures or isinstance(error, OSError) or not isinstance(error, Exception):
+                    with suppress(Exception):  # it is begun again by whoever comes next
+                        self.study.tell(claimed.number, state=TrialState.FAIL)
+                    raise
+                # too little memory, values that are not finite: that is a result, too
                 reason = next(iter(str(error).splitlines()), "")
                 result, state = {"outcome": f"failed: {type(error).__name__}: {reason}"}, TrialState.FAIL
         self.done.append(trial)
         with self._storing(), suppress(ValueError, RuntimeError):  # it was taken for dead, and another was faster
             claimed.set_user_attr("result", json.dumps(result))
-            value = result.get("log_loss", 0.0)
+            value = result.get("log_loss", float("inf"))  # what has none is not the best in Optuna's tools
             self.study.tell(claimed.number, value if state == TrialState.COMPLETE else None, state=state)
 
     @contextmanager
@@ -220,7 +224,7 @@ class Trials:
             if not any(_trial(other) in wanted for other in waiting):
                 return None
             claimed = self.study.ask()
-            known = "trial" in claimed.user_attrs
+            known = _trial(claimed) in wanted
             twice = known and any(
                 _trial(other) == _trial(claimed)
                 and (other.number < claimed.number or other.state.is_finished())
@@ -228,7 +232,7 @@ class Trials:
                 for other in self.study.get_trials(deepcopy=False)
                 if other.number != claimed.number and "trial" in other.user_attrs
             )
-            if not known or twice:  # another worker was faster; or added it at the same moment
+            if not known or twice:  # it is another step's, or another worker added it at the same moment
                 self.study.tell(claimed.number, state=TrialState.FAIL)
                 return None
             claimed.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
@@ -303,6 +307,7 @@ def _open(storage: str, name: str):
         path = resolve_path(storage)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _mend(path)
             return optuna.create_study(storage=JournalStorage(JournalFileBackend(str(path))), **options)
         except OSError as error:
             raise ValueError(f"The storage {_shown(storage)} cannot be used: {error}") from None
@@ -313,7 +318,7 @@ def _open(storage: str, name: str):
             f"Expected `storage` without a password: parameters are written into executed notebooks. Name "
             f"{_shown(storage)}, and set the environment variable PGPASSWORD (or use a .pgpass file)."
         )
-    url = storage.replace("postgresql://", "postgresql+psycopg://", 1)
+    url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", storage)
     for attempt in range(_ATTEMPTS):
         try:
             return optuna.create_study(storage=RDBStorage(url), **options)
@@ -328,10 +333,23 @@ def _open(storage: str, name: str):
     raise ValueError(f"The storage {_shown(storage)} cannot be reached: {problem}")
 
 
+def _mend(path: Path) -> None:
+    """Cuts off a line that was not written to its end, by a full disk or a killed process: the next would join it."""
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    if not path.exists() or not path.stat().st_size:
+        return
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        with open(path, "r+b") as file:
+            content = file.read()
+            if not content.endswith(b"\n"):
+                file.truncate(content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
+
+
 def _shown(storage: str | Path) -> str:
     """Returns the storage without a password."""
-    before, sign, host = str(storage).rpartition("@")
-    if not sign or "://" not in before:
-        return str(storage)
-    scheme, _, user = before.partition("://")
-    return f"{scheme}://{user.partition(':')[0]}@{host}"
+    return re.sub(r"(://[^:@/]*):[^@]*@", r"\1@", re.sub(r"([?&]password=)[^&]*", "", str(storage)))

@@ -18,6 +18,9 @@ FEWEST_PAIRS = 6
 CHANCE = 0.8
 """The probability with which the smallest detectable difference would have been shown."""
 
+FEWEST_IMAGES = 2
+"""So many test images, at least, are taken to tell the arms apart: Bonett and Price (2012), too, add two."""
+
 CAUTION = 0.75
 """Share of Satterthwaite's degrees of freedom that is counted on."""
 
@@ -123,13 +126,14 @@ def describe_verdict(answer: dict) -> str:
     if not comparison:
         return f"There is no verdict: fewer than two splits have results of both arms.{stopped}"
     tuned = arms["fine-tuned"]
-    points = {name: f"{100 * comparison[name]:+.1f}" for name in ("difference", "low", "high")}
+    points = {name: f"{100 * comparison[name]:+z.1f}" for name in ("difference", "low", "high")}
     basis = f"{comparison['images']:,} test images that chose nothing, over {comparison['pairs']} splits and seeds"
-    better = "more" if comparison["difference"] >= 0 else "fewer"
+    gained = f"{points['difference'][1:]} points {'more' if comparison['difference'] > 0 else 'fewer'} right than"
+    if points["difference"] == "+0.0":
+        gained = "as many right as"
     size = (
-        f"Of {basis}, the network that is fine-tuned gets {points['difference'].lstrip('+-')} points {better} right "
-        f"than the frozen one (95 % interval {points['low']} to {points['high']}); the probability that it is better "
-        f"at all is {_percent(comparison['better'])}."
+        f"Of {basis}, the network that is fine-tuned gets {gained} the frozen one (95 % interval {points['low']} to "
+        f"{points['high']}); the probability that it is better at all is {_percent(comparison['better'])}."
     )
     costs = " and ".join(
         f"{arms[name]['seconds']:.1f} s with {arms[name]['trainable_weights']:,.0f} trainable weights ({name})"
@@ -142,9 +146,12 @@ def describe_verdict(answer: dict) -> str:
         return f"{first} {size}{cost}{stopped}"
     if answer["verdict"] == "freeze":
         return f"Freeze. {size}{cost}{stopped}"
-    first = "No difference is shown, so freeze, which is cheaper."
     if comparison["equivalent"]:
-        return f"{first} {size} A difference of less than {margin:g} points was not to matter.{cost}{stopped}"
+        first = (
+            f"No difference that would matter ({margin:g} {'point' if margin == 1 else 'points'} or more), so freeze,"
+        )
+        return f"{first} which is cheaper. {size}{cost}{stopped}"
+    first = "No difference is shown, so freeze, which is cheaper."
     shown = f" A true difference of about {detectable:.1f} points would have been shown (with a probability of 80 %)."
     return f"{first} {size}{shown}{_more(answer)}{cost}{stopped}"
 
@@ -158,6 +165,8 @@ def _more(answer: dict) -> str:
     if enough["images"] and enough["images"] > comparison["images"]:
         ways.append(f"about {enough['images']:,} test images")
     size = f"a difference of {100 * enough['difference']:.1f} points"
+    if None not in enough.values() and not ways:
+        return ""  # this study was large enough, and did not show it
     if not ways:
         return f" To show {size}, more test images and more splits would both be needed."
     return f" To show {size}, it would take {' or '.join(ways)}."
@@ -206,7 +215,8 @@ def _variance(parts: dict, pairs: int, images: int) -> tuple[float, float]:
     do, up to 6 % of the intervals would miss the truth in simulation.
     """
     of_rest = parts["rest"]
-    of_images = max(pairs * parts["images"] + of_rest, 0.0)
+    # At least as if two images told the arms apart: where none does, that may be chance.
+    of_images = max(pairs * parts["images"] + of_rest, pairs * FEWEST_IMAGES / images)
     of_pairs = max(images * parts["pairs"] + of_rest, 0.0)
     total = max(of_images + of_pairs - of_rest, of_rest)
     spread = of_images**2 / (images - 1) + of_pairs**2 / (pairs - 1) + of_rest**2 / ((images - 1) * (pairs - 1))

@@ -15,12 +15,13 @@ from helpers._keras import on_all_devices, set_seed
 from helpers.training.activations import (
     Activations,
     compute_activations,
+    content_digest,
     half_precision_error,
     load_activations,
 )
 from helpers.training.calibration import judge, log_loss
 from helpers.training.files import load_classifier, load_settings, save_model
-from helpers.training.fine_tuning import fine_tune, prepare_training, training_batches
+from helpers.training.fine_tuning import fine_tune, prepare_training, seed_layers, training_batches
 from helpers.training.heads import STRENGTHS, attach_head, fit_head, head_weights
 from helpers.training.keeping import KeepBest, show_progress
 from helpers.training.optimizers import decaying_rates, make_optimizer, warmup_cosine
@@ -36,6 +37,7 @@ __all__ = [
     "blend_weights",
     "compute_activations",
     "computing_in",
+    "content_digest",
     "cross_entropy",
     "decaying_rates",
     "fine_tune",
@@ -52,6 +54,7 @@ __all__ = [
     "on_all_devices",
     "prepare_training",
     "save_model",
+    "seed_layers",
     "set_seed",
     "show_progress",
     "training_batches",

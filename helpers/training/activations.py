@@ -133,6 +133,11 @@ def compute_activations(model: keras.Model, inputs: np.ndarray | StoredArray, *,
     return outputs
 
 
+def content_digest(model: keras.Model) -> str:
+    """Returns what tells a model from others that give other outputs: of its layers, their settings and weights."""
+    return _boundaries(model, None)[-1].digest
+
+
 def half_precision_error(model: keras.Model, activations: np.ndarray | StoredArray, *, stage: str) -> float:
     """Returns the largest change of a logit if these activations were kept in half precision, in absolute value.
 

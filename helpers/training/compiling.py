@@ -19,6 +19,9 @@ from helpers.training.weights import cross_entropy
 _COMPILED: WeakKeyDictionary = WeakKeyDictionary()
 """Model to what was compiled for it, by what it depends on."""
 
+_MOST = 3
+"""For a model, so many are kept: each holds a function and the optimizer's moments."""
+
 
 @dataclass
 class _Compiled:
@@ -60,7 +63,8 @@ def compile_part(model: keras.Model, part: keras.Model, recipe: Recipe, *, stage
     common = replace(recipe, unfreeze_from="", learning_rate=1.0, seed=0, class_weight=None)
     key = f"{stage} {images} {type(part).__name__} {common}"
     known = _COMPILED.setdefault(model, {})
-    if (kept := known.get(key)) and (kept.part or model).optimizer is kept.optimizer:
+    if (kept := known.pop(key, None)) and (kept.part or model).optimizer is kept.optimizer:
+        known[key] = kept  # now the last one
         kept.rate.highest.assign(recipe.learning_rate)
         for variable, value in zip(kept.optimizer.variables, kept.beginning, strict=True):
             variable.assign(value)
@@ -78,6 +82,8 @@ def compile_part(model: keras.Model, part: keras.Model, recipe: Recipe, *, stage
     with on_all_devices():
         part.optimizer.build(part.trainable_variables)
     if not recipe.pull:  # the start that it pulls to belongs to one training
+        while len(known) >= _MOST:
+            del known[next(iter(known))]
         beginning = [np.array(variable) for variable in part.optimizer.variables]
         known[key] = _Compiled(None if part is model else part, rate, part.optimizer, beginning)
     return part

@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 import zipfile
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def save_model(
     """
     settings = {"class_names": class_names, "resize": resize}
     path = resolve_path(path)
-    partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
+    partial = path.with_name(f"partial-{uuid.uuid4().hex}-{path.name}")
     try:
         # A copy of the graph alone: what the model was compiled with needs `helpers` to be loaded again.
         with on_all_devices():

@@ -119,7 +119,7 @@ def fine_tune(
     check_class_weight(recipe.class_weight, labels["train"])
     stage = first_stage(model, recipe.unfreeze_from)
     set_seed(recipe.seed)
-    _seed_layers(model, recipe.seed)
+    seed_layers(model, recipe.seed)
     freeze(model, unfreeze_from=stage, batch_norm=recipe.batch_norm)
     before = copy_weights(model) if recipe.start_share else {}
     parts = {part: pixels[part] for part in ("train", "validation")}
@@ -152,7 +152,7 @@ def fine_tune(
     return keep
 
 
-def _seed_layers(model: keras.Model, seed: int) -> None:
+def seed_layers(model: keras.Model, seed: int) -> None:
     """Lets Dropout begin anew: what a model was trained for before must not matter."""
     for number, variable in enumerate(model.variables):
         if variable.path.endswith("seed_generator_state"):

@@ -2,8 +2,8 @@
 
     REAL_DATA_DIR=... python tests/benchmarks/exhaustive_grid.py flowers [--size 128] [--budget standard]
 
-The grid is the one that the budget's race chooses from, with the epochs of its last rung and without early stopping:
-for each arm and pair a trial like those of the study's final, with the same engine. Both are kept in `runs/.grid`,
+The grid is the one that the budget's race chooses from, with the epochs of its last rung: for each
+arm and pair a trial like those of the study's final, with the same engine. Both are kept in `runs/.grid`,
 and a stopped benchmark goes on. They write two files beside this one: grid_flowers.csv (arm and pair: test accuracy,
 validation log-loss, seconds) and grid_flowers.json (what the study and the grid chose and say).
 
@@ -69,9 +69,8 @@ def main() -> None:
         for seed in range(1, plan.pairs + 1)
         for stage, rate in plan.arms
     ]
-    in_full = make_experiment(options.name, options.size, patience=100)
-    trials = Trials(f"{kept}-grid.journal", name="grid", settings=in_full.settings)
-    found = trials.carry_out(grid, in_full.carry_out, expected=plan.seconds, title="grid")
+    trials = Trials(f"{kept}-grid.journal", name="grid", settings=experiment.settings)
+    found = trials.carry_out(grid, experiment.carry_out, expected=plan.seconds, title="grid")
     table = pd.DataFrame(
         {
             "stage": trial.stage,
