@@ -37,7 +37,6 @@ help:  ## show this help
 #: AUGMENTATION     ## of the training images in fine-tuning: flip, crop, rotate, light
 #: BUDGET           ## of the study: quick, standard, thorough, or minutes
 #: MARGIN           ## the difference in accuracy that would not matter, in points
-#: STORAGE          ## where the study is kept, to be shared by several machines
 #: PARAMS           ## any parameters: "name=value name=value" (without spaces in a value)
 
 # ---- the environment

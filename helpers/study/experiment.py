@@ -41,6 +41,9 @@ from helpers.training import (
 )
 from helpers.training.calibration import cool
 
+_MOST_FACTOR = 4
+"""A training step takes about three times as long as a forward pass; what an epoch takes beyond that is its own."""
+
 PATIENCE = 1000
 """Epochs without a lower validation log-loss before a training stops: never. A study's trainings are short, and at a
 high rate a network often becomes worse before it becomes better, when the rate has faded out."""
@@ -300,27 +303,30 @@ class Experiment:
             stage: the one from which on a training is tried, twice, shortly.
 
         Returns:
-            forward (seconds for an image, whole network), factor (of training to forward), build (seconds before
-            an arm's first step), head (seconds to solve it), images (that train), everything (all images, counts),
-            multiply_adds (of one image, forward).
+            forward (seconds for an image, whole network), factor (of training to forward), epoch (seconds that an
+            epoch takes besides), build (seconds to compile an arm's functions, where those of an earlier trial do not
+            fit), begin (seconds of a trial before its first step), head (seconds to solve it), images (that train),
+            everything (all images, counts), multiply_adds (of one image, forward).
         """
         pixels, _ = self.split(0)
         head, _ = self._solved(0)
         features = load_activations(self.network, pixels)["train"]
         load_activations(self._classifiers["pretrained"], pixels, stage=stage)  # they are counted apart
         forward = features.seconds / len(features)
-        took = {}
-        for epochs in (1, 3):
-            trial = Trial("plan", "fine-tuned", stage, self.recipe.learning_rate, epochs)
-            result = self.carry_out(trial)
-            took[epochs] = result["wall_seconds"]
-        images = len(pixels["train"])
-        epoch = max((took[3] - took[1]) / 2, 1e-3)
-        factor = epoch / max(images * forward * (1 - self.costs[stage]), 1e-6)
+        first, again, longer = (
+            self.carry_out(Trial("plan", "fine-tuned", stage, self.recipe.learning_rate, epochs))["wall_seconds"]
+            for epochs in (1, 1, 3)  # the second one finds what the first one has compiled, the third one does not
+        )
+        images, build = len(pixels["train"]), max(first - again, 0.0)
+        epoch = max((longer - first) / 2, 1e-3)
+        computing = max(images * forward * (1 - self.costs[stage]), 1e-6)
+        factor = float(np.clip(epoch / computing, 1, _MOST_FACTOR))
         return {
             "forward": forward,
-            "factor": float(np.clip(factor, 1.0, 20.0)),
-            "build": max(took[1] - epoch, 0.1),
+            "factor": factor,
+            "epoch": max(epoch - factor * computing, 0.0),
+            "build": build,
+            "begin": max(again - epoch, 0.0),
             "head": head.seconds_,
             "images": images,
             "everything": len(self.images),

@@ -100,11 +100,11 @@ class Plan:
         if trial.arm == "frozen":
             return m["head"] + 0.1
         above = 1 - self.costs[trial.stage]
-        epoch = m["images"] * m["forward"] * above * m["factor"]
+        computing = m["images"] * m["forward"] * above * m["factor"]
         # with BatchNormalization that learns, a step takes up to twice as long
-        training = trial.epochs * epoch * (2 if trial.arm == "from scratch" else 1)
+        training = trial.epochs * (m["epoch"] + computing * (2 if trial.arm == "from scratch" else 1))
         scoring = (m["everything"] - m["images"]) * m["forward"] * above
-        return m["build"] * (1 + above) / 2 + m["head"] + training + scoring
+        return m["begin"] * (1 + above) / 2 + m["head"] / 3 + training + scoring  # three arms share a pair's head
 
     @property
     def steps(self) -> dict[str, tuple[int, float]]:
@@ -120,9 +120,15 @@ class Plan:
         final = self.final(list(self.costs)[-1], middle, self.learning_rates[-1])
         return {
             "activations": (len(self.stages), activations),
-            "race": (len(race), sum(map(self.seconds, race))),
-            "final": (len(final), sum(map(self.seconds, final))),
+            "race": (len(race), self._seconds_of(race)),
+            "final": (len(final), self._seconds_of(final)),
         }
+
+    def _seconds_of(self, trials: list[Trial]) -> float:
+        """Returns what the trials take, one after the other, as expected; those that are alike are compiled once."""
+        kinds = {(trial.arm == "from scratch", trial.stage, trial.epochs) for trial in trials if trial.epochs}
+        building = sum(self.measured["build"] * (1 - self.costs[stage] / 2) for _, stage, _ in kinds)
+        return building + sum(map(self.seconds, trials))
 
     def _typical(self, count: int) -> list[tuple[str, float]]:
         """Returns so many arms, spread over all depths: which ones survive is not known yet."""

@@ -117,7 +117,7 @@ class Study:
 
         Returns:
             A row for each arm and pair with the columns arm, stage, learning_rate, pair (the seed), test_accuracy,
-            log_loss (of the test images), seconds, trainable_weights, memory_mb (the process's peak), best_epoch,
+            log_loss (of the test images), seconds, trainable_weights, memory_mb (by which memory rose), best_epoch,
             temperature, outcome, correct (bool array, one for each test image).
         """
         if race.empty:
