@@ -455,6 +455,13 @@ def test_the_summary_has_a_row_for_each_arm_from_cheap_to_dear():
     assert summary_rows({}) == []
 
 
+def test_arms_of_several_splits_stand_for_those_of_one():
+    one = {"test_accuracy": 0.25, "low": 0.2, "high": 0.3}
+    several = {"from scratch": {"test_accuracy": 0.5}, "frozen": one | {"test_accuracy": 0.26, "seconds": 1.0}}
+    rows = summary_rows({"arms": {"frozen": one}, "study": several})
+    assert rows == [("from scratch", "0.500", "–", "–", "–"), ("frozen", "0.260", "0.200 to 0.300", "1.0", "–")]
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     update_metrics(tmp_path, answer="Yes.")
     before = contents(tmp_path)
