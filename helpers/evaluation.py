@@ -117,7 +117,7 @@ def results_table(arms: dict[str, dict]) -> pd.DataFrame:
             "test accuracy": f"{arm['test_accuracy']:.3f}",
             "95 % interval": f"{arm['low']:.3f} to {arm['high']:.3f}" if "low" in arm else "",
             "seconds": f"{arm['seconds']:.1f}" if "seconds" in arm else "",
-            "trainable weights": f"{arm['trainable_weights']:,}" if "trainable_weights" in arm else "",
+            "trainable weights": f"{arm['trainable_weights']:,.0f}" if "trainable_weights" in arm else "",
         }
         for name, arm in arms.items()
     }

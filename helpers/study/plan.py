@@ -16,7 +16,7 @@ BUDGETS = {
 REDUCTION = 3
 """Of the arms in a rung of the race, one in so many goes on to the next (successive halving's eta)."""
 
-_CHEAP, _MOST_FROM_SCRATCH = 1e11, 30
+_CHEAP, _MOST_FROM_SCRATCH = 5e10, 30
 """Multiply-adds of a training that takes seconds on any machine, and epochs that are enough for it."""
 
 _MOST_PAIRS = 20
