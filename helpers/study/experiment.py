@@ -151,7 +151,7 @@ class Experiment:
         return keras.Model(self.network.inputs[0], joined, name=self.network.name), places
 
     def pooled(self, seed: int = 0) -> dict[str, dict]:
-        """Returns, for each boundary but the first, the images' pooled activations: part to `Activations`' rows."""
+        """Returns each boundary's pooled activations, but for the first: part to float (images, features)."""
         network, places = self._pooled_network()
         self._restore()
         joined = load_activations(network, self.split(seed)[0])
@@ -193,9 +193,9 @@ class Experiment:
         Returns:
             seconds (from decoded images to the trained arm; what is stored counts as if it were computed now),
             trainable_weights (count), memory_mb (by which the process's memory rose meanwhile), outcome (a plain
-            sentence). Of arms with a
-            network also log_loss and accuracy on the validation images; of fine-tuned ones best_epoch and
-            temperature. Of trials of the final also test_accuracy, test_log_loss and correct: see `unpack`.
+            sentence). Of arms with a network also log_loss and accuracy on the validation images; of fine-tuned ones
+            best_epoch and temperature. Of trials of the final also test_accuracy, test_log_loss and correct: see
+            `unpack`.
         """
         arms = {
             "majority class": self._without_network,
@@ -269,10 +269,8 @@ class Experiment:
     def _train(self, model: keras.Model, trial: Trial, *, before: float, **changes) -> dict:
         pixels, labels = self.split(trial.seed)
         inputs, recipe = pixels, replace(self._recipe(trial), **changes)
-        anew = (
-            recipe.augmentation not in ("", "auto") and not recipe.augment_views
-        )  # in each epoch: nothing is stored
-        if trial.stage != list(self.costs)[0] and not anew:
+        changing = recipe.augmentation not in ("", "auto") and not recipe.augment_views  # then nothing is stored
+        if trial.stage != list(self.costs)[0] and not changing:
             inputs = load_activations(model, pixels, stage=trial.stage)  # of all parts in one go
             before += inputs["train"].seconds + inputs["validation"].seconds
         keep = fine_tune(model, pixels, labels, recipe=recipe, progress=False)
@@ -300,7 +298,7 @@ class Experiment:
         """Returns what this machine needs: forward and training seconds for one image, and for building an arm.
 
         Args:
-            stage: the one from which on a training is tried, twice, shortly.
+            stage: the one from which on a training is tried, three times, shortly.
 
         Returns:
             forward (seconds for an image, whole network), factor (of training to forward), epoch (seconds that an

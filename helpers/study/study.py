@@ -18,8 +18,13 @@ from helpers.study.verdict import accuracy_over_pairs, compare_pairs, decide, de
 
 _PLAN = Trial("plan", "plan")
 
-_RACE = ("stage", "cost_before", "learning_rate", "epochs", "log_loss", "accuracy", "low", "high", "best_epoch")
-_RACE = (*_RACE, "outcome", "seconds")
+_RACE = ["stage", "cost_before", "learning_rate", "epochs", "log_loss", "accuracy", "low", "high"]
+_RACE += ["best_epoch", "outcome", "seconds"]
+
+_FINAL = ["arm", "stage", "learning_rate", "pair", "test_accuracy", "log_loss", "seconds", "trainable_weights"]
+_FINAL += ["memory_mb", "best_epoch", "temperature", "outcome", "correct"]
+
+_DIFFERENCE = {"difference": "difference", "difference_low": "low", "difference_high": "high"}
 
 
 class Study:
@@ -56,7 +61,7 @@ class Study:
         if not 0 < margin < 100:
             raise ValueError(f"Expected `margin` in points, above 0 and below 100. Received {margin}.")
         self.experiment, self.margin, self.stopped = experiment, margin / 100, ""
-        self._started, self._interrupted_in, self._race_cut = time.monotonic(), "", False
+        self._started, self._interrupted_in, self._race_cut = time.monotonic(), "", 0
         budget = read_budget(budget)
         self.trials = Trials(storage, name=name, settings=experiment.settings | {"margin": margin})
         work = {"keep_failures": False, "title": "plan"}
@@ -141,11 +146,10 @@ class Study:
         Args:
             race: what the race returned, or its rows of one stage.
         """
-        rungs = [race[race["epochs"] == epochs] for epochs in self.plan.rungs]
-        complete = [rung for rung in rungs if len(rung)]
-        if len(complete) > 1 and self._race_cut:  # of the last one there are only the cheapest arms
-            complete = complete[:-1]
-        best = complete[-1].loc[complete[-1]["log_loss"].idxmin()]
+        complete = race[race["epochs"] != self._race_cut]  # of the rung that was cut there are the cheapest arms only
+        rows = complete if len(complete) else race
+        last = rows[rows["epochs"] == rows["epochs"].max()]
+        best = last.loc[last["log_loss"].idxmin()]
         return best["stage"], float(best["learning_rate"])
 
     def verdict(self, final: pd.DataFrame) -> dict:
@@ -209,7 +213,7 @@ class Study:
             found = self.trials.results(wanted)
             self.stopped, self._interrupted_in = f"the {step} was interrupted", step
         if step == "race":
-            self._race_cut = len(found) < len(wanted)
+            self._race_cut = wanted[0].epochs if len(found) < len(wanted) else 0
         return found
 
     def _race_row(self, trial: Trial, result: dict) -> dict:
@@ -272,12 +276,6 @@ def summarize(final: pd.DataFrame) -> pd.DataFrame:
     columns = [*columns, "seconds", "trainable_weights", "memory_mb"]
     numbers = dict.fromkeys((name for name in columns if name not in ("stage", "pairs")), float)  # also without a row
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).astype(numbers).rename_axis("arm")
-
-
-_DIFFERENCE = {"difference": "difference", "difference_low": "low", "difference_high": "high"}
-
-_FINAL = ("arm", "stage", "learning_rate", "pair", "test_accuracy", "log_loss", "seconds", "trainable_weights")
-_FINAL = (*_FINAL, "memory_mb", "best_epoch", "temperature", "outcome", "correct")
 
 
 def _failed(final: pd.DataFrame) -> pd.DataFrame:

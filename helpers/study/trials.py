@@ -37,7 +37,7 @@ class Trial:
     """One training of an arm.
 
     Attributes:
-        phase: "plan", "race" or "final".
+        phase: "plan", "race", "final" or "chosen".
         arm: such as "frozen" or "fine-tuned".
         stage: the first stage that learns; of a frozen arm, the one before which features are taken; "" for none.
         learning_rate: the highest of the schedule; 0 where nothing is trained.
@@ -287,8 +287,8 @@ def _is_gone(worker: str | None) -> bool:
         os.kill(int(process), 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
-        return False
+    except PermissionError:  # somebody else's, and alive
+        pass
     return False
 
 

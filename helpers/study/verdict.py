@@ -4,7 +4,7 @@ Both arms are trained on the same splits with the same seeds and judged on the s
 table of differences, pairs x images: 1 where only the second arm is right, -1 where only the first one is, else 0.
 Another study would have drawn other splits and seeds, and other test images. Pairs and images are therefore crossed
 random effects, and the difference's variance is estimated from the table's analysis of variance; its degrees of
-freedom are Satterthwaite's (1946, doi:10.2307/3002019).
+freedom are three quarters of Satterthwaite's (1946, doi:10.2307/3002019), see `_variance`.
 """
 
 from bisect import bisect_left
@@ -41,8 +41,8 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01
         standard error; detectable: the smallest true difference that a study of this size would have shown with a
         probability of 80 %; better: the probability that the second arm is better (the difference's t distribution;
         nothing known beforehand); variances: those of images, of pairs and of the rest; pairs, images: counts;
-        differences: one for each pair; shown: "second", "first" or "" (the interval's
-        position to 0); equivalent: whether the whole interval lies within the margin.
+        differences: one for each pair; shown: "second", "first" or "" (the interval's position to 0); equivalent:
+        whether the whole interval lies within the margin; margin.
 
     Raises:
         ValueError: the shapes differ, or there are fewer than two pairs or two images.
@@ -60,14 +60,13 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01
     error = float(np.sqrt(variance))
     reach = t.ppf(0.975, freedom) * error
     low, high = max(-1.0, difference - reach), min(1.0, difference + reach)
-    better = float(t.cdf(difference / error, freedom)) if error else 0.5 + 0.5 * np.sign(difference)
     return {
         "difference": difference,
         "low": float(low),
         "high": float(high),
         "error": error,
         "detectable": float(error * _factor(freedom)),
-        "better": float(better),
+        "better": float(t.cdf(difference / error, freedom)),
         "variances": parts,
         "pairs": pairs,
         "images": images,
@@ -220,8 +219,7 @@ def _variance(parts: dict, pairs: int, images: int) -> tuple[float, float]:
     of_pairs = max(images * parts["pairs"] + of_rest, 0.0)
     total = max(of_images + of_pairs - of_rest, of_rest)
     spread = of_images**2 / (images - 1) + of_pairs**2 / (pairs - 1) + of_rest**2 / ((images - 1) * (pairs - 1))
-    freedom = CAUTION * total**2 / spread if spread else images - 1.0
-    return total / (pairs * images), max(freedom, 1.0)
+    return total / (pairs * images), max(CAUTION * total**2 / spread, 1.0)
 
 
 def _factor(freedom: float) -> float:
