@@ -71,11 +71,12 @@ run: $(INSTALLED)  ## execute 01 to 04 on your images or on the embedded example
 	  set -- "$$@" -p "$${pair%%=*}" "$${pair#*=}"; done; \
 	"$(PY)" -m helpers.run "$$@"
 
+# A file's tests stay together, as some share what they have made.
 test: $(INSTALLED)  ## run the tests
-	@"$(PY)" -m pytest
+	@"$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-all: $(INSTALLED)  ## run the slow tests, too: all networks of keras.applications
-	@"$(PY)" -m pytest -m ""
+	@"$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadfile -m ""
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	@"$(PY)" -m jupyterlab notebooks/01_load_data.ipynb

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -139,7 +140,8 @@ def test_a_trial_that_fails_is_recorded_and_the_others_go_on(tmp_path):
     assert again.carry_out(WANTED[:3], work) == found and again.done == []
 
 
-def test_a_line_that_was_cut_off_costs_nothing_else(tmp_path):
+def test_a_line_that_was_cut_off_costs_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SILENCE", 1.0)  # the process that began what the line ended is this one, and alive
     storage = tmp_path / "study.journal"
     Trials(storage, name="study", settings=SETTINGS).carry_out(WANTED[:2], result_of)
     whole = storage.read_bytes()
@@ -195,6 +197,16 @@ def test_a_storage_of_other_data_is_refused(tmp_path):
         Trials(tmp_path / "study.journal", name="study", settings=SETTINGS | {"images": "b2"})
 
 
+def test_of_two_workers_that_begin_together_with_other_data_one_goes_on(tmp_path):
+    first = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
+    second = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
+    second._settings = SETTINGS | {"images": "b2"}  # both saw an empty storage, and this one wrote last
+    second.study.set_user_attr("settings", second._settings)
+    with pytest.raises(ValueError, match="other data or parameters: images='b2', and 'a1' was asked for"):
+        first.carry_out(WANTED[:1], result_of)
+    assert list(second.carry_out(WANTED[:1], result_of)) == WANTED[:1]
+
+
 def test_a_storage_that_cannot_be_used_is_an_error_that_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_ATTEMPTS", 1)
     with pytest.raises(ValueError, match="postgresql://me@localhost:1/none cannot be reached: .*refused"):
@@ -240,10 +252,11 @@ def test_a_dead_workers_trial_is_taken_over(storage, tmp_path):
     assert sorted(begun(log)) == sorted([*range(len(WANTED)), begun(log)[0]])
 
 
-def test_a_worker_of_another_machine_is_dead_when_it_is_silent(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["another-machine pid:[1]", f"{platform.node()} pid:[1]"])
+def test_a_worker_of_another_machine_or_container_is_dead_when_it_is_silent(where, tmp_path, monkeypatch):
     trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
     trials._enqueue(WANTED[:1])
-    trials._claim(set(WANTED)).set_user_attr("worker", "another-machine:1")
+    trials._claim(set(WANTED)).set_user_attr("worker", f"{where}:999999999")  # no process of this number here
     monkeypatch.setattr(module, "SILENCE", 0.5)
     started = time.monotonic()
     assert list(trials.carry_out(WANTED[:1], result_of)) == WANTED[:1]

@@ -79,19 +79,13 @@ class Trials:
         self.done: list[Trial] = []
         self.seconds_in_storage = 0.0
         self._watched: dict[int, tuple] = {}
-        settings = json.loads(json.dumps(settings, default=str))
+        self._storage, self._name = storage, name
+        self._settings = json.loads(json.dumps(settings, default=str))
         self.study = _open(str(storage), name)
         with self._storing():
             if "settings" not in self.study.user_attrs:
-                self.study.set_user_attr("settings", settings)
-            kept = self.study.user_attrs["settings"]  # of two workers that begin together, the last one's
-        if kept != settings:
-            differing = [key for key in settings if kept.get(key) != settings[key]]
-            shown = ", ".join(f"{key}={kept.get(key)!r}, and {settings[key]!r} was asked for" for key in differing)
-            raise ValueError(
-                f"The storage {_shown(storage)} holds a study {name!r} of other data or parameters: {shown}. Choose "
-                f"another `run_dir` or another `storage`, or delete this one."
-            )
+                self.study.set_user_attr("settings", self._settings)
+        self._check_settings()
 
     def results(self, wanted: Iterable[Trial] | None = None) -> dict[Trial, dict]:
         """Returns the results of the trials that are finished, in the order asked for."""
@@ -132,6 +126,7 @@ class Trials:
             KeyboardInterrupt: on Ctrl-C. What is finished is kept.
             OSError: the storage, or what the work writes, has no space.
         """
+        self._check_settings()
         total = sum(map(expected, wanted))
         form = "{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left{postfix}"
         with tqdm(total=total, desc=title, bar_format=form, leave=False, file=sys.stdout, delay=1) as bar:
@@ -151,6 +146,19 @@ class Trials:
                     continue
                 bar.set_postfix_str(str(_trial(claimed)))
                 self._work_on(claimed, work, keep_failures)
+
+    def _check_settings(self) -> None:
+        """Refuses a study of something else. Of two workers that begin together, the last one's settings count."""
+        with self._storing():
+            kept = self.study.user_attrs["settings"]
+        if kept != self._settings:
+            differing = [key for key in self._settings if kept.get(key) != self._settings[key]]
+            wanted = self._settings
+            shown = ", ".join(f"{key}={kept.get(key)!r}, and {wanted[key]!r} was asked for" for key in differing)
+            raise ValueError(
+                f"The storage {_shown(self._storage)} holds a study {self._name!r} of other data or parameters: "
+                f"{shown}. Choose another `run_dir` or another `storage`, or delete this one."
+            )
 
     # ---- one trial
 
@@ -235,7 +243,7 @@ class Trials:
             if not known or twice:  # it is another step's, or another worker added it at the same moment
                 self.study.tell(claimed.number, state=TrialState.FAIL)
                 return None
-            claimed.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
+            claimed.set_user_attr("worker", f"{_here()}:{os.getpid()}")
             return claimed
 
     def _release_dead(self) -> None:
@@ -278,10 +286,17 @@ def _ranges() -> dict:
     }
 
 
+def _here() -> str:
+    """Returns what tells processes with numbers of their own apart: the machine, and the container on it."""
+    with suppress(OSError):
+        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"  # Linux
+    return platform.node()
+
+
 def _is_gone(worker: str | None) -> bool:
-    """Whether a worker of this machine has ended. Of another machine, its silence alone tells."""
+    """Whether a worker of this machine has ended. Of one elsewhere, its silence alone tells."""
     host, _, process = (worker or "").rpartition(":")
-    if host != platform.node():
+    if host != _here():
         return False
     try:
         os.kill(int(process), 0)
