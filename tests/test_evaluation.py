@@ -5,12 +5,19 @@ import doctest
 import numpy as np
 import pytest
 
-from helpers import evaluation
-from helpers.evaluation import accuracy_interval, compare, describe_comparison, evaluate, is_correct, results_table
+from helpers.evaluation import (
+    accuracy_interval,
+    compare,
+    describe_comparison,
+    evaluate,
+    is_correct,
+    metrics,
+    results_table,
+)
 
 
 def test_doctests():
-    assert doctest.testmod(evaluation).failed == 0 < doctest.testmod(evaluation).attempted
+    assert doctest.testmod(metrics).failed == 0 < doctest.testmod(metrics).attempted
 
 
 def test_accuracy_interval_at_its_edges():

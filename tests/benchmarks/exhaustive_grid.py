@@ -7,6 +7,10 @@ arm and pair a trial like those of the study's final, with the same engine. Both
 and a stopped benchmark goes on. They write two files beside this one: grid_flowers.csv (arm and pair: test accuracy,
 validation log-loss, seconds) and grid_flowers.json (what the study and the grid chose and say).
 
+What the same grid would take by the recipe of the Keras transfer-learning guide is extrapolated from one arm for each
+stage: images read by tf.data in each epoch, random flips and rotations, ten epochs of a new Dense layer on the frozen
+network, then five with the stage and those after it, validation images after each, and the test images at the end.
+
 REAL_DATA_DIR names a folder with the photos and the weights.
 """
 
@@ -18,10 +22,11 @@ from time import perf_counter
 
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 
 from helpers import resolve_path
-from helpers.backbones import load_backbone
-from helpers.data import check_images, exclude_problems, find_images, split_images
+from helpers.backbones import freeze, keras, load_backbone
+from helpers.data import check_images, encode_labels, exclude_problems, find_images, split_images
 from helpers.study import Experiment, Study, Trial, Trials, compare_pairs, decide
 from helpers.study.experiment import unpack
 
@@ -38,6 +43,40 @@ def make_experiment(name: str, size: int, **recipe) -> Experiment:
     return Experiment(
         load_backbone("MobileNetV2", weights=str(weights), image_size=size), images, resize="crop", **recipe
     )
+
+
+def guide_seconds(experiment: Experiment, stage: str, learning_rate: float) -> float:
+    """Returns what one arm takes by the guide's recipe, from the files to the test images' accuracy."""
+    network, started = experiment.network, perf_counter()
+    pretrained = network.get_weights()
+    size = network.input_shape[1:3]
+    labels, class_names = encode_labels(experiment.images)
+
+    def decode(path, label):
+        image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+        return tf.cast(tf.round(tf.image.resize(image, size)), tf.uint8), label
+
+    data = {}
+    for part in ("train", "validation", "test"):
+        rows = experiment.images[experiment.images["split"] == part]
+        paths = [str(resolve_path(path)) for path in rows["path"]]
+        images = tf.data.Dataset.from_tensor_slices((paths, labels[part])).shuffle(len(paths))
+        data[part] = images.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(32).prefetch(tf.data.AUTOTUNE)
+    network.trainable = False
+    layers = keras.layers
+    images = keras.Input((*size, 3), dtype="uint8")
+    x = layers.RandomRotation(0.1)(layers.RandomFlip("horizontal")(images))
+    x = layers.Dropout(0.2)(network(x, training=False))
+    model = keras.Model(images, layers.Dense(len(class_names), activation="softmax")(x))
+    options = {"validation_data": data["validation"], "verbose": 0}
+    model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.fit(data["train"], epochs=10, **options)
+    freeze(network, unfreeze_from=stage)
+    model.compile(keras.optimizers.Adam(learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.fit(data["train"], epochs=5, **options)
+    model.evaluate(data["test"], verbose=0)
+    network.set_weights(pretrained)
+    return perf_counter() - started
 
 
 def main() -> None:
@@ -60,10 +99,12 @@ def main() -> None:
     final = study.final(probe, race)
     answer = study.verdict(final)
     print(f"the study took {perf_counter() - started:.0f} s in this call\n{answer['paragraph']}", flush=True)
-    spent = {
-        phase: sum(result["wall_seconds"] for trial, result in study.trials.results().items() if trial.phase == phase)
-        for phase in ("race", "final")
-    }
+    results = study.trials.results()
+    spent = pd.DataFrame(
+        {"phase": trial.phase, "arm": trial.arm, "seconds": result["wall_seconds"]}
+        for trial, result in results.items()
+        if trial.phase in ("race", "final")
+    )
     grid = [
         Trial("final", "grid", stage, rate, plan.rungs[-1], seed)
         for seed in range(1, plan.pairs + 1)
@@ -94,6 +135,17 @@ def main() -> None:
     }
     frozen = np.stack(final.loc[final["arm"] == "frozen", "correct"].tolist())
     verdict = decide(compare_pairs(frozen, correct[by_validation]))
+    by_guide = {}
+    for stage in plan.stages:
+        by_guide[stage] = guide_seconds(experiment, stage, plan.learning_rates[0])
+        print(f"one arm from {stage} on by the Keras guide's recipe: {by_guide[stage]:.0f} s", flush=True)
+    guides_grid = sum(by_guide.values()) * len(plan.learning_rates) * plan.pairs
+    seconds = {
+        f"{phase}: {arm}": float(took)
+        for (phase, arm), took in spent.groupby(["phase", "arm"])["seconds"].sum().items()
+    }
+    seconds |= {"grid": float(table["seconds"].sum()), "grid by the Keras guide": guides_grid}
+    whole = float(spent["seconds"].sum())
     report = {
         "command": f"python tests/benchmarks/exhaustive_grid.py {options.name} --size {options.size}",
         "race_chose": [chosen["stage"], float(chosen["learning_rate"])],
@@ -107,8 +159,9 @@ def main() -> None:
         },
         "verdict": {"study": answer["verdict"], "grid": verdict},
         "paragraph": answer["paragraph"],
-        "seconds": spent | {"grid": float(table["seconds"].sum())},
-        "share_of_the_grid": sum(spent.values()) / float(table["seconds"].sum()),
+        "seconds": seconds,
+        "share_of_the_grid": whole / seconds["grid"],
+        "share_of_the_guides_grid": whole / guides_grid,
         "summary": json.loads(pd.DataFrame(answer["arms"]).T.to_json(orient="index")),
     }
     (HERE / f"grid_{options.name}.json").write_text(json.dumps(report, indent=2) + "\n")

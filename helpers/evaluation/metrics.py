@@ -1,4 +1,4 @@
-"""What a trained model gets right and wrong, and how sure one can be of it."""
+"""How often a model is right, how sure one can be of that, and which of two is right more often."""
 
 import numpy as np
 import pandas as pd
