@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -306,6 +307,21 @@ def test_the_race_leaves_the_final_its_time(folder, root, monkeypatch):
     assert study.stopped == "the minutes given were over in the race" and set(race["epochs"]) == {1}
     verdict = study.verdict(study.final(probe, race))
     assert verdict["comparison"]["pairs"] == 3 and "not complete: the minutes" in verdict["paragraph"]
+
+
+@pytest.mark.parametrize(("cut", "rate"), [(0, 1e-2), (20, 1e-3), (8, 1e-4), (3, 3e-4)])
+def test_the_best_arm_is_of_the_last_rung_that_was_completed(cut, rate):
+    """Of a rung that was cut there are the cheapest arms only; of the first one, nothing else is there."""
+    rungs = {3: [(3e-4, 0.1), (1e-4, 0.2)], 8: [(1e-3, 0.3), (1e-4, 0.4)], 20: [(1e-2, 0.5), (1e-3, 0.6)]}
+    rungs = {epochs: arms for epochs, arms in rungs.items() if not cut or epochs <= cut}
+    if cut == 8:  # the rung before it counts, in which this one was best
+        rungs[3] = [(3e-4, 0.2), (1e-4, 0.1)]
+    race = pd.DataFrame(
+        {"stage": "conv3", "learning_rate": rate, "epochs": epochs, "log_loss": loss}
+        for epochs, arms in rungs.items()
+        for rate, loss in arms
+    )
+    assert Study.best_arm(SimpleNamespace(_race_cut=cut), race) == ("conv3", rate)
 
 
 def test_minutes_can_be_added_and_a_refused_budget_leaves_nothing_behind(folder, root, monkeypatch):
