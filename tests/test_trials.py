@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -65,18 +66,16 @@ def begun(log: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def postgresql(tmp_path_factory):
+def postgresql():
     """The URL of a server of its own."""
     programs = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
     programs = Path(shutil.which("initdb")).parent if shutil.which("initdb") else programs
     if programs is None:
         pytest.skip("PostgreSQL is not installed")
-    folder = tmp_path_factory.mktemp("postgresql")
+    folder = Path(tempfile.mkdtemp())  # pytest's folders are closed to other users, and too long for a socket
     as_user = []
     if os.getuid() == 0:  # the server refuses to be root
         shutil.chown(folder, "postgres")
-        for parent in list(folder.parents)[:2]:
-            parent.chmod(0o755)
         as_user = ["runuser", "-u", "postgres", "--"]
     data = folder / "data"
 
@@ -98,6 +97,7 @@ def postgresql(tmp_path_factory):
     )
     yield f"postgresql://worker@/postgres?host={folder}"
     call("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(params=["journal", "postgresql"])
