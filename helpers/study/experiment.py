@@ -248,23 +248,30 @@ class Experiment:
         """Trains the network as the others are trained, but from random weights below its solved head."""
         set_seed(trial.seed)
         pixels, labels = self.split(trial.seed)
-        anew, model = keras.models.clone_model(self.network), self._classifiers["from scratch"]
+        weights = keras.models.clone_model(self.network).get_weights()  # drawn anew
+        model, network = self._classifiers["from scratch"], self._networks["from scratch"]
+        network.set_weights(weights)
         started = perf_counter()
-        head = fit_head(compute_activations(anew, pixels["train"]), labels["train"])
+        head = fit_head(compute_activations(network, pixels["train"]), labels["train"])
         seconds = perf_counter() - started
-        model.set_weights([*anew.get_weights(), *head_weights(head)])
+        model.set_weights([*weights, *head_weights(head)])
         return self._train(model, trial, before=seconds, batch_norm="train", lowest_rate=1.0)
 
     @cached_property
+    def _networks(self) -> dict[str, keras.Model]:
+        """The network, and one of the same kind to be trained from scratch: of each, the functions are built once."""
+        with on_all_devices():
+            anew = keras.models.clone_model(self.network, clone_function=_quick_statistics)
+        return {"pretrained": self.network, "from scratch": anew}
+
+    @cached_property
     def _classifiers(self) -> dict[str, keras.Model]:
-        """The network with a head, and the same to be trained from scratch: one of each, compiled once."""
+        """These networks with a head; they share the layers."""
         classes, features = len(self.class_names), self.network.output_shape[-1]
         shape = (classes if classes > 2 else 1, features)
         blank = SimpleNamespace(coef_=np.zeros(shape), intercept_=np.zeros(shape[0]))
-        with on_all_devices():
-            anew = keras.models.clone_model(self.network, clone_function=_quick_statistics)
-        networks = {"pretrained": self.network, "from scratch": anew}
-        return {name: attach_head(network, blank, class_names=self.class_names) for name, network in networks.items()}
+        options = {"class_names": self.class_names}
+        return {name: attach_head(network, blank, **options) for name, network in self._networks.items()}
 
     def _train(self, model: keras.Model, trial: Trial, *, before: float, **changes) -> dict:
         pixels, labels = self.split(trial.seed)
