@@ -127,7 +127,7 @@ def test_grad_cam_leaves_what_matters_and_says_where_it_is():
     sheet = figure.axes[0].images[0].get_array()
     np.testing.assert_array_equal(sheet[:, :12], images[0])
     np.testing.assert_array_equal(sheet[1:4, 13 + 8 : 13 + 11], images[0][1:4, 8:11])
-    assert np.abs(sheet[6:, 13:].astype(int) - 128).max() <= 13, "the rest is grey"
+    assert np.abs(sheet[6:, 13:].astype(int) - 128).max() <= 26, "the rest is grey"
     assert len(figure.axes[0].collections) == 2 and not figure.axes[2].collections, "a line around what matters"
 
 

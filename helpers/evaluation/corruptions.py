@@ -202,7 +202,9 @@ def shifted_table(models: dict, folder: str | Path, *, class_names: list[str], r
         raise FileNotFoundError(f"Expected `folder` to hold images in class folders. There is no {source}.")
     sizes = {model.input_shape[1:] for model in models.values()}
     if len(sizes) != 1:
-        raise ValueError(f"Expected `models`, one or more, for images of one size. Received {_list(sizes)}.")
+        raise ValueError(
+            f"Expected `models`, one or more, for images of one size. Received {_list(sizes) or 'none'}."
+        )
     for arm, model in models.items():
         if model.output_shape[-1] != len(class_names):
             raise ValueError(
@@ -248,12 +250,17 @@ def compare_shift(
         minus first, in -1..1) with its 95 % interval, low and high; and images (count).
 
     Raises:
-        ValueError: the table lacks an arm.
+        ValueError: the table lacks an arm, or its rows are about several sets of images.
     """
     if lacking := {first, second} - set(table["arm"]):
         raise ValueError(
             f"Expected the arms {first!r} and {second!r} in the table. It has {_list(table['arm'].unique())}, not "
             f"{_list(lacking)}: name the arms to compare as `first` and `second`."
+        )
+    if table["images"].nunique() > 1:
+        raise ValueError(
+            f"Expected a table whose rows are about the same images. Received rows about "
+            f"{_list(table['images'].unique())} images: compare each table by itself."
         )
     by_image = {  # corruption -> arm -> the share of severities at which each image is right
         corruption: {arm: np.mean(np.stack(rows["correct"].tolist()), axis=0) for arm, rows in part.groupby("arm")}

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
 
 from helpers.plots.figures import DescribedFigure, draw_intervals, new_figure, say, shorten
 
@@ -91,7 +90,7 @@ def plot_mistakes(pixels, mistakes: pd.DataFrame, *, class_names: list[str], per
     if mistakes.empty:
         return say("No mistake among these images.")
     rows = -(-len(mistakes) // per_row)
-    figure = new_figure(1.6 * per_row, 2.15 * rows + 0.4)
+    figure = new_figure(1.6 * per_row, 2 * rows + 0.4)
     grid = figure.subplots(rows, per_row, squeeze=False).ravel()
     for axes, mistake in zip(grid, mistakes.itertuples(), strict=False):
         axes.imshow(pixels[[mistake.position]][0], interpolation="nearest")
@@ -167,7 +166,7 @@ def plot_grad_cam(images: np.ndarray, maps: np.ndarray, *, titles: list[str], pe
     figure = new_figure(3.2 * per_row, (1.55 * height / width + 0.35) * rows)
     grid = figure.subplots(rows, per_row, squeeze=False).ravel()
     for axes, image, cam, title in zip(grid, images, maps, titles, strict=False):
-        faded = 128 + (image - 128.0) * (0.1 + 0.9 * cam[..., None])
+        faded = 128 + (image - 128.0) * (0.2 + 0.8 * cam[..., None])
         sheet = np.concatenate([image, np.full((height, gap, 3), 255), faded.round()], axis=1)
         axes.imshow(sheet.astype("uint8"), interpolation="nearest")
         if cam.min() < 0.5 < cam.max():
@@ -226,8 +225,13 @@ def plot_corruptions(table: pd.DataFrame) -> DescribedFigure:
                 markersize=5,
                 **style,
             )
-        axes.set(title=shorten(kind), xlabel="severity (0: as they are)", xlim=(-0.4, 5.4))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        severities = sorted(part["severity"].unique())
+        axes.set(
+            title=shorten(kind),
+            xlabel="severity (0: as they are)" if 0 in severities else "severity",
+            xlim=(severities[0] - 0.4, severities[-1] + 0.4),
+            xticks=severities,
+        )
         axes.grid(axis="y", color="0.9")
     for axes in grid[len(kinds) :]:
         axes.axis("off")
