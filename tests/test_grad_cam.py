@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from networks import coloured_images, residual_network, stage_network
 
 from helpers.backbones import cut, freeze, keras, load_backbone
@@ -95,15 +94,9 @@ def test_gradients_are_averaged_over_places_and_not_multiplied_place_by_place():
 
 
 def test_what_is_frozen_does_not_matter():
-    """Where all is frozen, the usual way watches nothing, and there is no gradient."""
     model, image = red_or_blue(), squares()
     before = grad_cam(model, image)
     freeze(model)
-    usual = keras.Model(model.inputs[0], [model.get_layer("conv2_conv").output, model.outputs[0]])
-    with tf.GradientTape() as tape:
-        maps, probabilities = usual(image)
-        of_class = probabilities[:, 0]
-    assert tape.gradient(of_class, maps) is None
     np.testing.assert_array_equal(grad_cam(model, image), before)
 
 
@@ -170,7 +163,7 @@ def test_maps_are_as_large_as_the_images():
     batch = np.zeros((1, 12, 20, 3), "float32")
     batch[0, 8:12, 12:16] = 1
     (cam,) = grad_cam(model, batch, classes=0)
-    assert cam.shape == (12, 20) and cam[8:12, 12:16].min() > 0.5 and cam[:4].max() == cam[:, :8].max() == 0
+    assert cam.shape == (12, 20) and cam[9:12, 13:15].min() > 0.8 and cam[:4].max() == cam[:, :8].max() == 0
 
 
 def test_nothing_that_speaks_for_the_class_is_a_map_of_zeros():

@@ -1,8 +1,8 @@
 """Where in an image the network sees its class: Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391).
 
 The maps of features at a boundary, weighted with how much the class's logit grows with each of them, on average
-over the map. The network is cut there, the maps are handed to its second part as an input, and the gradient is that
-part's: so it does not matter what is frozen.
+over the map. The network is cut there, and the maps are the input of its second part, whose gradient is taken: so it
+does not matter what is frozen.
 """
 
 import difflib
@@ -69,7 +69,7 @@ def grad_cam(
             batch = slice(start, start + _BATCH)
             features = prefix(np.asarray(images[batch]), training=False)
             with tf.GradientTape() as tape:
-                tape.watch(features)  # by itself it watches weights alone, and none that is frozen
+                tape.watch(features)  # by itself it watches weights alone
                 logits = suffix(features, training=False)
                 chosen = tf.argmax(logits, axis=1) if classes is None else tf.constant(classes[batch])
                 of_class = tf.gather(logits, chosen, axis=1, batch_dims=1)
@@ -144,13 +144,16 @@ def _check_classes(classes: int | np.ndarray | None, images: int, count: int) ->
 def _logits(model):
     """Returns the symbolic logits of a classifier, before its last softmax, or its output where it has none."""
     from helpers._keras import keras
+    from helpers.backbones.graphs import find_nodes
 
-    last = model.layers[-1]
-    if isinstance(last, keras.layers.Softmax) or (
-        isinstance(last, keras.layers.Activation) and last.activation is keras.activations.softmax
-    ):
-        return last.input
-    if isinstance(last, keras.layers.Dense) and last.activation is keras.activations.softmax:
-        logits = keras.ops.matmul(last.input, last.kernel)
-        return logits + last.bias if last.use_bias else logits
+    node = find_nodes(model)[-1]
+    last, features = node.operation, node.input_tensors[0]  # not `last.input`, which may be of another model's graph
+    if isinstance(last, keras.layers.Softmax):
+        return features
+    if getattr(last, "activation", None) is keras.activations.softmax:
+        if isinstance(last, keras.layers.Activation):
+            return features
+        if isinstance(last, keras.layers.Dense):
+            logits = keras.ops.matmul(features, last.kernel)
+            return logits + last.bias if last.use_bias else logits
     return model.outputs[0]

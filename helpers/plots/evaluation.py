@@ -124,8 +124,9 @@ def plot_reliability(tables: dict[str, pd.DataFrame]) -> DescribedFigure:
     lowest = min(min(table["low"].min(), table["confidence"].min()) for table in tables.values())
     low = max(np.floor(10 * lowest - 0.2) / 10, 0)
     axes.plot([low, 1], [low, 1], color="0.6", linewidth=1, label="right as often as it says")
-    for (title, table), style in zip(tables.items(), _STYLES, strict=False):
-        draw_intervals(axes, table["confidence"], table["accuracy"], table[["low", "high"]], label=title, **style)
+    for number, ((title, table), style) in enumerate(zip(tables.items(), _STYLES, strict=False)):
+        style = style | {"label": title, "markersize": max(9 - 3 * number, 3)}  # seen where they coincide
+        draw_intervals(axes, table["confidence"], table["accuracy"], table[["low", "high"]], **style)
     reach = 0.03 * (1 - low)
     axes.set(
         xlim=(low, 1 + reach),
