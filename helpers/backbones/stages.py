@@ -19,12 +19,17 @@ class Stage:
     Attributes:
         layers: its layers in graph order; one that is called in several stages belongs to the first of them.
         nodes: its calls of layers and operations, in graph order.
-        output: the symbolic tensor at its end, the only one that passes there.
+        boundaries: the symbolic tensors at the places within it, and at its end, through which one alone passes.
     """
 
     layers: list[keras.Layer]
     nodes: list
-    output: keras.KerasTensor
+    boundaries: list[keras.KerasTensor]
+
+    @property
+    def output(self) -> keras.KerasTensor:
+        """The symbolic tensor at its end, the only one that passes there."""
+        return self.boundaries[-1]
 
 
 def _segments(model: keras.Model) -> list[list]:
@@ -103,7 +108,7 @@ def find_stages(model: keras.Model) -> dict[str, Stage]:
         layers = [node.operation for node in nodes if isinstance(node.operation, keras.Layer)]
         own = list({id(layer): layer for layer in layers if id(layer) not in seen}.values())
         seen |= {id(layer) for layer in own}
-        stages[name] = Stage(own, nodes, nodes[-1].outputs[0])
+        stages[name] = Stage(own, nodes, [segment[-1].outputs[0] for segment in segments])
     return stages
 
 

@@ -3,9 +3,18 @@
 figures     a figure with its description; what several figures draw alike
 images      the images: counts, examples, sizes, problems
 training    one head, one training, the arms side by side
+evaluation  one trained model: its mistakes, how sure it is, where it looks; arms on changed images
 study       from which stage on to fine-tune, and at what rate: probe, race and final
 """
 
+from helpers.plots.evaluation import (
+    plot_confusion,
+    plot_corrupted_examples,
+    plot_corruptions,
+    plot_grad_cam,
+    plot_mistakes,
+    plot_reliability,
+)
 from helpers.plots.figures import DescribedFigure
 from helpers.plots.images import (
     plot_counts,
@@ -20,15 +29,21 @@ from helpers.plots.training import plot_history, plot_results, plot_strengths
 
 __all__ = [
     "DescribedFigure",
+    "plot_confusion",
+    "plot_corrupted_examples",
+    "plot_corruptions",
     "plot_costs",
     "plot_counts",
     "plot_depth",
     "plot_differences",
     "plot_examples",
+    "plot_grad_cam",
     "plot_history",
     "plot_image_rows",
+    "plot_mistakes",
     "plot_problems",
     "plot_rates",
+    "plot_reliability",
     "plot_results",
     "plot_sizes",
     "plot_steps",

@@ -48,6 +48,11 @@ def new_figure(width: float, height: float) -> DescribedFigure:
     return DescribedFigure(figsize=(width, height), dpi=80, layout="constrained")
 
 
+def shorten(name: str, *, most: int = 20) -> str:
+    """Returns the name, without its middle if it is longer than `most` characters."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"
+
+
 def draw_intervals(axes: Axes, x: ArrayLike, y: ArrayLike, spans: ArrayLike, **style) -> None:
     """Draws points with vertical intervals, `spans` (points, 2) from low to high; what is NaN is left out."""
     x, y, spans = (np.asarray(values, dtype=float) for values in (x, y, spans))

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from helpers.plots.figures import DescribedFigure, draw_intervals, label_points, new_figure, say
+from helpers.plots.figures import DescribedFigure, draw_intervals, label_points, new_figure, say, shorten
 
 _NAMES_APART = 0.028
 """Share of a 7-inch axis that a name written upwards takes."""
@@ -52,7 +52,7 @@ def plot_depth(probe: pd.DataFrame, race: pd.DataFrame) -> DescribedFigure:
     )
     names = _thin_out(places, first=race["stage"])
     axes.secondary_xaxis("top").set_xticks(
-        [places[name] for name in names], [_shorten(name) for name in names], rotation=90, fontsize=8
+        [places[name] for name in names], [shorten(name) for name in names], rotation=90, fontsize=8
     )
     axes.grid(axis="y", color="0.9")
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
@@ -101,11 +101,6 @@ def _thin_out(places: dict[str, float], first: pd.Series) -> list[str]:
     return kept
 
 
-def _shorten(name: str, *, most: int = 20) -> str:
-    """Returns the name, without its middle if it is longer than `most` characters."""
-    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"
-
-
 def plot_rates(race: pd.DataFrame) -> DescribedFigure:
     """Returns a heat map of the validation log-loss, stages by learning rates, each arm at its last rung.
 
@@ -151,7 +146,7 @@ def plot_rates(race: pd.DataFrame) -> DescribedFigure:
         for color, width in (("white", 6), ("black", 3)):  # seen on dark cells and on light ones
             axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=color, linewidth=width))
     tilt = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, stages)) > 60 else {}
-    axes.set_xticks(range(len(stages)), [_shorten(stage) for stage in stages], **tilt)
+    axes.set_xticks(range(len(stages)), [shorten(stage) for stage in stages], **tilt)
     axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
     axes.set(
         xlabel="first stage that is fine-tuned",
@@ -223,7 +218,7 @@ def plot_costs(arms: pd.DataFrame) -> DescribedFigure:
     figure.legend(loc="outside lower center")
     if arms.empty:
         axes.text(0.5, 0.5, "no arm was trained", ha="center", transform=axes.transAxes)
-    names = [_shorten(name, most=36) for name in arms.index]
+    names = [shorten(name, most=36) for name in arms.index]
     label_points(axes, names, seconds, accuracy, spans)
     figure.description = "Test accuracy with 95 % interval against training time: " + (
         "; ".join(
@@ -282,7 +277,7 @@ def plot_differences(comparison: dict, *, first: str = "frozen", second: str = "
     axes.set_ylim(below - 0.6 - 0.3 * room, len(points) + 0.4 + room)
     step = -(-len(points) // 10)
     axes.set_yticks([below, *rows[::step]], ["mean", *map(str, rows[::step])])
-    short = {name: _shorten(name, most=26) for name in (first, second)}
+    short = {name: shorten(name, most=26) for name in (first, second)}
     for side, name, align in ((0.01, short[first], "left"), (0.99, short[second], "right")):
         axes.text(side, 0.98, f"{name} better", ha=align, va="top", style="italic", transform=axes.transAxes)
     axes.set(

@@ -107,13 +107,20 @@ def load_activations(
     return loaded if isinstance(pixels, Mapping) else loaded[""]
 
 
-def compute_activations(model: keras.Model, inputs: np.ndarray | StoredArray, *, batch_size: int = 0) -> np.ndarray:
+def compute_activations(
+    model: keras.Model,
+    inputs: np.ndarray | StoredArray,
+    *,
+    batch_size: int = 0,
+    title: str = "computing activations",
+) -> np.ndarray:
     """Returns the model's outputs in inference mode, float32, one row per image, in memory, with progress.
 
     Args:
         model: from images or activations to features or probabilities.
         inputs: (images, ...): in memory or stored.
         batch_size: images in a forward pass; 0 for as many as memory allows, at most 32.
+        title: what the progress bar says.
 
     Raises:
         ValueError: an activation is not finite.
@@ -128,7 +135,7 @@ def compute_activations(model: keras.Model, inputs: np.ndarray | StoredArray, *,
             f"`load_activations` keeps them on disk."
         )
     outputs = np.empty((len(inputs), *model.output_shape[1:]), dtype="float32")
-    for start, batch in _forward(model, inputs, batch_size):
+    for start, batch in _forward(model, inputs, batch_size, title=title):
         outputs[start : start + len(batch)] = batch
     return outputs
 
@@ -223,7 +230,9 @@ class _Rows:
         return values
 
 
-def _forward(model: keras.Model, inputs, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+def _forward(
+    model: keras.Model, inputs, batch_size: int, *, title: str = "computing activations"
+) -> Iterator[tuple[int, np.ndarray]]:
     """Yields the number of the first row and the outputs, float32, batch by batch.
 
     Raises:
@@ -234,7 +243,7 @@ def _forward(model: keras.Model, inputs, batch_size: int) -> Iterator[tuple[int,
     batch_size = math.ceil(images / batches)  # even ones, since the last one is filled up
     forward = _compiled(model)
     start = 0
-    with tqdm(total=len(inputs), desc="computing activations", unit="image", leave=False, **_BAR) as bar:
+    with tqdm(total=len(inputs), desc=title, unit="image", leave=False, **_BAR) as bar:
         while start < len(inputs):
             batch = np.asarray(inputs[start : start + batch_size])
             # The last batch is filled up to full size: another shape would be compiled anew.

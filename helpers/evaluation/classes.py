@@ -1,0 +1,131 @@
+"""Class by class: what is recognised, what is taken for what, and which mistakes were made most confidently."""
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from helpers.evaluation.metrics import accuracy_interval
+
+
+def check_predictions(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the probabilities, (images, classes), and the labels, (images,), in memory.
+
+    Raises:
+        ValueError: there is no image; the probabilities are not finite, of another shape, or not one row per label;
+            a label is not the number of a class.
+    """
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
+    if probabilities.ndim != 2 or labels.shape != (len(probabilities),) or not len(labels):
+        raise ValueError(
+            f"Expected `probabilities` (images, classes) and one of the `labels` for each image. Received the shapes "
+            f"{probabilities.shape} and {labels.shape}."
+        )
+    if not np.isfinite(probabilities).all():
+        raise ValueError("Expected finite `probabilities`. Received some that are NaN or infinite.")
+    classes = probabilities.shape[1]
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"Expected `labels` to be integers from 0 to {classes - 1}, the numbers of the classes. Received "
+            f"{labels.dtype} from {labels.min()} to {labels.max()}."
+        )
+    return probabilities, labels
+
+
+def confusion_table(probabilities, labels, *, class_names: list[str]) -> pd.DataFrame:
+    """Returns how many images of each class (rows) were taken for each class (columns), int, classes x classes.
+
+    Args:
+        probabilities: float (images, classes).
+        labels: int (images,).
+        class_names: in the order of the probabilities.
+
+    Raises:
+        ValueError: the arguments do not fit each other.
+    """
+    probabilities, labels = check_predictions(probabilities, labels)
+    if len(class_names) != probabilities.shape[1]:
+        raise ValueError(
+            f"Expected `class_names` of {probabilities.shape[1]} classes, as many as an image has probabilities. "
+            f"Received {len(class_names)}."
+        )
+    counts = confusion_matrix(labels, probabilities.argmax(axis=1), labels=range(len(class_names)))
+    names = list(class_names)
+    return pd.DataFrame(counts, index=pd.Index(names, name="label"), columns=pd.Index(names, name="predicted"))
+
+
+def class_table(probabilities, labels, *, class_names: list[str]) -> pd.DataFrame:
+    """Returns what is recognised of each class, a row per class.
+
+    Args:
+        probabilities: float (images, classes).
+        labels: int (images,).
+        class_names: in the order of the probabilities.
+
+    Returns:
+        A DataFrame indexed by class: images (count); precision (share, 0..1, of those predicted that are of the
+        class); recall (share of its images that are recognised), with its 95 % interval, low and high
+        (`accuracy_interval`); f1 (the harmonic mean of precision and recall); taken_for (the other class that it is
+        most often taken for, "" for none) and times (how often, count). What nothing can be said about is NaN: the
+        precision of a class that was never predicted, the recall of one without images.
+
+    Raises:
+        ValueError: the arguments do not fit each other.
+    """
+    counts = confusion_table(probabilities, labels, class_names=class_names).to_numpy()
+    predicted, classes = np.asarray(probabilities).argmax(axis=1), range(len(class_names))
+    precision, recall, f1, images = precision_recall_fscore_support(
+        labels, predicted, labels=classes, zero_division=np.nan
+    )
+    right, wrong = counts.diagonal(), counts - np.diag(counts.diagonal())
+    intervals = [
+        accuracy_interval(hits, total) if total else (np.nan, np.nan)
+        for hits, total in zip(right, images, strict=True)
+    ]
+    low, high = np.array(intervals).T
+    times = wrong.max(axis=1)
+    return pd.DataFrame(
+        {
+            "images": images,
+            "precision": precision,
+            "recall": recall,
+            "low": low,
+            "high": high,
+            "f1": f1,
+            "taken_for": np.where(times > 0, np.array(class_names, dtype=object)[wrong.argmax(axis=1)], ""),
+            "times": times,
+        },
+        index=pd.Index(list(class_names), name="class"),
+    )
+
+
+def find_mistakes(probabilities, labels, *, count: int = 12) -> pd.DataFrame:
+    """Returns the mistakes that the network is surest of, the surest first.
+
+    What they are is often worth a look: a wrong label, two classes in one image, a trait that misleads.
+
+    Args:
+        probabilities: float (images, classes).
+        labels: int (images,).
+        count: rows at most.
+
+    Returns:
+        A DataFrame with position (of the image), label and predicted (the numbers of the true class and of the one
+        that it was taken for), probability (of the latter) and of_label (the probability of the true class).
+
+    Raises:
+        ValueError: the arguments do not fit each other, or the count is negative.
+    """
+    probabilities, labels = check_predictions(probabilities, labels)
+    if count < 0:
+        raise ValueError(f"Expected `count` of at least 0. Received {count}.")
+    predicted, images = probabilities.argmax(axis=1), np.arange(len(labels))
+    mistakes = pd.DataFrame(
+        {
+            "position": images,
+            "label": labels,
+            "predicted": predicted,
+            "probability": probabilities[images, predicted],
+            "of_label": probabilities[images, labels],
+        }
+    )[predicted != labels]
+    return mistakes.sort_values("probability", ascending=False, kind="stable", ignore_index=True).head(count)

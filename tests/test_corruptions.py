@@ -1,0 +1,369 @@
+"""All arms see the same changed images, severities are graded at any size, and the comparison is paired."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from networks import call, coloured_images, counted, stage_network
+from PIL import Image
+
+from helpers.backbones import keras
+from helpers.data import read_pixels
+from helpers.evaluation import (
+    CORRUPTIONS,
+    SEVERITIES,
+    accuracy_interval,
+    compare_shift,
+    corrupt,
+    corruption_table,
+    corruptions,
+    shifted_table,
+)
+
+layers = keras.layers
+
+
+def scene(side: int) -> np.ndarray:
+    """Returns a picture with edges, colours and fine detail that is the same at any size, about."""
+    y, x = np.mgrid[0:side, 0:side] / side
+    waves = 127 + 60 * np.sin(12 * x) + 40 * np.sin(25 * x * y)
+    picture = np.stack([waves, 255 * y, 200 * (x > 0.5)], axis=-1)
+    return picture.clip(0, 255).astype("uint8")
+
+
+def change(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one.astype(float) - other).mean())
+
+
+@pytest.mark.parametrize("side", [8, 32, 224])
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_each_severity_changes_more_at_any_size(corruption, side):
+    image = scene(side)
+    kept = image.copy()
+    changed = [corrupt(image, corruption, severity=severity) for severity in (0, *SEVERITIES)]
+    assert all(each.shape == image.shape and each.dtype == np.uint8 for each in changed)
+    np.testing.assert_array_equal(changed[0], kept)
+    np.testing.assert_array_equal(image, kept)
+    steps = [change(each, image) for each in changed]
+    assert steps[-1] > 2 and (side == 8 or steps[-1] > 1.5 * steps[1])
+    assert steps == sorted(steps) or (corruption, side) == ("jpeg", 8), "8 x 8 pixels are one block of JPEG's"
+
+
+@pytest.mark.parametrize(
+    ("corruption", "about"), [("occlusion", 0.35), ("brightness", 0.35), ("noise", 0.35), ("blur", 1.0)]
+)
+def test_it_means_the_same_for_small_images_as_for_large_ones(corruption, about):
+    def typical(side: int) -> float:
+        seeds = range(10 if corruption == "occlusion" else 1)
+        return np.mean([change(corrupt(scene(side), corruption, severity=4, seed=s), scene(side)) for s in seeds])
+
+    assert typical(32) == pytest.approx(typical(224), rel=about)
+
+
+@pytest.mark.parametrize("corruption", ["noise", "brightness", "occlusion"])
+def test_what_is_random_hangs_on_the_image_and_the_seed(corruption):
+    image, other = scene(32), scene(32)[::-1]
+    one = corrupt(image, corruption, severity=3, seed=1)
+    np.testing.assert_array_equal(one, corrupt(image.copy(), corruption, severity=3, seed=1))
+    outcomes = {corrupt(image, corruption, severity=3, seed=seed).tobytes() for seed in range(8)}
+    assert len(outcomes) >= 2
+    assert len({change(corrupt(each, corruption, severity=3), each) for each in (image, other)}) == 2 or (
+        corruption == "brightness"
+    )
+
+
+def test_brightness_goes_both_ways():
+    grey = [np.full((4, 4, 3), 100 + number, "uint8") for number in range(20)]
+    steps = {corrupt(image, "brightness", severity=2).astype(int)[0, 0, 0] - image[0, 0, 0] for image in grey}
+    assert steps == {-51, 51}
+
+
+def test_the_same_noise_becomes_stronger():
+    grey = np.full((16, 16, 3), 127, "uint8")
+    weak, strong = (corrupt(grey, "noise", severity=severity).astype(float) - 127 for severity in (1, 3))
+    np.testing.assert_allclose(strong, 3 * weak, atol=2.1)
+    assert strong.std() == pytest.approx(0.12 * 255, rel=0.1)
+
+
+def test_an_occlusion_lies_within_the_image_and_has_its_share_of_the_area():
+    image = scene(100)
+    for seed in range(20):
+        hidden = (corrupt(image, "occlusion", severity=3, seed=seed) == image.mean(axis=(0, 1)).round()).all(axis=2)
+        assert hidden.mean() == pytest.approx(0.2, abs=0.02)
+
+
+def test_unknown_corruptions_and_severities_are_refused():
+    with pytest.raises(ValueError, match="one of blur, noise, brightness, jpeg, occlusion. Received 'fog'"):
+        corrupt(scene(8), "fog", severity=1)
+    for severity in (6, -1, 1.5):
+        with pytest.raises(ValueError, match="`severity` to be 0"):
+            corrupt(scene(8), "blur", severity=severity)
+
+
+# ---- the arms
+
+
+def brightest(*, bias: float = 0.0) -> keras.Model:
+    """Returns a classifier that sees which channel is brightest, on average; with a bias for the first class."""
+    images = keras.Input((8, 8, 3), dtype="uint8")
+    x = layers.Rescaling(1.0)(images)
+    x = layers.Dense(3, name="head")(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(images, layers.Softmax()(x))
+    model.get_layer("head").set_weights([np.eye(3, dtype="float32"), np.array([bias, 0, 0], "float32")])
+    return model
+
+
+def test_every_arm_sees_the_same_pixels_of_the_same_images():
+    pixels, labels = coloured_images(40)
+    models = {"frozen": brightest(), "again": brightest(), "biased": brightest(bias=1e6)}
+    table = corruption_table(models, pixels, labels, images=20)
+    assert len(table) == 26 * 3 and set(table["images"]) == {20}
+    assert list(table.columns[:7]) == ["corruption", "severity", "arm", "accuracy", "low", "high", "images"]
+    by_arm = {arm: part.reset_index(drop=True) for arm, part in table.groupby("arm")}
+    same = zip(by_arm["frozen"]["correct"], by_arm["again"]["correct"], strict=True)
+    assert all((one == other).all() for one, other in same)
+    assert by_arm["biased"]["accuracy"].nunique() == 1, "it sees nothing but its first class"
+    assert by_arm["frozen"].loc[0, ["corruption", "severity"]].tolist() == ["none", 0]
+    row = table.iloc[0]
+    assert (row["low"], row["high"]) == accuracy_interval(row["correct"].sum(), 20)
+
+
+def test_a_row_is_what_the_model_says_of_these_corrupted_images():
+    pixels, labels = coloured_images(12)
+    network = stage_network()
+    model = keras.Model(network.inputs[0], layers.Softmax()(layers.Dense(3)(network.outputs[0])))
+    table = corruption_table({"frozen": model}, pixels, labels, images=0, seed=3)
+    for corruption, severity in (("none", 0), ("noise", 4), ("jpeg", 1), ("occlusion", 5)):
+        changed = [corrupt(image, corruption, severity=severity, seed=3) if severity else image for image in pixels]
+        expected = call(model, np.stack(changed)).argmax(axis=1) == labels
+        (row,) = table[(table["corruption"] == corruption) & (table["severity"] == severity)].itertuples()
+        assert row.correct.tolist() == expected.tolist() and row.accuracy == expected.mean()
+
+
+def test_stored_images_are_read_in_parts(root, monkeypatch):
+    stored, most = counted(120), []
+    labels = np.arange(120) % 2
+    images = keras.Input((2, 2, 3), dtype="uint8")
+    x = layers.Dense(2)(layers.Flatten()(layers.Rescaling(1 / 255)(images)))
+    model = keras.Model(images, layers.Softmax()(x))
+    in_memory = corruption_table({"frozen": model}, np.asarray(stored), labels, images=100)
+    read = type(stored).__getitem__
+
+    def watched(self, rows):
+        values = read(self, rows)
+        most.append(len(values))
+        return values
+
+    monkeypatch.setattr(type(stored), "__getitem__", watched)
+    from_disk = corruption_table({"frozen": model}, stored, labels, images=100)
+    assert max(most) <= 32 and sum(most) == 26 * 100
+    pd.testing.assert_frame_equal(from_disk, in_memory)
+
+
+@pytest.mark.parametrize("count", [1, 7, 30, 99, 100, 1000])
+def test_the_images_that_are_used_keep_the_classes_shares(count):
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    chosen = corruptions._choose(labels, count, 0)
+    assert len(chosen) == min(count, 100) == len(set(chosen)) and (np.diff(chosen) > 0).all()
+    found = np.bincount(labels[chosen], minlength=3)
+    np.testing.assert_allclose(found, len(chosen) * np.array([0.6, 0.3, 0.1]), atol=1)
+    if count == 30:
+        assert chosen.tolist() == corruptions._choose(labels, count, 0).tolist()
+        assert chosen.tolist() != corruptions._choose(labels, count, 1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"models": {}}, "`models`, name to classifier.*none"),
+        ({"labels": np.zeros(5, int)}, "one for each of 6 images"),
+        ({"labels": np.zeros(6)}, "float64"),
+        ({"labels": np.full(6, 3)}, "from 0 to 2, the classes of 'frozen'. Received 3 to 3"),
+        ({"pixels": np.zeros((6, 9, 8, 3), "uint8")}, r"\(8, 8, 3\), which 'frozen' takes. Received \(9, 8, 3\)"),
+        ({"images": -1}, "`images` of at least 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    pixels, labels = coloured_images(6)
+    given = {"models": {"frozen": brightest()}, "pixels": pixels, "labels": labels} | change
+    with pytest.raises(ValueError, match=message):
+        corruption_table(**given)
+
+
+# ---- the comparison
+
+
+def make_table(correct: dict[tuple, np.ndarray]) -> pd.DataFrame:
+    """Returns a table of what is given: (corruption, severity, arm) to whether each image is right."""
+    names = ["corruption", "severity", "arm", "images", "correct"]
+    return pd.DataFrame(
+        [(*key, len(value), np.asarray(value, bool)) for key, value in correct.items()], columns=names
+    )
+
+
+def test_the_comparison_is_paired_and_averages_severities_and_corruptions():
+    first = np.array([1] * 90 + [0] * 10)
+    better, much_better = first.copy(), first.copy()
+    better[90:94], much_better[90:98] = 1, 1
+    table = make_table(
+        {
+            ("none", 0, "frozen"): first,
+            ("none", 0, "fine-tuned"): first,
+            ("blur", 1, "frozen"): first,
+            ("blur", 1, "fine-tuned"): better,
+            ("blur", 2, "frozen"): first,
+            ("blur", 2, "fine-tuned"): much_better,
+            ("jpeg", 1, "frozen"): better,
+            ("jpeg", 1, "fine-tuned"): first,
+        }
+    )
+    found = compare_shift(table)
+    assert found.index.tolist() == ["none", "blur", "jpeg", "all"]
+    assert found["difference"].tolist() == pytest.approx([0, 0.06, -0.04, 0.01])
+    assert found.loc["blur", ["frozen", "fine-tuned"]].tolist() == pytest.approx([0.9, 0.96])
+    assert found.loc["blur", "low"] > 0, "unpaired, 90 against 96 of 100 would show nothing"
+    assert found.loc["none", "low"] < 0 < found.loc["none", "high"], "no disagreement is not certainty"
+    assert ((found["low"] <= found["difference"]) & (found["difference"] <= found["high"])).all()
+    swapped = compare_shift(table, first="fine-tuned", second="frozen")
+    np.testing.assert_allclose(swapped["difference"], -found["difference"])
+    pd.testing.assert_frame_equal(found, compare_shift(table, seed=0))
+    assert not found.equals(compare_shift(table, seed=1))
+
+
+@pytest.mark.parametrize(("images", "disagreement"), [(50, 0.06), (150, 0.1), (500, 0.3)])
+def test_intervals_hold_the_true_difference(images, disagreement, monkeypatch):
+    monkeypatch.setattr(corruptions, "_DRAWS", 300)
+    rng, truth, covered = np.random.default_rng(0), disagreement / 3, []
+    for _ in range(150):
+        hard = rng.random(images)  # an image is as hard at every severity: what varies are images
+        correct = {}
+        for severity in (1, 2):
+            second_only = hard < 2 * disagreement / 3
+            first_only = (hard >= 2 * disagreement / 3) & (hard < disagreement)
+            correct["blur", severity, "frozen"] = ~second_only
+            correct["blur", severity, "fine-tuned"] = ~first_only
+        found = compare_shift(make_table(correct)).loc["blur"]
+        covered.append(found["low"] <= truth <= found["high"])
+    assert np.mean(covered) >= 0.92
+
+
+def test_arms_that_were_not_judged_are_named():
+    table = make_table({("none", 0, "frozen"): [1, 0], ("none", 0, "everything"): [1, 0]})
+    with pytest.raises(ValueError, match="It has frozen, everything, not fine-tuned: name the arms"):
+        compare_shift(table)
+    assert compare_shift(table, second="everything").index.tolist() == ["none"]
+
+
+def test_tables_of_other_images_are_compared_by_themselves():
+    one, other = (
+        make_table({(name, 1, "frozen"): [1] * count, (name, 1, "fine-tuned"): [1] * count})
+        for name, count in (("blur", 3), ("evening", 4))
+    )
+    with pytest.raises(ValueError, match="about 3, 4 images: compare each table by itself"):
+        compare_shift(pd.concat([one, other]))
+
+
+# ---- a folder of the user's
+
+
+@pytest.fixture
+def folder(root):
+    """Photos of three classes, told by their colour; the folders' names are not in the order of the channels."""
+
+    def make(classes: dict[str, int], *, each: int = 4, name: str = "evening"):
+        rng = np.random.default_rng(0)
+        for label, channel in classes.items():
+            (root / name / label).mkdir(parents=True)
+            for number in range(each):
+                image = rng.integers(0, 60, (12, 12, 3))
+                image[:, :, channel] += 150
+                Image.fromarray(image.astype("uint8")).save(root / name / label / f"{number}.png")
+        return root / name
+
+    return make
+
+
+NAMES = ["zebra", "ant", "bee"]
+"""In the order of the channels, and of the probabilities: not sorted."""
+
+
+def test_shifted_images_are_judged_by_the_names_of_their_classes(folder):
+    source = folder({"ant": 1, "bee": 2, "zebra": 0})
+    (source / "ant" / "broken.png").write_bytes(b"no image")
+    table = shifted_table({"frozen": brightest(), "biased": brightest(bias=1e6)}, source, class_names=NAMES)
+    assert table["accuracy"].tolist() == pytest.approx([1, 1 / 3]) and table["images"].tolist() == [12, 12]
+    assert table["corruption"].tolist() == 2 * ["evening"] and table["missing"].tolist() == ["", ""]
+    assert table["left_out"].tolist() == [1, 1]
+    found = compare_shift(table, second="biased")
+    assert found.index.tolist() == ["evening"] and found.loc["evening", "difference"] == pytest.approx(-2 / 3)
+    by_text = shifted_table({"frozen": brightest()}, "evening", class_names=NAMES)
+    assert by_text["accuracy"].tolist() == [1], "a relative path counts from the repository's root"
+
+
+def test_a_class_that_is_missing_does_not_move_the_others(folder):
+    table = shifted_table({"frozen": brightest()}, folder({"bee": 2, "zebra": 0}), class_names=NAMES)
+    assert table["accuracy"].tolist() == [1] and table["missing"].tolist() == ["ant"]
+
+
+def test_shifted_images_are_resized_as_for_the_training(folder):
+    source = folder({"ant": 1, "bee": 2, "zebra": 0})
+    for each in source.glob("*/*.png"):
+        Image.open(each).resize((36, 12)).save(each)
+    pixels = {rule: read_pixels(next(source.glob("bee/*.png")), (8, 8), resize=rule) for rule in ("crop", "pad")}
+    assert (pixels["pad"][0] == 0).all() and (pixels["crop"][0] > 0).any()
+    images = keras.Input((8, 8, 3), dtype="uint8")
+    black = keras.ops.cast(keras.ops.equal(keras.ops.max(images[:, 0], axis=(1, 2)), 0), "float32")
+    padded = keras.Model(images, keras.ops.stack([black, 1 - black, 0 * black], axis=-1))
+    found = {
+        rule: shifted_table({"a": padded}, source, class_names=NAMES, resize=rule)["correct"][0]
+        for rule in ("crop", "pad")
+    }
+    labels = np.repeat(["ant", "bee", "zebra"], 4)
+    assert found["pad"].tolist() == (labels == "zebra").tolist(), "all have a black border: the first class"
+    assert found["crop"].tolist() == (labels == "ant").tolist()
+
+
+def test_classes_that_the_models_do_not_know(folder):
+    source = folder({"Ant": 1, "bee": 2, "wasp": 0})
+    with pytest.raises(ValueError) as error:
+        shifted_table({"frozen": brightest()}, source, class_names=NAMES)
+    assert "that the models know: zebra, ant, bee. Received 'Ant' with 4 files, and 1 other." in str(error.value)
+    assert "Is 'Ant' perhaps 'ant'?" in str(error.value)
+
+
+def test_folders_and_models_that_do_not_fit(folder, root):
+    models = {"frozen": brightest()}
+    with pytest.raises(FileNotFoundError, match="`folder` to hold images in class folders. There is no .*nowhere"):
+        shifted_table(models, "nowhere", class_names=NAMES)
+    source = folder({"ant": 1, "bee": 2})
+    with pytest.raises(ValueError, match="`class_names` of 3 classes, those of 'frozen'. Received 2"):
+        shifted_table(models, source, class_names=NAMES[1:])
+    with pytest.raises(ValueError, match="one size. Received none"):
+        shifted_table({}, source, class_names=NAMES)
+    with pytest.raises(ValueError, match="`resize`"):
+        shifted_table(models, source, class_names=NAMES, resize="squeeze")
+    for each in source.glob("*/*.png"):
+        each.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="None of its 8 files is one that can be used"):
+        shifted_table(models, source, class_names=NAMES)
+
+
+@pytest.mark.slow
+def test_real_photos(real_data, root):
+    """Photos as they are, then smaller and smaller in their detail: blurred ones are recognised worse."""
+    from helpers.backbones import load_backbone
+    from helpers.data import check_images, find_images, load_pixels
+    from helpers.training import attach_head, compute_activations, fit_head
+
+    images = find_images(real_data / "data" / "hymenoptera")
+    images, _ = check_images(images[images["problem"] == ""])
+    weights = str(real_data / "weights" / "mobilenet_v2_1.0_224_notop.weights.h5")
+    network = load_backbone("MobileNetV2", weights=weights, image_size=96)
+    images = images.assign(split=images["split"].replace("validation", "test"))
+    pixels = load_pixels(images, image_size=(96, 96))
+    labels = {part: (images.loc[images["split"] == part, "label"] == "bees").to_numpy(int) for part in pixels}
+    head = fit_head(compute_activations(network, pixels["train"]), labels["train"])
+    model = attach_head(network, head, class_names=["ants", "bees"])
+    table = corruption_table({"frozen": model}, pixels["test"], labels["test"], images=100)
+    accuracy = table.set_index(["corruption", "severity"])["accuracy"]
+    assert accuracy["none", 0] > 0.8
+    assert all(accuracy[name, 5] < accuracy["none", 0] for name in CORRUPTIONS)

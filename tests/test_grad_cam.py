@@ -1,0 +1,230 @@
+"""Grad-CAM is what the formula says, finds what the class depends on, and does not mind what is frozen."""
+
+import re
+
+import numpy as np
+import pytest
+from networks import coloured_images, residual_network, stage_network
+
+from helpers.backbones import cut, freeze, keras, load_backbone
+from helpers.evaluation import cam_stages, grad_cam
+from helpers.training import attach_head, compute_activations, fit_head
+
+layers = keras.layers
+
+
+@pytest.fixture(autouse=True)
+def fresh_graph():
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
+
+
+def classifier(*, classes: int = 3) -> keras.Model:
+    """Returns a flat classifier as 02 makes it: three stages and a solved head."""
+    network = stage_network()
+    images, labels = coloured_images(24)
+    head = fit_head(compute_activations(network, images), labels % classes)
+    return attach_head(network, head, class_names=list("abcdef"[:classes]))
+
+
+def red_or_blue(*, sureness: float = 1.0) -> keras.Model:
+    """Returns a classifier whose class is the one of which more is seen: 0 for red, 1 for blue, at any place."""
+    images = keras.Input((16, 16, 3), dtype="uint8")
+    x = layers.Rescaling(1 / 255, name="preprocessing")(images)
+    x = layers.Conv2D(2, 1, activation="relu", name="conv1_conv")(x)
+    x = layers.DepthwiseConv2D(1, use_bias=False, depthwise_initializer="ones", name="conv2_conv")(x)
+    x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    x = layers.Dense(2, name="head")(x)
+    model = keras.Model(images, layers.Softmax(name="probabilities")(x))
+    kernel = np.array([[1, -1], [-1, -1], [-1, 1]], "float32")
+    model.get_layer("conv1_conv").set_weights([kernel[None, None], np.zeros(2, "float32")])
+    model.get_layer("head").set_weights([sureness * np.eye(2, dtype="float32"), np.zeros(2, "float32")])
+    return model
+
+
+def squares() -> np.ndarray:
+    """Returns a grey image with a red square at the upper left and a smaller blue one at the lower right."""
+    image = np.full((1, 16, 16, 3), 90, "uint8")
+    image[0, 1:8, 2:8] = (255, 0, 0)
+    image[0, 10:14, 11:15] = (0, 0, 255)
+    return image
+
+
+def share_within(cam: np.ndarray, rows: slice, columns: slice) -> float:
+    return cam[rows, columns].sum() / cam.sum()
+
+
+@pytest.mark.parametrize("stage", ["conv1", "conv2", None])
+def test_the_map_lies_on_what_the_class_depends_on(stage):
+    model, image = red_or_blue(), squares()
+    (red,) = grad_cam(model, image, stage=stage)
+    assert share_within(red, slice(1, 8), slice(2, 8)) > 0.99, "the predicted class is the larger square's"
+    (blue,) = grad_cam(model, image, stage=stage, classes=1)
+    assert share_within(blue, slice(10, 14), slice(11, 15)) > 0.99
+    both = grad_cam(model, np.repeat(image, 2, axis=0), stage=stage, classes=np.array([1, 0]))
+    np.testing.assert_array_equal(both, [blue, red])
+    assert red.max() == blue.max() == 1
+
+
+def test_behind_the_last_map_it_is_the_known_formula():
+    """With global average pooling and a linear head, Grad-CAM is CAM: the maps weighted with the head's weights."""
+    model = classifier()
+    images, _ = coloured_images(11)
+    head = model.get_layer("head")
+    assert cam_stages(model)[-1] == "conv3"
+    maps = keras.Model(model.inputs[0], model.get_layer("conv3_relu").output)(images, training=False).numpy()
+    for number in range(3):
+        expected = np.maximum(maps @ head.kernel.numpy()[:, number], 0)
+        expected /= np.maximum(expected.max(axis=(1, 2), keepdims=True), 1e-9)
+        assert expected.max() > 0.9 and expected.min() == 0
+        np.testing.assert_allclose(grad_cam(model, images, classes=number), expected, atol=1e-4)
+
+
+def test_gradients_are_averaged_over_places_and_not_multiplied_place_by_place():
+    """Each place has a weight of its own in this head, which Grad-CAM does not show: only the mean counts."""
+    images = keras.Input((4, 4, 3))
+    x = layers.Conv2D(2, 1, name="conv1_conv")(images)
+    model = keras.Model(images, layers.Softmax()(layers.Dense(3, name="head")(layers.Flatten()(x))))
+    batch = np.random.default_rng(0).normal(size=(5, 4, 4, 3)).astype("float32")
+    maps = keras.Model(images, x)(batch).numpy()
+    weights = model.get_layer("head").kernel.numpy().reshape(4, 4, 2, 3).mean(axis=(0, 1))
+    expected = np.maximum(maps @ weights[:, 2], 0)
+    expected /= expected.max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(grad_cam(model, batch, classes=2), expected, atol=1e-4)
+
+
+def test_what_is_frozen_does_not_matter():
+    model, image = red_or_blue(), squares()
+    before = grad_cam(model, image)
+    freeze(model)
+    np.testing.assert_array_equal(grad_cam(model, image), before)
+
+
+def test_a_network_that_is_certain_is_explained_as_well():
+    """Of a probability that is 1 the gradient is 0: the logit's is not."""
+    certain = red_or_blue(sureness=10_000.0)
+    image = squares()
+    assert certain(image).numpy().max() == 1
+    np.testing.assert_allclose(grad_cam(certain, image), grad_cam(red_or_blue(), image), atol=1e-5)
+
+
+def test_a_softmax_within_the_last_layer_is_taken_off():
+    model = residual_network(classes=3)
+    images = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype("float32")
+    *_, dense = model.layers
+    features = dense.input
+    linear = layers.Dense(3, name="logits")
+    logits = keras.Model(model.inputs[0], linear(features))
+    linear.set_weights(dense.get_weights())
+    for number in range(3):
+        expected = grad_cam(logits, images, classes=number)
+        assert expected.max() == 1
+        np.testing.assert_allclose(grad_cam(model, images, classes=number), expected, atol=1e-5)
+
+
+def test_a_network_inside_a_network(tmp_path):
+    """The tutorial's classifier has no path from its input to the inner layers: ours is flat."""
+    inner = stage_network()
+    images = keras.Input((8, 8, 3), dtype="uint8")
+    nested = keras.Model(images, layers.Dense(3, activation="softmax", name="predictions")(inner(images)))
+    with pytest.raises(ValueError):
+        keras.Model(nested.inputs[0], [inner.get_layer("conv3_relu").output, nested.outputs[0]])
+    with pytest.raises(ValueError, match="Received 'conv3'|has any"):
+        grad_cam(nested, coloured_images(2)[0], stage="conv3")
+    nested.save(tmp_path / "nested.keras")
+    network = load_backbone(str(tmp_path / "nested.keras"))
+    batch, labels = coloured_images(24)
+    model = attach_head(network, fit_head(compute_activations(network, batch), labels), class_names=list("abc"))
+    assert cam_stages(model) == ["conv1", "conv2", "conv3"]
+    assert grad_cam(model, batch[:2], stage="conv2").max() == 1
+
+
+def test_what_was_cut_off_is_explained_on_its_own_input():
+    model, image = red_or_blue(), squares()
+    prefix, suffix = cut(model, "conv2")
+    np.testing.assert_allclose(grad_cam(suffix, prefix(image).numpy()), grad_cam(model, image), atol=1e-6)
+
+
+def test_batches_stored_images_and_one_by_one_are_the_same():
+    model = classifier()
+    images, _ = coloured_images(19)
+    together = grad_cam(model, images)
+    alone = np.concatenate([grad_cam(model, images[[number]]) for number in range(19)])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+    assert together.shape == (19, 8, 8) and together.dtype == np.float32
+    assert together.min() >= 0 and together.max() == 1
+    assert grad_cam(model, images[:0]).shape == (0, 8, 8)
+
+
+def test_maps_are_as_large_as_the_images():
+    images = keras.Input((12, 20, 3))
+    x = layers.Conv2D(1, 4, strides=4, use_bias=False, kernel_initializer="ones", name="conv1_conv")(images)
+    model = keras.Model(images, layers.Dense(2, kernel_initializer="ones")(layers.GlobalAveragePooling2D()(x)))
+    batch = np.zeros((1, 12, 20, 3), "float32")
+    batch[0, 8:12, 12:16] = 1
+    (cam,) = grad_cam(model, batch, classes=0)
+    assert cam.shape == (12, 20) and cam[9:12, 13:15].min() > 0.8 and cam[:4].max() == cam[:, :8].max() == 0
+
+
+def test_nothing_that_speaks_for_the_class_is_a_map_of_zeros():
+    grey = np.full((1, 16, 16, 3), 90, "uint8")
+    assert grad_cam(red_or_blue(), grey).max() == 0
+
+
+def test_stages_without_a_map_are_named():
+    model = classifier()
+    assert cam_stages(model) == ["conv1", "conv2", "conv3"]
+    images, _ = coloured_images(2)
+    for stage, words in (
+        ("head", "'head', which gives 3 and no such map. It works at conv1, conv2, conv3."),
+        ("input", "'input', which holds nothing but the image. It works at conv1, conv2, conv3."),
+        ("conv22", "'conv22'. Did you mean 'conv2'? It works at conv1, conv2, conv3."),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            grad_cam(model, images, stage=stage)
+
+
+def test_tokens_and_maps_of_one_place_are_no_maps():
+    images = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 4, strides=4, name="patch_conv")(images)
+    x = layers.Dense(4, name="block1_dense")(layers.Reshape((4, 4), name="patch_tokens")(x))
+    model = keras.Model(images, layers.Dense(2, name="head")(layers.GlobalAveragePooling1D(name="pool")(x)))
+    assert cam_stages(model) == ["patch"]
+    with pytest.raises(ValueError, match="'block1', which gives 4 and no such map. It works at patch"):
+        grad_cam(model, np.zeros((1, 8, 8, 3), "float32"), stage="block1")
+    x = layers.Conv2D(4, 8, name="conv1_conv")(images)
+    small = keras.Model(images, layers.Dense(2, name="head")(layers.Flatten(name="flat")(x)), name="small")
+    assert cam_stages(small) == []
+    with pytest.raises(ValueError, match="'small', where none of the stages input, conv1, head has any"):
+        grad_cam(small, np.zeros((1, 8, 8, 3), "float32"))
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (3, "`classes` from 0 to 2. Received numbers from 3 to 3"),
+        (np.array([0, -1]), "from -1 to 0"),
+        (np.array([0, 1, 2]), r"or 2 of them, one for each image. Received int64 of shape \(3,\)"),
+        (1.0, "Received float64"),
+    ],
+)
+def test_classes_that_there_are_not(classes, message):
+    with pytest.raises(ValueError, match=message):
+        grad_cam(classifier(), coloured_images(2)[0], classes=classes)
+
+
+def test_images_of_another_size_are_refused():
+    with pytest.raises(ValueError, match=r"of \(8, 8, 3\) each. Received \(2, 9, 8, 3\)"):
+        grad_cam(classifier(), np.zeros((2, 9, 8, 3), "uint8"))
+    with pytest.raises(ValueError, match=r"Received \(8, 8, 3\)"):
+        grad_cam(classifier(), np.zeros((8, 8, 3), "uint8"))
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetB0", "ConvNeXtTiny", "DenseNet121"])
+@pytest.mark.slow
+def test_networks_of_keras_applications(name):
+    network = load_backbone(name, weights=None, image_size=64)
+    model = keras.Model(network.inputs[0], layers.Dense(3, name="head")(network.outputs[0]))
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype("uint8")
+    for stage in (cam_stages(model)[1], cam_stages(model)[-1]):
+        assert grad_cam(model, images, stage=stage, classes=1).shape == (2, 64, 64)
