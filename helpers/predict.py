@@ -13,7 +13,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -251,13 +251,14 @@ def _results(output: Path, key: str) -> Iterator["_Results"]:
 
 def _lock(file: BinaryIO, output: Path) -> None:
     """Keeps a second process out; the system gives the lock back however this one ends."""
-    with suppress(PermissionError):  # a network file system may have no locks
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(
-                f"Another process is writing {output} at this moment. Wait for it, or name another file (-o)."
-            ) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError(
+            f"Another process is writing {output} at this moment. Wait for it, or name another file (-o)."
+        ) from None
+    except OSError:  # a network file system may have no locks
+        pass
 
 
 class _Results:
