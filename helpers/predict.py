@@ -145,7 +145,7 @@ def _predict(model: Path, folder: Path, output: Path) -> tuple["_Classifier", "_
             for rows in lots:
                 results.append(rows)
         if not results.images:
-            found = f"Of {results.skipped:,} files none can be read, for example {results.example}"
+            found = f"None of {results.skipped:,} can be read, for example {results.example}"
             found = found if results.skipped else "It holds no file, or hidden ones only."
             raise ValueError(f"Expected images in {folder}. {found}")
     return classifier, results
