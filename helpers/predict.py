@@ -191,8 +191,10 @@ class _Classifier:
         self.image_size, self.familiarity = model.input_shape[1:3], familiarity
         outputs = model.outputs[0]
         if familiarity is not None:  # both from one pass
-            joined = keras.layers.Concatenate(dtype="float32", name="probabilities_and_features")
-            outputs = joined([outputs, features_tensor(model)])
+            features = features_tensor(model)
+            if features.shape[1:] != familiarity.centres.shape[1:]:
+                raise ValueError(f"{model.name} gives other features than those by which its file knows its own.")
+            outputs = keras.layers.Concatenate(dtype="float32", name="outputs")([outputs, features])
         self._infer = Inference(keras.Model(model.inputs[0], outputs, name=model.name))
         self.batch_size = self._infer.batch_size
 
