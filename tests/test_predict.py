@@ -281,16 +281,14 @@ def test_the_command(saved, photos, tmp_path):
     (photos / "notes.txt").write_text("ants, mostly")
     arguments = ["-m", "helpers.predict", str(saved), "photos", "-o", "photos/out.csv"]
     environment = os.environ | {"PYTHONPATH": str(helpers.ROOT), "COLUMNS": "200"}
-    for _ in range(2):  # the second time, the first one's output lies in the folder
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0 and done.stderr == "", done.stderr
-        told = " ".join(done.stdout.split())
-        assert told.startswith("7 images predicted, ") and " of them unlike the training data: photos/out.csv" in told
-        assert "1 file skipped: the column `problem` says why." in told
-        assert """The class '=1+1,"ants"' begins like a formula. It is written as it is""" in told
-        assert len(load_predictions(photos / "out.csv")) == 8
+    (photos / "out.csv").write_text("an earlier output, which is no file to be predicted")
+    done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    told = " ".join(done.stdout.split())
+    assert told.startswith("7 images predicted, ") and " of them unlike the training data: photos/out.csv" in told
+    assert "1 file skipped: the column `problem` says why." in told
+    assert """The class '=1+1,"ants"' begins like a formula. It is written as it is""" in told
+    assert len(load_predictions(photos / "out.csv")) == 8
 
 
 def refused(capsys, *arguments) -> str:
