@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
         with _locked(run):
             return _run(run, steps)
     except Refused as refusal:
-        print(_wrapped(str(refusal)), file=sys.stderr)
+        print(wrapped(str(refusal)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the first cell
         return 130
@@ -294,7 +294,7 @@ def _tell(run: Path, steps: list[Step], why: str, *, status: int) -> int:
     again = "Give the same command again" if status == 130 else "Remove the cause, and give the command again"
     goes_on = f"{again}: it goes on where this one stopped"
     report = f"Report so far: {_shown(write_report(run))}"
-    print("\n" + _wrapped(f"{why}\n\n{kept}{goes_on}.\n{report}"), file=sys.stderr)
+    print("\n" + wrapped(f"{why}\n\n{kept}{goes_on}.\n{report}"), file=sys.stderr)
     return status
 
 
@@ -346,10 +346,11 @@ def _table(metrics: dict) -> str:
         for row in rows
     ]
     table = "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]]) if rows[1:] else ""
-    return "".join(part + "\n\n" for part in [table, _wrapped(metrics.get("answer", ""))] if part)
+    return "".join(part + "\n\n" for part in [table, wrapped(metrics.get("answer", ""))] if part)
 
 
-def _wrapped(text: str) -> str:
+def wrapped(text: str) -> str:
+    """Returns the text in lines that fit the terminal, and none of them longer than 100 characters."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
     return "\n".join(
         textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent)

@@ -15,20 +15,22 @@ from helpers.training import (
     compute_activations,
     cross_entropy,
     fit_head,
+    learn_familiarity,
     load_classifier,
+    load_familiarity,
     load_settings,
     log_loss,
     save_model,
 )
 
 
-def test_a_saved_model_is_the_same_model_with_nothing_but_keras(tmp_path):
+def test_a_saved_model_is_the_same_model_with_nothing_but_keras(root, tmp_path):
     images, labels = coloured_images(24)
     network = stage_network()
     head = fit_head(compute_activations(network, images), labels)
     model = attach_head(network, head, class_names=list("abc"))
     names = ["ants", "bées", 'quo"ted, name']
-    save_model(model, tmp_path / "x.keras", class_names=names, resize="pad")
+    save_model(model, tmp_path / "x.keras", class_names=names, resize="pad", pixels=images, labels=labels)
     assert load_settings(tmp_path / "x.keras") == {"class_names": names, "resize": "pad"}
     np.save(tmp_path / "images.npy", images)
     script = (
@@ -44,20 +46,41 @@ def test_a_saved_model_is_the_same_model_with_nothing_but_keras(tmp_path):
     np.testing.assert_allclose(loaded.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-6)
 
 
-def test_what_it_was_compiled_with_is_not_in_the_file(tmp_path):
+def test_what_it_was_compiled_with_is_not_in_the_file(root, tmp_path):
     """A whole model that was trained brings a loss and metrics of ours, and the file has to do without."""
     model = stage_network()
     model.compile(keras.optimizers.Adam(), cross_entropy(0.1), metrics=[log_loss()])
-    save_model(model, tmp_path / "x.keras", class_names=["a"], resize="crop", sample=np.zeros((2, 8, 8, 3), "uint8"))
+    images = {"pixels": random_images(2), "labels": np.zeros(2, int)}
+    save_model(model, tmp_path / "x.keras", class_names=["a"], resize="crop", **images)
     code = "import sys, keras; assert not keras.models.load_model(sys.argv[1]).compiled"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.keras")], check=True)
 
 
-def test_a_file_that_gives_something_else_does_not_get_its_name(tmp_path, monkeypatch):
+def test_a_file_that_gives_something_else_does_not_get_its_name(root, monkeypatch):
     monkeypatch.setattr("helpers.training.files.load_model", lambda path: stage_network(scale=1 / 100))
     with pytest.raises(ValueError, match="x.keras was not saved: what was written gives other probabilities"):
-        save_model(stage_network(), tmp_path / "x.keras", class_names=["a"], resize="crop", sample=random_images(4))
-    assert list(tmp_path.iterdir()) == []
+        images = {"pixels": random_images(4), "labels": np.zeros(4, int)}
+        save_model(stage_network(), root / "x.keras", class_names=["a"], resize="crop", **images)
+    assert [path.name for path in root.iterdir()] == ["runs"]  # its activations
+
+
+def test_what_the_training_images_are_like_is_in_the_file(root):
+    """The features are those in front of the head, of these images."""
+    images, labels = coloured_images(60)
+    network = stage_network()
+    features = compute_activations(network, images)
+    model = attach_head(network, fit_head(features, labels), class_names=list("abc"))
+    save_model(model, "x.keras", class_names=list("abc"), resize="crop", pixels=images, labels=labels)
+    known, expected = load_familiarity("x.keras"), learn_familiarity(features, labels)
+    new = compute_activations(network, coloured_images(20, seed=1)[0])
+    np.testing.assert_allclose(known.distances(new), expected.distances(new), rtol=1e-3)
+    assert known.threshold == pytest.approx(float(expected.threshold), rel=1e-3)
+    save_model(model, "y.keras", class_names=list("abc"), resize="crop")
+    assert load_familiarity("y.keras") is None
+    with zipfile.ZipFile(root / "y.keras", "a") as archive:
+        archive.writestr("familiarity.npz", zipfile.ZipFile(root / "x.keras").read("familiarity.npz")[:-100])
+    with pytest.raises(ValueError, match="y.keras is damaged"):
+        load_familiarity("y.keras")
 
 
 def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):

@@ -1081,3 +1081,24 @@ def test_a_table_made_on_windows(pets):
         "path,label\n" + "".join(f"{name},{name[:4]}\n".replace("/", "\\") for name in TWO_CLASSES)
     )
     assert set(find_images(pets / "list.csv")["path"]) == {f"{pets}/{name}" for name in TWO_CLASSES}
+
+
+# ---- files without classes
+
+
+def test_every_file_below_a_folder_in_order(tmp_path):
+    write(tmp_path, "b.png", "a.png", "x/1.png", "x/deep/er/2.png", "w/3.png", ".hidden/4.png", "x/Thumbs.db")
+    (tmp_path / "w" / "circle").symlink_to(tmp_path)
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    found = [(path.removeprefix(f"{tmp_path}/"), problem) for path, problem, _ in sources.list_files(tmp_path)]
+    assert found == [
+        (".hidden", "stray file"),
+        ("a.png", ""),
+        ("b.png", ""),
+        ("gone.png", "broken link"),
+        ("w/3.png", ""),
+        ("w/circle", "broken link"),
+        ("x/1.png", ""),
+        ("x/Thumbs.db", "stray file"),
+        ("x/deep/er/2.png", ""),
+    ]

@@ -14,7 +14,7 @@ INSTALL_HUB = 'python -m pip install -c requirements.txt -e ".[hub]"'
 
 
 def load_model(path: str | Path, *, parameter: str = "path") -> keras.Model:
-    """Returns the model in a `.keras` file as it is.
+    """Returns the model in a `.keras` file as it is; no code from the file is run.
 
     With layers of KerasHub inside, `keras.models.load_model` alone does not know their classes unless somebody
     imported KerasHub before, and what it loads can often not be saved again (see `mend_layers`).
@@ -30,7 +30,7 @@ def load_model(path: str | Path, *, parameter: str = "path") -> keras.Model:
     path = existing_file(parameter, path)
     _import_what_it_needs(path)
     try:
-        return mend_layers(keras.models.load_model(path, compile=False))
+        return mend_layers(keras.models.load_model(path, compile=False, safe_mode=True))  # no code from a file
     except Exception as error:
         raise ValueError(
             f"Expected `{parameter}` to be a Keras model. {path} cannot be loaded: {first_line(error)} Perhaps "

@@ -109,7 +109,7 @@ def _own_network(network: keras.Model, name: str, image_size: int) -> keras.Mode
         )
     network = keras.Model(network.inputs[0], network.outputs[0])  # a preset's own class takes a dictionary
     flat = _flat_copy(network, name, size)
-    return keras.Model(flat.inputs[0], _features_tensor(flat))
+    return keras.Model(flat.inputs[0], features_tensor(flat))
 
 
 def _flat_copy(network: keras.Model, name: str, size: tuple[int, int]) -> keras.Model:
@@ -142,8 +142,8 @@ def _agree(one: keras.Model, other: keras.Model, images: np.ndarray) -> bool:
     return first.shape == second.shape and np.allclose(first, second, rtol=1e-3, atol=1e-4 * np.abs(first).max())
 
 
-def _features_tensor(network: keras.Model):
-    """Returns what enters a classifier's last Dense layer, or the output of a network that is none."""
+def features_tensor(network: keras.Model):
+    """Returns the tensor that enters a classifier's last Dense layer, or the output of a network that is none."""
     decides = False
     for node in reversed(find_nodes(network)):
         layer = node.operation

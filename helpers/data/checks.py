@@ -237,7 +237,7 @@ def _open(path: str) -> _Opened:
         content = read_file(path)
         return _measure(path, content)
     except Exception as error:  # Pillow's plugins raise many kinds; each is a row in the table, with its file
-        return _Opened(*_explain(error, content or _read_start(path)))
+        return _Opened(*explain(error, path, content))
 
 
 def _read_start(path: str) -> bytes:
@@ -339,8 +339,15 @@ _STARTS = {
 }
 
 
-def _explain(error: Exception, content: bytes) -> tuple[str, str]:
-    """Returns the problem and the reason, in plain words, why a file cannot be used."""
+def explain(error: Exception, path: str, content: bytes = b"") -> tuple[str, str]:
+    """Returns the problem (a key of `KINDS`) and the reason, in plain words, why a file cannot be used.
+
+    Args:
+        error: what reading or decoding it raised.
+        path: of the file.
+        content: what was read of it.
+    """
+    content = content or _read_start(path)
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, FileNotFoundError):
         return "missing file", "it was there a moment ago, and is not any more"

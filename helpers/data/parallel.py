@@ -7,7 +7,7 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
@@ -16,34 +16,39 @@ from tqdm import tqdm
 from helpers import silent_stderr
 
 
-def in_parallel(function: Callable, items: Sequence, *, title: str, lot: int = 16) -> Iterator:
+def in_parallel(
+    function: Callable, items: Iterable, *, title: str, lot: int = 16, total: int | None = None
+) -> Iterator:
     """Yields function(item) for each item, in their order; threads, since Pillow works without Python's lock.
 
     Args:
         function: called with one item, in several threads at once.
-        items: of any kind.
+        items: of any kind; they are taken a few lots ahead of those that are yielded, and no further.
         title: what the progress bar says; it is shown after a second, with the time left, and vanishes.
         lot: items that a thread takes at a time.
+        total: the number of items, for the time left; None where they know it themselves.
     """
     workers = os.cpu_count() or 1
     pool = ThreadPoolExecutor(max_workers=workers)
-    bar = tqdm(total=len(items), desc=title, leave=False, file=sys.stdout, delay=1)
-    starts = iter(range(0, len(items), lot))
+    total = len(items) if total is None else total
+    bar = tqdm(total=total, desc=title, leave=False, file=sys.stdout, delay=1)
+    iterator = iter(items)
+    lots = iter(lambda: list(itertools.islice(iterator, lot)), [])
 
-    def work(start: int) -> list:
+    def work(lot: list) -> list:
         with quiet:  # here and not around it all, which would not end if the caller raised in between
-            return [function(item) for item in items[start : start + lot]]
+            return [function(item) for item in lot]
 
-    def submit(start: int):
-        return pool.submit(work, start)
+    def submit(lot: list):
+        return pool.submit(work, lot)
 
     with bar:
         try:
             # never more than a few lots ahead: `map` would make a future for every item before it starts
-            ahead = deque(map(submit, itertools.islice(starts, 4 * workers)))
+            ahead = deque(map(submit, itertools.islice(lots, 4 * workers)))
             while ahead:
                 results = ahead.popleft().result()
-                ahead.extend(map(submit, itertools.islice(starts, 1)))
+                ahead.extend(map(submit, itertools.islice(lots, 1)))
                 yield from results
                 bar.update(len(results))
         finally:

@@ -151,6 +151,31 @@ def find_images(source: str | Path) -> pd.DataFrame:
     return images
 
 
+def list_files(source: str | Path) -> Iterator[tuple[str, str, str]]:
+    """Yields path, problem and reason of every file that is named or lies below a folder, as deep as it may.
+
+    There need not be class folders. The files of a folder come by name, those of the folders in it after them.
+
+    Args:
+        source: a folder, a file, or an archive (as `open_data` takes them), which is unpacked first.
+
+    Yields:
+        As in the table of `find_images`: the path as tables name it, and "" twice for a file that is to be opened.
+
+    Raises:
+        ValueError: it is an archive that cannot be unpacked safely.
+        OSError: it may not be read.
+    """
+    source = resolve_path(source)
+    if source.is_file() and is_archive(source):
+        source = unpack(source)
+    path = str(source)
+    found = _walk(path, _ancestors(source)) if source.is_dir() else [(path, *_find_problem(path))]
+    for path, problem, reason in found:
+        (row,) = _store([_Row(path, "", "", "", problem, reason)])
+        yield row.path, row.problem, row.reason
+
+
 class _Row(NamedTuple):
     path: str
     label: str
@@ -259,7 +284,7 @@ def _walk(folder: str, above: frozenset) -> Iterator[tuple[str, str, str]]:
             yield folder, "no permission", reason
             continue
         yield from files
-        stack += [(path, above) for path in folders]
+        stack += [(path, above) for path in reversed(folders)]
 
 
 def _list(folder: str | Path, above: frozenset) -> tuple[list[str], list[tuple[str, str, str]]]:

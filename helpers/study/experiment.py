@@ -19,7 +19,7 @@ from sklearn.svm import SVC
 
 from helpers._keras import keras, on_all_devices, set_seed
 from helpers.backbones import cut, describe_stages, find_stages, freeze
-from helpers.data import PARTS, encode_labels, load_pixels, make_dataset, shrink_pixels, split_images
+from helpers.data import PARTS, Pixels, encode_labels, load_pixels, make_dataset, shrink_pixels, split_images
 from helpers.evaluation import accuracy_interval, evaluate, is_correct
 from helpers.study.trials import Trial
 from helpers.training import (
@@ -351,19 +351,23 @@ class Experiment:
             epochs: the best epochs of this arm's trials in the final; empty for a frozen arm.
             temperatures: likewise.
         """
-        images = self.images.assign(split=self.images["split"].replace("validation", "train"))
-        pixels = load_pixels(images, image_size=self.network.input_shape[1:3], resize=self.resize)
-        labels, _ = encode_labels(images)
+        pixels, labels = self.training_images()
         backbone = keras.models.clone_model(self.network)  # what is returned shares no layer with what comes after
         backbone.set_weights(self._pretrained)
         if trial.arm == "frozen" and trial.stage != self.end:
             backbone = _ends_at(backbone, trial.stage)
-        head = fit_head(load_activations(backbone, pixels["train"]), labels["train"])
+        head = fit_head(load_activations(backbone, pixels), labels)
         model = attach_head(backbone, head, class_names=self.class_names)
         if stop := round(median(epochs)) if epochs else 0:
-            self._train_on(model, pixels["train"], labels["train"], trial, stop=stop)
+            self._train_on(model, pixels, labels, trial, stop=stop)
             cool(model, median(temperatures))
         return model
+
+    def training_images(self) -> tuple[Pixels, np.ndarray]:
+        """Returns train and validation images together, which `retrain` learns from, and their labels, int."""
+        images = self.images.assign(split=self.images["split"].replace("validation", "train"))
+        pixels = load_pixels(images, image_size=self.network.input_shape[1:3], resize=self.resize)
+        return pixels["train"], encode_labels(images)[0]["train"]
 
     def _train_on(self, model: keras.Model, pixels, labels: np.ndarray, trial: Trial, *, stop: int) -> None:
         """Trains in place, without validation images, and ends after some epochs of the schedule."""

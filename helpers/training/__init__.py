@@ -8,6 +8,7 @@ compiling     a part of a model compiled once for many trainings
 weights       class weights, blends of weights, precision
 recipe        the defaults of fine-tuning, and why
 fine_tuning   all of it in one call
+familiarity   is an image like those that a classifier learned from?
 files         a classifier is one file
 """
 
@@ -20,7 +21,8 @@ from helpers.training.activations import (
     load_activations,
 )
 from helpers.training.calibration import judge, log_loss
-from helpers.training.files import load_classifier, load_settings, save_model
+from helpers.training.familiarity import Familiarity, learn_familiarity
+from helpers.training.files import load_classifier, load_familiarity, load_settings, save_model
 from helpers.training.fine_tuning import fine_tune, prepare_training, seed_layers, training_batches
 from helpers.training.heads import STRENGTHS, attach_head, fit_head, head_weights
 from helpers.training.keeping import KeepBest, show_progress
@@ -31,6 +33,7 @@ from helpers.training.weights import blend_weights, computing_in, cross_entropy,
 __all__ = [
     "STRENGTHS",
     "Activations",
+    "Familiarity",
     "KeepBest",
     "Recipe",
     "attach_head",
@@ -46,8 +49,10 @@ __all__ = [
     "half_precision_error",
     "head_weights",
     "judge",
+    "learn_familiarity",
     "load_activations",
     "load_classifier",
+    "load_familiarity",
     "load_settings",
     "log_loss",
     "make_optimizer",

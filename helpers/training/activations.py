@@ -241,30 +241,58 @@ def _forward(
     images = max(len(inputs), 1)
     batches = math.ceil(images / (batch_size or _batch_size(model)))
     batch_size = math.ceil(images / batches)  # even ones, since the last one is filled up
-    forward = _compiled(model)
-    start = 0
+    infer = Inference(model, batch_size=batch_size)
     with tqdm(total=len(inputs), desc=title, unit="image", leave=False, **_BAR) as bar:
-        while start < len(inputs):
-            batch = np.asarray(inputs[start : start + batch_size])
-            # The last batch is filled up to full size: another shape would be compiled anew.
-            filled = np.resize(batch, (batch_size, *batch.shape[1:]))
-            try:
-                outputs = keras.ops.convert_to_numpy(forward(filled))[: len(batch)].astype("float32", copy=False)
-            except Exception as error:
-                if "ResourceExhausted" not in type(error).__name__ or batch_size == 1:
-                    raise
-                batch_size //= 2  # the memory of a GPU is not known beforehand
-                continue
-            if not np.isfinite(outputs).all():
-                bad = (~np.isfinite(outputs.reshape(len(outputs), -1))).any(axis=1).sum()
-                raise ValueError(
-                    f"{model.name} gives activations that are not finite for {bad} of {len(outputs)} images, the "
-                    f"first of them among images {start} to {start + len(outputs) - 1}. The weights are damaged, the "
-                    f"preprocessing is not the network's, or training at too high a learning rate diverged."
-                )
+        for start in range(0, len(inputs), batch_size):
+            outputs = infer(np.asarray(inputs[start : start + batch_size]))
             yield start, outputs
             bar.update(len(outputs))
-            start += len(outputs)
+
+
+class Inference:
+    """A model's outputs in inference mode, for one array after the other.
+
+    Args:
+        model: from images or activations to features or probabilities.
+        batch_size: images in a forward pass; 0 for as many as memory allows, at most 32.
+    """
+
+    def __init__(self, model: keras.Model, *, batch_size: int = 0):
+        self.batch_size = batch_size or _batch_size(model)
+        self._model, self._forward, self._done = model, _compiled(model), 0
+
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        """Returns the outputs, float32 (images, ...), of at least one input.
+
+        Raises:
+            ValueError: an output is not finite.
+        """
+        outputs, start = [], 0
+        while start < len(inputs):
+            batch = inputs[start : start + self.batch_size]
+            # A batch that is smaller is filled up to full size: another shape would be compiled anew.
+            filled = np.resize(batch, (self.batch_size, *batch.shape[1:]))
+            try:
+                values = keras.ops.convert_to_numpy(self._forward(filled))[: len(batch)]
+            except Exception as error:
+                if "ResourceExhausted" not in type(error).__name__ or self.batch_size == 1:
+                    raise
+                self.batch_size //= 2  # the memory of a GPU is not known beforehand
+                continue
+            outputs.append(values.astype("float32", copy=False))
+            self._check(outputs[-1])
+            start += len(batch)
+            self._done += len(batch)
+        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+
+    def _check(self, outputs: np.ndarray) -> None:
+        if not np.isfinite(outputs).all():
+            bad = (~np.isfinite(outputs.reshape(len(outputs), -1))).any(axis=1).sum()
+            raise ValueError(
+                f"{self._model.name} gives activations that are not finite for {bad} of {len(outputs)} images, the "
+                f"first of them among images {self._done} to {self._done + len(outputs) - 1}. The weights are "
+                f"damaged, the preprocessing is not the network's, or training at too high a learning rate diverged."
+            )
 
 
 _BAR = {"file": sys.stdout, "delay": 1}

@@ -1,39 +1,57 @@
 """A classifier is one file."""
 
+import io
 import json
 import os
 import uuid
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from helpers import resolve_path
 from helpers._keras import keras, on_all_devices
-from helpers.backbones import load_model
-from helpers.training.activations import compute_activations
+from helpers.backbones import features_tensor, load_model
+from helpers.backbones.files import existing_file, first_line
+from helpers.backbones.graphs import check_graph
+from helpers.data import RESIZE_RULES, StoredArray
+from helpers.training.activations import compute_activations, load_activations
+from helpers.training.familiarity import Familiarity, learn_familiarity
 
 
 def save_model(
-    model: keras.Model, path: str | Path, *, class_names: list[str], resize: str, sample: np.ndarray | None = None
+    model: keras.Model,
+    path: str | Path,
+    *,
+    class_names: list[str],
+    resize: str,
+    pixels: np.ndarray | StoredArray | None = None,
+    labels: np.ndarray | None = None,
 ) -> None:
     """Saves the classifier as one `.keras` file, whole or not at all, with what a prediction needs besides.
 
-    The file needs nothing but Keras to be loaded. The settings are one more member of it, `classifier.json`,
-    which Keras does not look at: see `load_settings`.
+    The file needs nothing but Keras to be loaded. What is added are two more members of it, which Keras does not look
+    at: `classifier.json` (see `load_settings`) and `familiarity.npz` (see `load_familiarity`).
 
     Args:
         model: from raw images to probabilities.
         path: of the `.keras` file.
         class_names: in the order of the probabilities.
         resize: how images were brought to the model's size: "crop", "pad" or "stretch".
-        sample: a few images, uint8 (images, height, width, 3): before the file gets its name, it is loaded again
-            and has to give the same probabilities for them.
+        pixels: the images that it learned from, uint8 (images, height, width, 3). From their features the file gets
+            to know which images are unlike them. Before it gets its name, it is loaded again, and has to give the
+            same probabilities for 100 of them. None leaves out both.
+        labels: of these images, int (images,), where pixels are given.
 
     Raises:
-        ValueError: what was saved is not the same model.
+        ValueError: what was saved is not the same model; or the labels are not one for each image.
     """
     settings = {"class_names": class_names, "resize": resize}
+    familiarity = None
+    if pixels is not None:
+        features = keras.Model(model.inputs[0], features_tensor(model), name=model.name)
+        familiarity = learn_familiarity(load_activations(features, pixels), labels)
     path = resolve_path(path)
     partial = path.with_name(f"partial-{uuid.uuid4().hex}-{path.name}")
     try:
@@ -41,8 +59,12 @@ def save_model(
         with on_all_devices():
             keras.Model(model.inputs[0], model.outputs[0], name=model.name).save(partial)
         with zipfile.ZipFile(partial, "a") as archive:
-            archive.writestr("classifier.json", json.dumps(settings, ensure_ascii=False))
-        if sample is not None:
+            archive.writestr(_SETTINGS, json.dumps(settings, ensure_ascii=False))
+            if familiarity is not None:
+                with archive.open(_FAMILIARITY, "w") as file:
+                    np.savez(file, **vars(familiarity))
+        if pixels is not None:
+            sample = pixels[np.linspace(0, len(pixels) - 1, min(len(pixels), 100)).astype(int)]
             difference = np.abs(compute_activations(load_model(partial), sample) - compute_activations(model, sample))
             if difference.max() > 1e-4:
                 raise ValueError(
@@ -54,6 +76,9 @@ def save_model(
         partial.unlink(missing_ok=True)
 
 
+_SETTINGS, _FAMILIARITY = "classifier.json", "familiarity.npz"
+
+
 def load_settings(path: str | Path) -> dict:
     """Returns what `save_model` kept with a classifier, besides the model.
 
@@ -62,22 +87,65 @@ def load_settings(path: str | Path) -> dict:
         to be brought to its size (`helpers.data.read_pixels`).
 
     Raises:
-        ValueError: the file is not one that `save_model` wrote.
+        FileNotFoundError: no such file.
+        ValueError: the file is not one that `save_model` wrote, or it was cut off.
     """
-    path = resolve_path(path)
+    path = existing_file("path", path)
+    try:
+        settings = json.loads(_read_member(path, _SETTINGS))
+        class_names, resize = list(settings["class_names"]), settings["resize"]
+        "".join(class_names).encode()  # texts, and such as a file can hold
+        if resize not in RESIZE_RULES:
+            raise ValueError(resize)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"Expected a classifier that 02, 03 or 04 saved (`save_model`). {path} holds no class names: it was cut "
+            f"off, is another Keras model, or no model at all."
+        ) from None
+    return {"class_names": class_names, "resize": resize}
+
+
+def load_familiarity(path: str | Path) -> Familiarity | None:
+    """Returns what a classifier's file knows of its training images; None if it was saved without them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged.
+    """
+    path = existing_file("path", path)
+    try:
+        with np.load(io.BytesIO(_read_member(path, _FAMILIARITY)), allow_pickle=False) as arrays:
+            return Familiarity(**arrays)
+    except KeyError:
+        return None
+    except (TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"Expected a whole file of a classifier. {path} is damaged: {first_line(error)}") from None
+
+
+def _read_member(path: Path, name: str) -> bytes:
+    """Returns a member of a `.keras` file; raises KeyError if there is none, ValueError if it cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.read("classifier.json"))
-    except (KeyError, zipfile.BadZipFile):
-        raise ValueError(f"Expected a classifier saved by 02 or 03. {path} holds no class names.") from None
+            return archive.read(name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last one if it is encrypted
+        raise ValueError(f"{name} cannot be read: {error}") from None
 
 
 def load_classifier(path: str | Path) -> tuple[keras.Model, dict]:
     """Returns a classifier and its settings (`load_settings`), made for all GPUs of this machine.
 
     Raises:
-        ValueError: the file is not one that `save_model` wrote.
+        FileNotFoundError: no such file.
+        ValueError: the file is not one that `save_model` wrote, or it was cut off.
     """
     settings = load_settings(path)
     with on_all_devices():
-        return load_model(path), settings
+        model = load_model(path)
+    check_graph(model)
+    image, classes = tuple(model.inputs[0].shape[1:]), len(settings["class_names"])
+    if None in image or image[2:] != (3,) or tuple(model.outputs[0].shape[1:]) != (classes,) or classes < 2:
+        raise ValueError(
+            f"Expected a classifier from RGB images of one size (height, width, 3) to the probabilities of its "
+            f"{classes} classes, two or more. Received one from {image} to {model.outputs[0].shape[1:]}, in {path}."
+        )
+    return model, settings

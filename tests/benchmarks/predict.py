@@ -1,0 +1,143 @@
+"""Predicting files, against the bare forward pass over the same images in memory; and the memory that it takes.
+
+    REAL_DATA_DIR=... python tests/benchmarks/predict.py [--images 2000] [--repeats 5] [--sizes 1000 4000]
+
+MobileNetV2 with ImageNet's weights, as a classifier of ants and bees that knows its training images. The files are
+the real photos, copied until there are enough: at 224 x 224 pixels, JPEG at quality 90, and as they are (a shorter
+side of 256 to 288 pixels). The forward pass is that of the classifier alone, compiled, in batches of the same size,
+over an array of these images, which were decoded before. Both are timed in turns in one process; the models have been
+loaded and compiled, and all files have been read once.
+
+The peak memory is that of a fresh process for each number of images.
+
+REAL_DATA_DIR names a folder with the photos and the weights.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+from PIL import Image
+
+import helpers
+
+SIZE = (224, 224)
+
+
+def save_classifier(real: Path, path: Path) -> None:
+    """Saves ants and bees on frozen features."""
+    from helpers.backbones import load_backbone
+    from helpers.data import check_images, encode_labels, exclude_problems, find_images, load_pixels, split_images
+    from helpers.training import attach_head, fit_head, load_activations, save_model
+
+    images = split_images(exclude_problems(*check_images(find_images(real / "data" / "hymenoptera"))))
+    labels, names = encode_labels(images)
+    pixels = load_pixels(images, image_size=SIZE)["train"]
+    weights = str(real / "weights" / "mobilenet_v2_1.0_224_notop.weights.h5")
+    network = load_backbone("MobileNetV2", weights=weights, image_size=SIZE[0])
+    head = fit_head(load_activations(network, pixels), labels["train"])
+    model = attach_head(network, head, class_names=names)
+    save_model(model, path, class_names=names, resize="crop", pixels=pixels, labels=labels["train"])
+
+
+def copy_photos(real: Path, folder: Path, count: int, *, resized: bool) -> None:
+    """Writes so many JPEG files, each photo as often as needed."""
+    photos = sorted((real / "data").rglob("*.jpg"))
+    folder.mkdir()
+    for number in range(count):
+        photo, copy = photos[number % len(photos)], folder / f"{number:06d}.jpg"
+        if number >= len(photos):
+            os.link(folder / f"{number % len(photos):06d}.jpg", copy)
+        elif resized:
+            from helpers.data import read_pixels
+
+            Image.fromarray(read_pixels(photo, SIZE)).save(copy, quality=90)
+        else:
+            copy.write_bytes(photo.read_bytes())
+
+
+def compare(folder: Path, model: Path, *, repeats: int) -> None:
+    """Prints images a second both ways, and their ratio."""
+    import tensorflow as tf
+
+    from helpers import predict
+    from helpers.data import read_pixels
+    from helpers.training import load_classifier
+
+    classifier = predict._Classifier.load(model)
+    predict._Classifier.load = lambda path: classifier  # once: loading it takes the same for any number of images
+    network, _ = load_classifier(model)
+    forward = tf.function(lambda batch: network(batch, training=False))
+    pixels = np.stack([read_pixels(path, SIZE) for path in sorted(folder.iterdir())])
+    step, ratios, speeds = classifier.batch_size, [], {"forward": [], "predict": []}
+    classifier.describe(pixels[:step]), forward(pixels[:step])
+    for _ in range(repeats):
+        started = perf_counter()
+        for start in range(0, len(pixels), step):
+            forward(pixels[start : start + step]).numpy()
+        bare = perf_counter() - started
+        started = perf_counter()
+        table = predict.predict_folder(model, folder, output=model.with_name("predictions.csv"))
+        predicted = perf_counter() - started
+        assert len(table) == len(pixels) and (table["problem"] == "").all()
+        speeds["forward"].append(len(pixels) / bare)
+        speeds["predict"].append(len(pixels) / predicted)
+        ratios.append(bare / predicted)
+    print(
+        f"{folder.name:<22}{len(pixels):>8,}{median(speeds['forward']):>18.1f}{median(speeds['predict']):>18.1f}"
+        f"{median(ratios):>10.2f}   ({min(ratios):.2f} to {max(ratios):.2f})",
+        flush=True,
+    )
+
+
+def peak_memory(model: Path, folder: Path) -> int:
+    """Returns the highest resident memory of a fresh process that predicts the folder, in kB."""
+    code = (
+        "import re, sys; from pathlib import Path; from helpers.predict import main;"
+        "assert main(sys.argv[1:]) == 0;"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"
+    )
+    command = [sys.executable, "-c", code, str(model), str(folder), "-o", str(model.with_name("predictions.csv"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs=2, default=[1000, 4000])
+    options = parser.parse_args()
+    if not os.environ.get("REAL_DATA_DIR"):
+        print("Left out: REAL_DATA_DIR names no folder with photos and weights.")
+        return
+    os.environ["TQDM_DISABLE"] = "1"
+    real = Path(os.environ["REAL_DATA_DIR"]).resolve()
+    with tempfile.TemporaryDirectory() as scratch:
+        helpers.ROOT = Path(scratch)  # the stores lie below, and go with it
+        model = Path(scratch) / "ants_and_bees.keras"
+        save_classifier(real, model)
+        print(f"{'JPEG files':<22}{'images':>8}{'forward, a second':>18}{'files, a second':>18}{'ratio':>10}")
+        for name, resized in (("224 x 224 pixels", True), ("as they are", False)):
+            copy_photos(real, Path(scratch) / name, options.images, resized=resized)
+            compare(Path(scratch) / name, model, repeats=options.repeats)
+        print("target: a ratio of at least 0.9\n")
+        peaks = []
+        for count in options.sizes:
+            copy_photos(real, Path(scratch) / str(count), count, resized=True)
+            peaks.append(peak_memory(model, Path(scratch) / str(count)))
+            print(f"{count:,} images: peak memory {peaks[-1] / 1000:.0f} MB")
+        print(
+            f"{options.sizes[1] / options.sizes[0]:.0f} times as many images, "
+            f"{100 * (peaks[1] / peaks[0] - 1):+.1f} % memory"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,385 @@
+"""Predictions for files: as in the training, whatever the files are, and nothing is lost when it stops."""
+
+import csv
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from networks import coloured_images, stage_network
+from PIL import Image
+
+import helpers
+from helpers import predict as module
+from helpers._keras import keras
+from helpers.data import load_pixels, read_pixels
+from helpers.predict import COLUMNS, load_predictions, main, predict_folder
+from helpers.training import activations, attach_head, compute_activations, fit_head, load_classifier, save_model
+
+NAMES = ['=1+1,"ants"', "007", "bées 🐝\r\n@home"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A classifier of 8 x 8 pixels with awkward class names, which pads, and knows its training images."""
+    folder = tmp_path_factory.mktemp("saved")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(helpers, "ROOT", folder)
+        images, labels = coloured_images(120)
+        network = stage_network()
+        model = attach_head(network, fit_head(compute_activations(network, images), labels), class_names=NAMES)
+        save_model(model, folder / "x.keras", class_names=NAMES, resize="pad", pixels=images, labels=labels)
+    return folder / "x.keras"
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """A folder with folders in it: photos of other shapes and kinds than the classifier's."""
+    folder, rng = tmp_path / "photos", np.random.default_rng(0)
+    for number, name in enumerate(["a.png", "b/c.jpg", "b/deep/er/d.bmp", "b/e.png", "=f, 🐜\n.png", "g.gif"]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        size = (10 + number, 30 - 3 * number, 3)
+        Image.fromarray(rng.integers(0, 256, size).astype("uint8")).save(folder / name)
+    Image.new("L", (1, 1), 90).save(folder / "h one pixel.png")
+    return folder
+
+
+def huge_png(path: Path) -> None:
+    """Writes a PNG of 200 megapixels, as its header says, and nothing in it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 10000, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+
+
+def small_batches(monkeypatch, size: int = 2) -> None:
+    monkeypatch.setattr(activations, "_batch_size", lambda model: size)
+
+
+def interrupt_after(monkeypatch, batches: int) -> None:
+    """Presses Ctrl-C while the network computes the next batch."""
+    compute, calls = activations.Inference.__call__, itertools.count()
+
+    def interrupted(self, pixels):
+        if next(calls) == batches:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        return compute(self, pixels)
+
+    monkeypatch.setattr(activations.Inference, "__call__", interrupted)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---- what is predicted
+
+
+def test_files_are_read_as_in_the_training(saved, photos, root, tmp_path, monkeypatch):
+    """The same bits that `load_pixels` stores for a training, whatever the file; so the same probabilities."""
+    small_batches(monkeypatch, 3)
+    table = predict_folder(saved, photos, output=tmp_path / "out.csv")
+    assert list(table.columns) == list(COLUMNS) and len(table) == 7 and (table["problem"] == "").all()
+    model, _ = load_classifier(saved)
+    seen = []
+    compute = activations.Inference.__call__
+    monkeypatch.setattr(activations.Inference, "__call__", lambda self, x: (seen.extend(x), compute(self, x))[1])
+    images = table[["path"]].assign(split="train")
+    images["sha256"] = [
+        module.hashlib.sha256(helpers.resolve_path(path).read_bytes()).hexdigest() for path in table["path"]
+    ]
+    pixels = load_pixels(images, image_size=(8, 8), resize="pad")["train"][:]
+    predict_folder(saved, photos, output=tmp_path / "out.csv")
+    np.testing.assert_array_equal(seen, pixels)
+    probabilities = compute_activations(model, pixels)
+    order = np.argsort(-probabilities, axis=1)
+    for rank, (label, value) in enumerate([("label", "probability"), ("runner_up", "runner_up_probability")]):
+        assert table[label].tolist() == [NAMES[row[rank]] for row in order]
+        expected = np.take_along_axis(probabilities, order, axis=1)[:, rank]
+        np.testing.assert_allclose(table[value], expected, atol=2e-6)
+    assert table["label"].nunique() > 1
+    assert not np.array_equal(pixels, [read_pixels(path, (8, 8)) for path in images["path"]]), (
+        "another rule, other pixels"
+    )
+
+
+def test_images_unlike_the_training_images_are_flagged(saved, root, tmp_path):
+    like, _ = coloured_images(100, seed=1)
+    for number, image in enumerate(like):
+        (root / "photos" / "like").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(root / "photos" / "like" / f"{number}.png")
+    for shade in range(5):
+        Image.new("RGB", (8, 8), (255, 50 * shade, 0)).save(root / "photos" / f"flat {shade}.png")
+    table = predict_folder(saved, "photos", output="out.csv")  # relative to the root
+    assert table["unlike"].dtype == "boolean"
+    like = table["path"].str.startswith("photos/like")
+    assert table.loc[~like, "unlike"].all() and table.loc[like, "unlike"].mean() < 0.06
+
+
+def test_names_come_back_as_they_were(saved, photos, root, tmp_path):
+    table = predict_folder(saved, photos, output=tmp_path / "out.csv")
+    pd.testing.assert_frame_equal(load_predictions(tmp_path / "out.csv"), table)
+    plain = pd.read_csv(tmp_path / "out.csv", dtype={"label": str, "runner_up": str}, keep_default_na=False)
+    assert plain["path"].tolist() == table["path"].tolist() and plain["label"].tolist() == table["label"].tolist()
+    assert set(table["label"]) | set(table["runner_up"]) == set(NAMES)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_bytes().decode(), newline="")))
+    assert [row["path"] for row in rows] == table["path"].tolist()
+    assert [helpers.resolve_path(path).is_file() for path in table["path"]] == [True] * 7
+
+
+def test_one_file_and_an_archive(saved, photos, root, tmp_path):
+    one = predict_folder(saved, photos / "b" / "c.jpg", output=tmp_path / "one.csv")
+    shutil.make_archive(str(tmp_path / "photos"), "zip", photos / "b")
+    packed = predict_folder(saved, tmp_path / "photos.zip", output=tmp_path / "packed.csv")
+    assert len(one) == 1 and packed["path"].str.endswith(("c.jpg", "d.bmp", "e.png")).tolist() == [True] * 3
+    assert packed.loc[packed["path"].str.endswith("c.jpg"), "probability"].tolist() == one["probability"].tolist()
+
+
+# ---- files that cannot be read
+
+
+def test_bad_files_have_a_row_that_says_why(saved, photos, root, tmp_path):
+    good = predict_folder(saved, photos, output=tmp_path / "good.csv")
+    (photos / "b" / "cut.jpg").write_bytes((photos / "b" / "c.jpg").read_bytes()[:-60])
+    (photos / "empty.png").touch()
+    (photos / "notes.txt").write_text("ants, mostly")
+    (photos / "broken.png").symlink_to("nowhere")
+    huge_png(photos / "huge.png")
+    os.mkfifo(photos / "pipe.png")
+    Path(os.fsdecode(os.fsencode(photos) + b"/latin-\xe9.png")).write_bytes((photos / "a.png").read_bytes())
+    (photos / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    table = predict_folder(saved, photos, output=tmp_path / "out.csv")
+    bad = table[table["problem"] != ""]
+    found = {Path(row.path).name: row.problem.split(":")[0] for row in bad.itertuples()}
+    assert found == {
+        "cut.jpg": "truncated",
+        "empty.png": "empty file",
+        "notes.txt": "not an image",
+        "broken.png": "broken link",
+        "huge.png": "too large",
+        "pipe.png": "not a file",
+        "latin-\\xe9.png": "bad name",
+    }
+    assert "200000000 pixels" in bad.set_index(bad["path"].map(os.path.basename)).loc["huge.png", "problem"]
+    assert (bad[["label", "runner_up"]] == "").all(axis=None)
+    assert bad[["probability", "runner_up_probability", "unlike"]].isna().all(axis=None)
+    pd.testing.assert_frame_equal(table[table["problem"] == ""].reset_index(drop=True), good)
+
+
+# ---- interrupted
+
+
+def test_after_an_interruption_the_same_call_goes_on(saved, photos, root, tmp_path, monkeypatch):
+    (photos / "empty.png").touch()
+    small_batches(monkeypatch)
+    whole = predict_folder(saved, photos, output=tmp_path / "whole.csv")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt, match=r"images are done and kept in .*out.partial-\w+.csv: the same"):
+            predict_folder(saved, photos, output=tmp_path / "out.csv")
+    (partial,) = tmp_path.glob("*.partial-*")
+    kept = load_predictions(partial)
+    assert 3 <= len(kept) <= 5 and not (tmp_path / "out.csv").exists()
+    pd.testing.assert_frame_equal(kept, whole[: len(kept)], check_dtype=False)
+    partial.write_bytes(partial.read_bytes()[:-9])  # as a power cut may leave it
+    read, read_file = [], module.read_file
+    monkeypatch.setattr(module, "read_file", lambda path: (read.append(path), read_file(path))[1])
+    pd.testing.assert_frame_equal(predict_folder(saved, photos, output=tmp_path / "out.csv"), whole)
+    assert sorted(read) == sorted(whole["path"][len(kept) - 1 :])
+    assert "out.csv" in names(tmp_path) and not list(tmp_path.glob("*.partial-*"))
+
+
+def test_another_classifier_or_folder_does_not_go_on_with_it(saved, photos, root, tmp_path, monkeypatch):
+    small_batches(monkeypatch)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            predict_folder(saved, photos, output=tmp_path / "out.csv")
+    (partial,) = tmp_path.glob("*.partial-*")
+    before = partial.read_bytes()
+    assert len(predict_folder(saved, photos / "b", output=tmp_path / "out.csv")) == 3
+    shutil.copy(saved, tmp_path / "other.keras")
+    with zipfile.ZipFile(tmp_path / "other.keras", "a") as archive:
+        archive.writestr("changed", "")
+    assert len(predict_folder(tmp_path / "other.keras", photos, output=tmp_path / "out.csv")) == 7
+    assert partial.read_bytes() == before
+
+
+def test_a_full_disk_keeps_what_is_done(saved, photos, root, tmp_path, monkeypatch, capsys):
+    small_batches(monkeypatch)
+    whole = predict_folder(saved, photos, output=tmp_path / "whole.csv")
+    write, calls = module._Results._write, itertools.count()
+
+    def full(self, rows):
+        if next(calls) == 2:  # after the header and the first rows
+            self._file = open("/dev/full", "wb", buffering=0)
+        write(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Results, "_write", full)
+        assert main([str(saved), str(photos), "-o", str(tmp_path / "out.csv")]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "No space left on device. 2 images are done and kept in" in told
+    pd.testing.assert_frame_equal(predict_folder(saved, photos, output=tmp_path / "out.csv"), whole)
+
+
+def test_two_processes_do_not_write_the_same_file(saved, photos, root, tmp_path, monkeypatch):
+    inside = []
+
+    def second(self, pixels):
+        if not inside:
+            inside.append(True)
+            with pytest.raises(OSError, match="Another process is writing .*out.csv"):
+                predict_folder(saved, photos, output=tmp_path / "out.csv")
+        return compute(self, pixels)
+
+    compute = activations.Inference.__call__
+    monkeypatch.setattr(activations.Inference, "__call__", second)
+    assert len(predict_folder(saved, photos, output=tmp_path / "out.csv")) == 7 and inside
+
+
+def test_only_a_few_images_are_read_ahead_of_the_network(saved, root, tmp_path, monkeypatch):
+    """So memory does not grow with their number, although reading is faster than the network."""
+    (root / "many").mkdir()
+    for number in range(600):
+        Image.new("RGB", (8, 8), (number % 256, 0, 0)).save(root / "many" / f"{number:03d}.bmp")
+    read, computed, ahead = [], [], []
+    read_file, compute = module.read_file, activations.Inference.__call__
+
+    def slow(self, pixels):
+        time.sleep(0.02)
+        ahead.append(len(read) - len(computed))
+        computed.extend(pixels)
+        return compute(self, pixels)
+
+    monkeypatch.setattr(module, "read_file", lambda path: (read.append(path), read_file(path))[1])
+    monkeypatch.setattr(activations.Inference, "__call__", slow)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert len(predict_folder(saved, "many", output="out.csv")) == 600
+    assert 32 < max(ahead) <= 32 + 2 * 4 * 4 + 4
+
+
+# ---- the command, and bad input
+
+
+def test_the_command(saved, photos, tmp_path):
+    (photos / "notes.txt").write_text("ants, mostly")
+    arguments = ["-m", "helpers.predict", str(saved), "photos", "-o", "photos/out.csv"]
+    environment = os.environ | {"PYTHONPATH": str(helpers.ROOT), "COLUMNS": "200"}
+    (photos / "out.csv").write_text("an earlier output, which is no file to be predicted")
+    done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    told = " ".join(done.stdout.split())
+    assert told.startswith("7 images predicted, ") and " of them unlike the training data: photos/out.csv" in told
+    assert "1 file skipped: the column `problem` says why." in told
+    assert """The class '=1+1,"ants"' begins like a formula. It is written as it is""" in told
+    assert len(load_predictions(photos / "out.csv")) == 8
+
+
+def refused(capsys, *arguments) -> str:
+    """Returns what the command says, in one paragraph, when it refuses to predict."""
+    assert main([str(argument) for argument in arguments]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and "Traceback" not in told.err and told.err.count("\n\n") == 0
+    return " ".join(told.err.split())
+
+
+def test_models_that_are_none(saved, photos, root, tmp_path, capsys):
+    bad = tmp_path / "bad.keras"
+    out = ("-o", tmp_path / "out.csv")
+    assert f"There is no file {bad}" in refused(capsys, bad, photos, *out)
+    assert f"There is no file {tmp_path}" in refused(capsys, tmp_path, photos, *out)
+    content = saved.read_bytes()
+    for wrong in (
+        content[: len(content) // 2],
+        b"",
+        b"PK\x05\x06" + bytes(18),
+        photos.joinpath("a.png").read_bytes(),
+    ):
+        bad.write_bytes(wrong)
+        assert f"{bad} holds no class names: it was cut off" in refused(capsys, bad, photos, *out)
+    stage_network().save(bad)
+    assert "holds no class names" in refused(capsys, bad, photos, *out)
+    for settings in (
+        "[]",
+        "{}",
+        '{"class_names": [1, 2], "resize": "pad"}',
+        '{"class_names": ["a", "\\ud800"]',
+        "\xff",
+    ):
+        stage_network().save(bad)
+        with zipfile.ZipFile(bad, "a") as archive:
+            archive.writestr("classifier.json", settings)
+        assert "holds no class names" in refused(capsys, bad, photos, *out)
+    assert sorted(names(tmp_path)) == ["bad.keras", "photos"]
+
+
+def test_a_model_of_other_classes_or_another_shape(photos, root, tmp_path, capsys):
+    inputs = keras.Input((8, 8, 3))
+    vector, image = keras.layers.Flatten()(inputs), keras.layers.Conv2D(3, 3)(inputs)
+    out = ("-o", tmp_path / "out.csv")
+    for output in (keras.layers.Dense(4)(vector), image):
+        keras.Model(inputs, output).save(tmp_path / "x.keras")
+        with zipfile.ZipFile(tmp_path / "x.keras", "a") as archive:
+            archive.writestr("classifier.json", json.dumps({"class_names": list("abc"), "resize": "crop"}))
+        told = refused(capsys, tmp_path / "x.keras", photos, *out)
+        assert "to the probabilities of its 3 classes, two or more. Received one from (8, 8, 3) to" in told
+
+
+def test_no_code_of_a_file_is_run(photos, root, tmp_path, capsys):
+    marker = tmp_path / "was here"
+    inputs = keras.Input((8, 8, 3))
+    harmful = keras.layers.Lambda(lambda x, path=str(marker): (open(path, "w"), x)[1], output_shape=(8, 8, 3))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(harmful(inputs))))
+    model.save(tmp_path / "x.keras")
+    marker.unlink(missing_ok=True)
+    with zipfile.ZipFile(tmp_path / "x.keras", "a") as archive:
+        archive.writestr("classifier.json", json.dumps({"class_names": ["a", "b"], "resize": "crop"}))
+    told = refused(capsys, tmp_path / "x.keras", photos, "-o", tmp_path / "out.csv")
+    assert "one with Lambda layers or own classes is not loaded" in told and not marker.exists()
+
+
+def test_folders_without_images(saved, photos, root, tmp_path, capsys):
+    out = ("-o", tmp_path / "out.csv")
+    assert "There is no " in refused(capsys, saved, tmp_path / "nothing", *out)
+    empty = tmp_path / "empty" / "inside"
+    empty.mkdir(parents=True)
+    (empty / ".hidden").touch()
+    assert "It holds no file, or hidden ones only." in refused(capsys, saved, empty.parent, *out)
+    (empty / "notes.txt").write_text("ants, mostly")
+    told = refused(capsys, saved, empty.parent, *out)
+    assert "None of 1 can be read, for example" in told and "not an image" in told
+    assert names(tmp_path) == ["empty", "photos"]
+
+
+def test_outputs_that_cannot_be_written(saved, photos, root, tmp_path, capsys):
+    assert "it is a folder. Name another" in refused(capsys, saved, photos, "-o", photos)
+    assert "cannot be written" in refused(capsys, saved, photos, "-o", photos / "a.png" / "out.csv")
+    assert not list(tmp_path.rglob("*.partial-*"))
+
+
+def test_a_file_that_does_not_know_its_training_images(saved, photos, root, tmp_path, capsys):
+    with zipfile.ZipFile(saved) as whole, zipfile.ZipFile(tmp_path / "old.keras", "w") as old:
+        for member in whole.namelist():
+            if member != "familiarity.npz":
+                old.writestr(member, whole.read(member))
+    assert main([str(tmp_path / "old.keras"), str(photos), "-o", str(tmp_path / "out.csv")]) == 0
+    assert "The column `unlike` is empty: the model's file does not say" in capsys.readouterr().out
+    table, full = load_predictions(tmp_path / "out.csv"), predict_folder(saved, photos, output=tmp_path / "full.csv")
+    assert table["unlike"].isna().all() and full["unlike"].notna().all()
+    pd.testing.assert_frame_equal(table.drop(columns="unlike"), full.drop(columns="unlike"))
