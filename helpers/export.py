@@ -21,6 +21,7 @@ import shutil
 import sys
 import tempfile
 import textwrap
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -195,6 +196,23 @@ def _add_to_onnx(path: Path, settings: str) -> None:
     onnx.save(model, path)
 
 
+def _prepare_onnx() -> dict:
+    from tf2onnx.handler import tf_op
+
+    @tf_op("Erfc")
+    class Erfc:
+        """GELU's 1 - erf, which tf2onnx 1.17 does not know."""
+
+        @classmethod
+        def version_13(cls, graph, node, **kwargs):
+            erf = graph.make_node("Erf", node.input, dtypes=[graph.get_dtype(node.output[0])])
+            one = graph.make_const(f"{node.name}/one", np.ones((), "float32"))
+            graph.replace_all_inputs(node.output[0], graph.make_node("Sub", [one.output[0], erf.output[0]]).output[0])
+            graph.remove_node(node.name)
+
+    return {}
+
+
 def _load_litert(path: Path):
     from ai_edge_litert.interpreter import Interpreter
 
@@ -209,7 +227,7 @@ def _add_to_litert(path: Path, settings: str) -> None:
         archive.writestr("classifier.json", settings)
 
 
-def _litert_options() -> dict:
+def _prepare_litert() -> dict:
     import tensorflow
 
     # Keras would also allow operations of TensorFlow, and LiteRT's runtime has none of them.
@@ -227,7 +245,7 @@ class Format:
         packages: to be imported, of the extra `export`.
         load: from a file to a function from images to probabilities, and the settings.
         add_settings: into a file that was just written, as JSON.
-        options: of `keras.Model.export`.
+        prepare: the converter; returns options of `keras.Model.export`.
     """
 
     title: str
@@ -236,16 +254,16 @@ class Format:
     packages: tuple[str, ...]
     load: Callable
     add_settings: Callable
-    options: Callable = dict
+    prepare: Callable = dict
 
 
 FORMATS = {
     "savedmodel": Format(
         "TensorFlow SavedModel", ".savedmodel", "tf_saved_model", (), _load_savedmodel, _add_to_savedmodel
     ),
-    "onnx": Format("ONNX", ".onnx", "onnx", ("tf2onnx", "onnxruntime"), _load_onnx, _add_to_onnx),
+    "onnx": Format("ONNX", ".onnx", "onnx", ("tf2onnx", "onnxruntime"), _load_onnx, _add_to_onnx, _prepare_onnx),
     "litert": Format(
-        "LiteRT", ".tflite", "litert", ("ai_edge_litert.interpreter",), _load_litert, _add_to_litert, _litert_options
+        "LiteRT", ".tflite", "litert", ("ai_edge_litert.interpreter",), _load_litert, _add_to_litert, _prepare_litert
     ),
 }
 
@@ -293,7 +311,7 @@ def _write(model: keras.Model, settings: dict, format: Format, file: Path) -> No
     signature = [keras.InputSpec(shape=(None, *model.input_shape[1:]), dtype="uint8", name="images")]
     try:
         with _quiet():
-            named.export(file, format=format.keras_name, verbose=False, input_signature=signature, **format.options())
+            named.export(file, format=format.keras_name, verbose=False, input_signature=signature, **format.prepare())
             format.add_settings(file, json.dumps(settings, ensure_ascii=False))
             predict, _ = format.load(file)
             # Two numbers of images: some layers are exported for the one that they were first called with.
@@ -303,8 +321,8 @@ def _write(model: keras.Model, settings: dict, format: Format, file: Path) -> No
         raise
     except Exception as error:  # each converter and runtime has errors of its own
         raise ValueError(
-            f"{format.title} cannot express {_blamed(model, error)}: {first_line(error)} Choose another kind, or "
-            f"build the network without that layer. {file.name} was not written."
+            f"{file.name} was not written: {format.title} cannot express {_reason(model, error)} Choose another "
+            f"kind, or build the network without that layer."
         ) from error
     difference = np.abs(probabilities - _keras_runtime(model)(noise)).max()
     if not difference <= TOLERANCE:  # NaN is not
@@ -314,12 +332,15 @@ def _write(model: keras.Model, settings: dict, format: Format, file: Path) -> No
         )
 
 
-def _blamed(model: keras.Model, error: Exception) -> str:
-    """Returns the layers that the converter's message names, by their places in TensorFlow's graph."""
-    message = str(error)
-    named = [layer for layer in model.layers if re.search(rf"/{re.escape(layer.name)}(_\d+)?/", message)]
-    listed = ", ".join(f"{layer.name} ({type(layer).__name__})" for layer in named[:3])
-    return f"the layer {listed}" if listed else "a layer of this network"
+def _reason(model: keras.Model, error: Exception) -> str:
+    """Returns what a converter or runtime cannot do: the layer, found by its place in TensorFlow's graph, and why."""
+    line = first_line(error)
+    # Where a layer's name is taken in the graph, TensorFlow adds a number: conv2d_1 may be conv2d or conv2d_1.
+    named = [layer for layer in model.layers if re.search(rf"/{re.escape(layer.name)}(_1)?/", line)]
+    layers = " or ".join(f"{layer.name} ({type(layer).__name__})" for layer in named)
+    operation = re.search(r"No Op registered for (\w+)|'tf\.(\w+)' op", line)
+    why = f"it has no operation {operation[1] or operation[2]}." if operation else line
+    return f"{'the layer ' + layers if layers else 'a layer of this network'}: {why}"
 
 
 @contextmanager
@@ -361,7 +382,8 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with silent_stderr():
+        with silent_stderr(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
