@@ -20,7 +20,15 @@ from tqdm import tqdm
 
 import helpers
 from helpers.backbones import keras, load_backbone
-from helpers.data import check_images, encode_labels, exclude_problems, find_images, load_pixels, split_images
+from helpers.data import (
+    check_images,
+    encode_labels,
+    exclude_problems,
+    find_images,
+    load_pixels,
+    open_data,
+    split_images,
+)
 from helpers.export import KINDS, compare_exports, export_model
 from helpers.training import attach_head, compute_activations, fit_head, save_model, set_seed
 
@@ -45,7 +53,7 @@ def load_vision_transformer(side: int) -> keras.Model:
 
 def solved_classifier(network: keras.Model, data: str, file: Path):
     """Returns the test images, at most 200, after saving the network with a head solved on the others."""
-    checked, problems = check_images(find_images(data))
+    checked, problems = check_images(find_images(open_data(data)))
     images = split_images(exclude_problems(checked, problems), test_fraction=0.5)
     pixels = load_pixels(images, image_size=network.input_shape[1:3])
     labels, names = encode_labels(images)
