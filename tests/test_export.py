@@ -1,0 +1,396 @@
+"""Every export is the classifier: the same probabilities by its own runtime, whole or not at all, or it says why."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import call, coloured_images, random_images, residual_network, stage_network
+
+from helpers.backbones import keras, load_backbone
+from helpers.data import check_images, find_images, load_pixels, split_images
+from helpers.export import FORMATS, KINDS, compare_exports, export_model, load_export, main
+from helpers.training import attach_head, compute_activations, fit_head, load_classifier, save_model
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ["ants", "bées, or 🐝", 'quo"ted\nname']
+
+
+def solved_classifier(file: Path, network=None) -> Path:
+    """Saves the network with a solved head for three colours, and returns the file."""
+    images, labels = coloured_images(30)
+    network = network or stage_network()
+    head = fit_head(compute_activations(network, images), labels, strengths=(0.1,))
+    save_model(attach_head(network, head, class_names=NAMES), file, class_names=NAMES, resize="pad")
+    return file
+
+
+def residual() -> keras.Model:
+    keras.utils.set_random_seed(3)
+    network = residual_network(dtype="uint8")
+    return keras.Model(network.inputs, keras.layers.GlobalAveragePooling2D()(network.outputs[0]))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def copied(exports: dict[str, Path], folder: Path) -> Path:
+    """Returns a folder with copies of exports, as an earlier call would have left them."""
+    return Path(shutil.copytree(exports["onnx"].parent, folder))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory) -> Path:
+    return solved_classifier(tmp_path_factory.mktemp("run") / "chosen.keras")
+
+
+@pytest.fixture(scope="module")
+def exports(classifier) -> dict[str, Path]:
+    return export_model(classifier, classifier.parent / "exports")
+
+
+# ---- the same
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_gives_the_same_for_any_number_of_images(classifier, exports, kind):
+    predict, settings = load_export(exports[kind])
+    assert settings == {"class_names": NAMES, "resize": "pad"}
+    model, images = load_classifier(classifier)[0], coloured_images(33)[0]
+    expected = call(model, images)
+    assert np.ptp(expected[:, 0]) > 0.1, "images that it does not tell apart would agree by themselves"
+    for count in (1, 32, 2, 33):
+        probabilities = predict(images[:count])
+        assert probabilities.dtype == "float32" and probabilities.shape == (count, 3)
+        np.testing.assert_allclose(probabilities, expected[:count], atol=1e-6)
+
+
+def test_files_and_names(exports):
+    assert {kind: path.name for kind, path in exports.items()} == {
+        "savedmodel": "chosen.savedmodel",
+        "onnx": "chosen.onnx",
+        "litert": "chosen.tflite",
+    }
+    folder = exports["onnx"].parent
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in exports.values())
+    assert tuple(FORMATS) == KINDS
+
+
+def test_inputs_and_outputs_have_names_that_say_what_they_are(exports):
+    import onnxruntime
+    import tensorflow
+    from ai_edge_litert.interpreter import Interpreter
+
+    served = tensorflow.saved_model.load(str(exports["savedmodel"])).signatures["serving_default"]
+    (spec,) = served.structured_input_signature[1].values()
+    assert (spec.name, spec.dtype, spec.shape.as_list()) == ("images", "uint8", [None, 8, 8, 3])
+    assert list(served.structured_outputs) == ["probabilities"]
+    session = onnxruntime.InferenceSession(str(exports["onnx"]))
+    (images,), (probabilities,) = session.get_inputs(), session.get_outputs()
+    assert (images.name, images.type, images.shape[1:]) == ("images", "tensor(uint8)", [8, 8, 3])
+    assert (probabilities.name, probabilities.type) == ("probabilities", "tensor(float)")
+    (signature,) = Interpreter(str(exports["litert"])).get_signature_list().values()
+    assert signature == {"inputs": ["images"], "outputs": ["probabilities"]}
+
+
+def attention_network() -> keras.Model:
+    """What other families are made of: normalisations, activations, all kinds of convolutions, attention."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    images = keras.Input((8, 8, 3), dtype="uint8", name="images")
+    x = layers.Rescaling([1 / 58, 1 / 57, 1 / 57], [-2.1, -2.0, -1.8])(keras.ops.flip(images, axis=-1))
+    x = layers.Conv2D(8, 3, strides=2, activation="gelu")(layers.ZeroPadding2D(1)(x))
+    x = layers.SeparableConv2D(8, 3, padding="same", activation="hard_swish")(layers.LayerNormalization()(x))
+    x = layers.Activation("silu")(layers.DepthwiseConv2D(3, padding="same")(layers.GroupNormalization(2)(x)))
+    squeezed = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    x = layers.Multiply()([x, layers.Conv2D(8, 1, activation="sigmoid")(squeezed)])
+    x = layers.Concatenate()([layers.UpSampling2D(2)(layers.MaxPooling2D(2)(x)), layers.PReLU()(x)])
+    x = layers.Reshape((16, 16))(x)
+    x = layers.Add()([x, layers.MultiHeadAttention(2, 4)(x, x)])
+    x = layers.Dropout(0.5)(layers.UnitNormalization()(x))
+    return keras.Model(images, layers.GlobalAveragePooling1D()(x))
+
+
+def test_layers_of_other_families_agree(tmp_path):
+    file = solved_classifier(tmp_path / "x.keras", attention_network())
+    table = compare_exports(file, export_model(file, tmp_path), coloured_images(40)[0])
+    assert list(table["kind"]) == ["keras", *KINDS]
+    assert (table["largest_difference"] < 1e-5).all() and (table["same_class"] == 1).all()
+
+
+# ---- comparing
+
+
+def test_the_table_tells_how_far_an_export_is_from_keras(classifier, exports, tmp_path):
+    other = solved_classifier(tmp_path / "other.keras", residual())
+    strange = export_model(other, tmp_path, kinds=["onnx"])["onnx"]
+    images = coloured_images(40, seed=1)[0]
+    table = compare_exports(classifier, [exports["litert"], strange], images).set_index("file")
+    differences = np.abs(call(load_classifier(classifier)[0], images) - call(load_classifier(other)[0], images))
+    assert list(table["kind"]) == ["keras", "litert", "onnx"]
+    assert table.loc["chosen.keras", "largest_difference"] == 0
+    assert table.loc["chosen.tflite", "largest_difference"] < 1e-6
+    assert table.loc["other.onnx", "largest_difference"] == pytest.approx(differences.max(), rel=1e-3)
+    assert table.loc["chosen.tflite", "same_class"] == 1 > table.loc["other.onnx", "same_class"]
+    assert table.loc["other.onnx", "megabytes"] == pytest.approx(strange.stat().st_size / 1e6)
+    assert (table["images"] == 40).all() and (table["seconds_per_image"] > 0).all()
+
+
+@pytest.mark.parametrize("images", [np.zeros((2, 9, 9, 3), "uint8"), np.zeros((2, 8, 8, 3)), np.zeros((0, 8, 8, 3))])
+def test_images_of_another_kind_are_refused(classifier, exports, images):
+    with pytest.raises(ValueError, match=r"Expected images as uint8 \(images, 8, 8, 3\), as chosen.keras takes them"):
+        compare_exports(classifier, exports, images)
+
+
+# ---- whole or not at all
+
+
+def test_a_second_export_takes_the_place_of_the_first(exports, tmp_path):
+    folder, other = copied(exports, tmp_path / "out"), solved_classifier(tmp_path / "chosen.keras", residual())
+    written, images = export_model(other, folder), random_images(4)
+    expected = call(load_classifier(other)[0], images)
+    assert np.abs(load_export(exports["onnx"])[0](images) - expected).max() > 0.01
+    for path in written.values():
+        np.testing.assert_allclose(load_export(path)[0](images), expected, atol=1e-5)
+    assert sorted(folder.iterdir()) == sorted(written.values()) and len(written) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interrupted_export_keeps_the_older_one(classifier, exports, tmp_path, monkeypatch, kind):
+    folder = copied(exports, tmp_path / "out")
+    before, names = contents(folder), sorted(folder.iterdir())
+
+    def interrupted(self, file, **options):
+        file = file / "variables" if kind == "savedmodel" else file
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keras.Model, "export", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(classifier, folder, kinds=[kind])
+    assert contents(folder) == before and sorted(folder.iterdir()) == names
+
+
+def test_a_folder_that_cannot_take_the_name_leaves_the_older_one(classifier, exports, tmp_path, monkeypatch):
+    folder = copied(exports, tmp_path / "out")
+    before, replace, calls = contents(folder), os.replace, []
+
+    def second_fails(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", second_fails)
+    with pytest.raises(OSError, match="No space"):
+        export_model(classifier, folder, kinds=["savedmodel"])
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_export_that_gives_something_else_does_not_get_its_name(classifier, tmp_path, monkeypatch, kind):
+    export = keras.Model.export
+
+    def changed(self, *args, **kwargs):
+        head = self.get_layer("head")
+        weights = head.get_weights()
+        head.set_weights([kernel * 1.01 for kernel in weights])
+        export(self, *args, **kwargs)
+        head.set_weights(weights)
+
+    monkeypatch.setattr(keras.Model, "export", changed)
+    name = f"chosen{FORMATS[kind].suffix}"
+    with pytest.raises(ValueError, match=f"{name} was not written: {FORMATS[kind].title} gives other probabilities"):
+        export_model(classifier, tmp_path, kinds=[kind])
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- what cannot be done
+
+
+@pytest.mark.parametrize("kinds", [["onnx", "tensorrt"], [], "coreml"])
+def test_an_unknown_kind(classifier, tmp_path, kinds):
+    with pytest.raises(ValueError, match="Expected `kinds` to be some of savedmodel, onnx, litert. Received"):
+        export_model(classifier, tmp_path, kinds=kinds)
+
+
+@pytest.mark.parametrize(
+    ("kind", "package"), [("onnx", "tf2onnx"), ("onnx", "onnxruntime"), ("litert", "ai_edge_litert")]
+)
+def test_what_is_not_installed_is_named_with_the_command(classifier, exports, tmp_path, monkeypatch, kind, package):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package] or [package]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        ImportError, match=rf'needs {package}, .*pip install .*-e "\.\[export\]"\. Without it.*savedmodel'
+    ):
+        export_model(classifier, tmp_path / "new")
+    assert not (tmp_path / "new").exists(), "refused before anything is written"
+    with pytest.raises(ImportError, match=rf"needs {package}"):
+        load_export(exports[kind])
+
+
+def test_a_savedmodel_needs_nothing_more(classifier, tmp_path, monkeypatch):
+    for package in ("tf2onnx", "onnx", "onnxruntime", "ai_edge_litert"):
+        for name in [name for name in sys.modules if name.partition(".")[0] == package] or [package]:
+            monkeypatch.setitem(sys.modules, name, None)
+    assert list(export_model(classifier, tmp_path, kinds=["savedmodel"])) == ["savedmodel"]
+
+
+def test_the_extra_has_what_the_formats_need():
+    import tomllib
+    from importlib.metadata import packages_distributions
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needed = {package.partition(".")[0] for format in FORMATS.values() for package in format.packages}
+    distributions = packages_distributions()
+    assert {distributions[package][0] for package in needed} == set(project["export"]) <= set(project["test"])
+
+
+def unsupported(file: Path) -> Path:
+    """A classifier with a layer of Keras' own for which ONNX and LiteRT have no operation."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    images = keras.Input((8, 8, 3), dtype="uint8", name="images")
+    x = layers.Conv2D(4, 3, name="conv1_conv")(layers.Rescaling(1 / 255)(images))
+    x = layers.Resizing(4, 4, interpolation="lanczos3", name="smaller")(x)
+    x = layers.Dense(3, activation="softmax", name="probabilities")(layers.Flatten()(x))
+    save_model(keras.Model(images, x), file, class_names=NAMES, resize="crop")
+    return file
+
+
+@pytest.mark.parametrize("kind", ["onnx", "litert"])
+def test_a_layer_that_a_format_cannot_express_is_named(tmp_path, kind):
+    file = unsupported(tmp_path / "x.keras")
+    expected = rf"{FORMATS[kind].title} cannot express the layer smaller \(Resizing\): it has no operation ScaleAndTr"
+    with pytest.raises(ValueError, match=expected):
+        export_model(file, tmp_path / "out", kinds=[kind])
+    assert list((tmp_path / "out").iterdir()) == []
+    assert export_model(file, tmp_path / "out", kinds=["savedmodel"])["savedmodel"].exists()
+
+
+def test_files_that_are_no_whole_classifiers(classifier, tmp_path):
+    (tmp_path / "half.keras").write_bytes(classifier.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="half.keras cannot be loaded: .*Perhaps it is cut off"):
+        export_model(tmp_path / "half.keras", tmp_path / "out")
+    stage_network().save(tmp_path / "bare.keras")
+    with pytest.raises(ValueError, match="bare.keras holds no class names"):
+        export_model(tmp_path / "bare.keras", tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        export_model(tmp_path / "none.keras", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_to(classifier, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"Nothing can be written to the folder .*file.out: .* Choose another `folder`"):
+        export_model(classifier, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_export_is_named(exports, tmp_path, kind):
+    path = tmp_path / exports[kind].name
+    with pytest.raises(FileNotFoundError, match=f"There is no .*{path.name}"):
+        load_export(path)
+    if kind == "savedmodel":
+        path.mkdir()
+    else:
+        path.write_bytes(exports[kind].read_bytes()[:500])
+    with pytest.raises(
+        ValueError, match=rf"{FORMATS[kind].title} cannot load .*{path.name}: .* Export the classifier"
+    ):
+        load_export(path)
+
+
+def test_a_file_of_another_kind_is_no_export(classifier):
+    with pytest.raises(
+        ValueError, match="whose name ends in one of .savedmodel, .onnx, .tflite. Received chosen.keras"
+    ):
+        load_export(classifier)
+
+
+# ---- the command line, and the README
+
+
+def test_the_command_line(classifier, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.keras").write_bytes(classifier.read_bytes())
+    assert main(["mine.keras", "-o", "out", "--kinds", "savedmodel, onnx"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["out/mine.savedmodel", "out/mine.onnx"]
+    assert re.fullmatch(r"\d+\.\d MB", lines[1].split("  ")[1])
+
+
+def test_the_command_line_says_why_not_in_a_paragraph(classifier, tmp_path, capsys):
+    for arguments in (
+        [str(tmp_path / "none.keras"), "-o", str(tmp_path)],
+        [str(classifier), "-o", str(tmp_path), "--kinds", "x"],
+        [str(classifier), "-o", str(classifier)],
+    ):
+        assert main(arguments) == 2
+        printed = capsys.readouterr()
+        assert printed.out == "" and "Traceback" not in printed.err and "\n\n" not in printed.err
+        assert printed.err.endswith("\n")
+
+
+def readme_snippets() -> list[str]:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme[readme.index("## Take it elsewhere") :].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+def test_the_readmes_snippets_run_and_give_the_same(classifier, exports, tmp_path):
+    """Each in a fresh process, in the exports' folder, without this package."""
+    ours, *others = readme_snippets()
+    assert len(others) == len(KINDS) and "helpers" in ours
+    np.save(tmp_path / "images.npy", coloured_images(5)[0])
+    expected = call(load_classifier(classifier)[0], coloured_images(5)[0])
+    for snippet in others:
+        assert "helpers" not in snippet
+        code = (
+            f"import numpy, json\nimages = numpy.load({str(tmp_path / 'images.npy')!r})\n{snippet}\n"
+            f"numpy.save({str(tmp_path / 'out.npy')!r}, probabilities)\n"
+            f"open({str(tmp_path / 'names.json')!r}, 'w').write(json.dumps(settings['class_names']))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=exports["onnx"].parent, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
+        assert json.loads((tmp_path / "names.json").read_text()) == NAMES
+
+
+# ---- real ones
+
+
+def test_the_embedded_network(tmp_path):
+    digits = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype="uint8")
+    network = load_backbone(str(ROOT / "data" / "letters.keras"))
+    head = fit_head(compute_activations(network, digits), np.arange(20) % 10, strengths=(0.1,))
+    names = [str(digit) for digit in range(10)]
+    save_model(attach_head(network, head, class_names=names), tmp_path / "x.keras", class_names=names, resize="crop")
+    table = compare_exports(tmp_path / "x.keras", export_model(tmp_path / "x.keras", tmp_path), digits)
+    assert len(table) == 4 and (table["largest_difference"] < 1e-5).all() and (table["same_class"] == 1).all()
+
+
+def test_200_real_photos(real_data, root):
+    """MobileNetV2 at 224 pixels with a solved head, ants and bees."""
+    checked, _ = check_images(find_images(real_data / "data" / "hymenoptera" / "train"))
+    images = split_images(checked, test_fraction=0.85)
+    pixels = load_pixels(images, image_size=(224, 224))
+    weights = real_data / "weights" / "mobilenet_v2_1.0_224_notop.weights.h5"
+    network = load_backbone("MobileNetV2", weights=str(weights))
+    labels = (images.loc[images["split"] == "train", "label"] == "bees").to_numpy().astype(int)
+    head = fit_head(compute_activations(network, pixels["train"]), labels, strengths=(0.1,))
+    names = ["ants", "bees"]
+    file = root / "ants.keras"
+    save_model(attach_head(network, head, class_names=names), file, class_names=names, resize="crop")
+    table = compare_exports(file, export_model(file, root / "exports"), pixels["test"][:200])
+    assert list(table["kind"]) == ["keras", *KINDS] and (table["images"] == 200).all()
+    assert (table["largest_difference"] < 1e-4).all() and (table["same_class"] == 1).all()
