@@ -14,6 +14,9 @@ from helpers import ROOT
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "pillow", "optuna", "freeze-or-fine-tune")
 """Those on which results depend, and ours."""
 
+ORDER = ("since", "python", *PACKAGES, "system", "processor", "cores", "memory_gb", "gpus", "commit")
+"""In which people are told of an environment; the file is sorted by name."""
+
 
 def describe_environment() -> dict:
     """Returns what this process computes with, in plain values.

@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 from helpers import ROOT, write_atomically
+from helpers.environment import ORDER
 from helpers.report.record import Record, make_command, papermill_commands
 from helpers.report.summary import cost_table, describe_verdict_briefly, key_facts, result_table
 
@@ -52,6 +53,7 @@ def write_report(run: Path) -> Path:
         settings=settings,
         changed=any(setting.changed for setting in settings),
         costs=cost_table(record),
+        environments=[_environment_rows(environment) for environment in record.environments],
         durations=_durations(record.notebooks),
         command=make_command(record),
         commands=papermill_commands(record),
@@ -98,6 +100,14 @@ def _data(record: Record) -> dict:
         found["left_out"] = left_out[["path", "label", "reason"]].head(MOST_FILES).to_numpy().tolist()
         found["more"] = len(left_out) - len(found["left_out"])
     return found
+
+
+def _environment_rows(environment: dict) -> list[tuple[str, str]]:
+    """Returns what an environment consists of, name and value, in a person's order."""
+    order = sorted(environment, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    values = {name: environment[name] for name in order}
+    texts = {name: ", ".join(map(str, v)) or "none" if isinstance(v, list) else str(v) for name, v in values.items()}
+    return [(name.replace("_gb", ", GB"), text) for name, text in texts.items()]
 
 
 def _durations(notebooks: dict) -> list[tuple[str, str]]:

@@ -46,6 +46,11 @@ class Setting:
     meaning: str
 
     @property
+    def shown(self) -> str:
+        """The value as a text that can be seen."""
+        return '""' if self.value == "" else str(self.value)
+
+    @property
     def changed(self) -> bool:
         """Whether the value is another than the notebook's own."""
         return self.value != self.default

@@ -92,7 +92,10 @@ def result_table(record: Record) -> tuple[list[str], list[tuple[str, ...]]]:
 
 
 def cost_table(record: Record) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Returns columns and rows of texts: from which stage each arm learns, at what rate, what a training takes."""
+    """Returns columns and rows of texts: each arm's stage and learning rate, and what a training of it takes.
+
+    The stage is the one from which on the arm learns; of the frozen arm, the one in front of which it is cut off.
+    """
     formats = {
         "learning_rate": lambda rate: f"{rate:g}" if rate else NOTHING,
         "seconds": "{:.1f}".format,
@@ -103,7 +106,7 @@ def cost_table(record: Record) -> tuple[list[str], list[tuple[str, ...]]]:
     for name, arm in _arms(record).items():
         numbers = (shown(arm[key]) if key in arm else NOTHING for key, shown in formats.items())
         rows.append((name, str(arm.get("stage") or NOTHING), *numbers))
-    columns = ["arm", "from stage", "learning rate", "seconds", "trainable weights", "memory, MB"]
+    columns = ["arm", "stage", "learning rate", "seconds", "trainable weights", "memory, MB"]
     return _without_empty(columns, rows)
 
 
