@@ -1,7 +1,7 @@
 # Every target works in a fresh clone: the environment is built first, once.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all lab refresh pretrain benchmarks lint lock clean
+.PHONY: help install run runs test test-all lab refresh readme pretrain benchmarks lint lock clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -71,6 +71,9 @@ run: $(INSTALLED)  ## execute 01 to 04 on your images or on the embedded example
 	  set -- "$$@" -p "$${pair%%=*}" "$${pair#*=}"; done; \
 	"$(PY)" -m helpers.run "$$@"
 
+runs: $(INSTALLED)  ## list all runs: data, backbone, verdict, accuracy, seconds
+	@"$(PY)" -m helpers.runs
+
 # A file's tests stay together, as some share what they have made.
 test: $(INSTALLED)  ## run the tests
 	@"$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -83,6 +86,9 @@ lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 
 refresh: $(INSTALLED)  ## execute the notebooks again and store their outputs, to be committed
 	@"$(PY)" tests/refresh.py
+
+readme: $(INSTALLED)  ## run the embedded example and put what came of it into README.md
+	@"$(PY)" tests/readme.py
 
 pretrain: $(INSTALLED)  ## make the embedded example's network again (up to 30 minutes)
 	@mkdir -p runs/pretrain

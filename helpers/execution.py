@@ -129,12 +129,12 @@ def is_finished(notebook) -> bool:
 
 
 def read_executed(path: Path):
-    """Returns the notebook, or None if there is none or it was cut off while being written."""
+    """Returns the notebook, or None if there is none, it was cut off while being written, or it is another file."""
     import nbformat
 
     try:
         return nbformat.read(path, as_version=4)
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError, nbformat.ValidationError):
         return None
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import yaml
 
 from helpers import ROOT, resolve_path, write_atomically
+from helpers.environment import add_environment, describe_environment
 from helpers.execution import Progress, Stopped, code_cells, execute, is_finished, read_executed
 from helpers.parameters import EMBEDDED, Parameter, declared_parameters, fitting_values, from_here
-from helpers.report import COLUMNS, read_metrics, summary_rows, write_report
+from helpers.report import COLUMNS, Record, read_metrics, summary_rows, write_card, write_report
 
 CHOICES = "choose another folder (make run NAME=..., or another run_dir), or delete this one to start over"
 
@@ -48,10 +49,13 @@ def keep_parameters(run: Path, parameters: dict) -> None:
     """Adds the parameters to the run's `parameters.yaml`: from now on, `open_run` refuses others.
 
     A notebook calls it right before it saves results. One that failed earlier has nothing to protect, so that
-    a mistyped parameter can be corrected in the same folder.
+    a mistyped parameter can be corrected in the same folder. What the results were computed with, versions and
+    machine, goes to `environment.json`.
     """
     kept = _read_parameters(run) | _plain(parameters)
     write_atomically(Path(run) / "parameters.yaml", yaml.safe_dump(kept, allow_unicode=True))
+    environments = add_environment(Record(run).environments, describe_environment())
+    write_json(Path(run) / "environment.json", environments)
 
 
 def require(run: Path, filename: str, made_by: str) -> Path:
@@ -88,7 +92,7 @@ def save_table(table, path: Path) -> None:
     write_atomically(Path(path), table.to_csv(index=False))
 
 
-def write_json(path: Path, values: dict) -> None:
+def write_json(path: Path, values: dict | list) -> None:
     """Writes plain values, NumPy's among them, in a form that people can read and that does not change of itself."""
     text = json.dumps(_plain(values), indent=2, sort_keys=True, ensure_ascii=False)
     write_atomically(Path(path), text + "\n")
@@ -282,8 +286,7 @@ def _run(run: Path, steps: list[Step]) -> int:
         return _tell(run, steps, str(stop), status=1)
     except KeyboardInterrupt:
         return _tell(run, steps, "Interrupted.", status=130)
-    report = write_report(run)
-    print(f"\n{_table(read_metrics(run))}Report: {_shown(report)}")
+    print(f"\n{_table(read_metrics(run))}Report: {_shown(_write_documents(run))}")
     return 0
 
 
@@ -293,9 +296,16 @@ def _tell(run: Path, steps: list[Step], why: str, *, status: int) -> int:
     kept = f"Finished and kept: {done}. " if done else "No notebook has finished yet. "
     again = "Give the same command again" if status == 130 else "Remove the cause, and give the command again"
     goes_on = f"{again}: it goes on where this one stopped"
-    report = f"Report so far: {_shown(write_report(run))}"
+    report = f"Report so far: {_shown(_write_documents(run))}"
     print("\n" + wrapped(f"{why}\n\n{kept}{goes_on}.\n{report}"), file=sys.stderr)
     return status
+
+
+def _write_documents(run: Path) -> Path:
+    """Returns the report's path, after writing it, and the model card if there is a model to describe."""
+    if (run / "chosen.keras").exists():
+        write_card(run)
+    return write_report(run)
 
 
 def _names(steps) -> str:

@@ -7,7 +7,6 @@ nothing left over from earlier work can help it. Only if all succeed is any of t
     python tests/refresh.py 02 03            # some of them, by how their names start
 """
 
-import base64
 import os
 import re
 import shutil
@@ -111,14 +110,6 @@ def _texts(output) -> list[str]:
     return [re.sub(r"</?\w+[^>]*>", " ", text) for text in texts]  # a closing tag is no path
 
 
-def _store_picture() -> None:
-    """Writes the README's picture: 03's figure of the results."""
-    notebook = nbformat.read(ROOT / "notebooks" / "03_fine_tuning.ipynb", as_version=4)
-    shown = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
-    (figure,) = [o.data for o in shown if o.data.get("text/plain", "").startswith("[figure] Test accuracy")]
-    (ROOT / ".github" / "result.png").write_bytes(base64.b64decode(figure["image/png"]))
-
-
 def main(names: list[str]) -> int:
     """Returns the exit status: 0 if all were executed and stored, 1 if none was stored."""
     paths = [path for path in notebook_paths() if not names or path.name.startswith(tuple(names))]
@@ -144,7 +135,6 @@ def main(names: list[str]) -> int:
         return 1
     for path, notebook in executed.items():
         write_atomically(path, nbformat.writes(notebook) + "\n")
-    _store_picture()
     print(f"{len(executed)} executed and stored.")
     return 0
 

@@ -1,11 +1,13 @@
 """One environment, described three times: pyproject.toml, requirements.txt, environment.yml."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import time
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,42 @@ def text_files() -> dict[str, str]:
         except (UnicodeDecodeError, FileNotFoundError, IsADirectoryError):
             continue
     return contents
+
+
+def test_the_environment_of_a_run_is_described(tmp_path, monkeypatch):
+    from helpers import environment
+
+    found = environment.describe_environment()
+    assert {"python", "tensorflow", "keras", "system", "processor", "cores", "memory_gb"} <= set(found)
+    assert found["keras"] == metadata.version("keras") and found["cores"] >= 1 and found["memory_gb"] > 0.1
+    assert json.loads(json.dumps(found)) == found
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "a.txt").write_text("a")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "add", "a.txt"], cwd=tmp_path, check=True)
+    subprocess.run(["git", *identity, "commit", "-q", "-m", "a"], cwd=tmp_path, check=True)
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    commit = environment.describe_environment()["commit"]
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    (tmp_path / "a.txt").write_text("b")
+    assert environment.describe_environment()["commit"] == f"{commit}-dirty"
+    monkeypatch.setattr(environment, "ROOT", tmp_path / "below")  # a copy without history of its own
+    assert "commit" not in environment.describe_environment()
+
+
+def test_a_run_lists_each_environment_once():
+    from helpers.environment import add_environment
+
+    (first,) = add_environment([], {"python": "3.11", "keras": "3.15"})
+    assert first["since"].endswith("+00:00")
+    (same,) = add_environment(
+        [first], {"python": "3.11", "keras": "3.15", "gpus": []}
+    )  # known once TensorFlow is there
+    assert same == first | {"gpus": []}
+    assert add_environment([same], {"python": "3.11", "keras": "3.15"}) == [same]
+    before, other = add_environment([same], {"python": "3.11", "keras": "3.16"})
+    assert before == same and other["keras"] == "3.16"
+    assert add_environment([before, other], {"python": "3.11", "keras": "3.15"}) == [before, other]
 
 
 def test_no_file_names_a_machine_or_a_registry():

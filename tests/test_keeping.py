@@ -21,7 +21,7 @@ from helpers.training import (
     log_loss,
     set_seed,
 )
-from helpers.training.keeping import show_progress
+from helpers.training.keeping import show_progress, tensorboard_logs
 
 EPOCHS = 6
 
@@ -340,3 +340,39 @@ def test_a_damaged_state_lets_the_training_start_anew(root, content):
 def test_progress_ends_and_leaves_nothing(capsys):
     fit(KeepBest(None, start=start(1.0), patience=99), show_progress())
     assert capsys.readouterr().out.strip() == ""
+
+
+# ---- logs for TensorBoard
+
+
+def logged(folder) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = EventAccumulator(str(folder)).Reload().Tensors("epoch_log_loss")
+    return [(event.step, float(make_ndarray(event.tensor_proto))) for event in events]
+
+
+@pytest.mark.parametrize("value", [None, "", "0"])
+def test_there_are_no_logs_unless_asked_for(tmp_path, monkeypatch, value):
+    monkeypatch.delenv("TENSORBOARD", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TENSORBOARD", value)
+    assert tensorboard_logs(tmp_path / "logs") == []
+
+
+def test_logs_hold_every_epoch_and_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD", "1")
+    plain, _ = fit(KeepBest(None, start=start(9), patience=99))
+    keep = KeepBest(None, start=start(9), patience=99)
+    model, _ = fit(keep, *tensorboard_logs(tmp_path / "logs"))
+    epochs, losses = zip(*logged(tmp_path / "logs" / "validation"), strict=True)
+    assert epochs == tuple(range(EPOCHS)) and losses == pytest.approx(keep.history["val_log_loss"], rel=1e-6)
+    assert all(map(np.array_equal, plain.get_weights(), model.get_weights()))
+
+
+def test_without_the_package_the_way_to_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD", "1")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e \.\[tensorboard\]"):
+        tensorboard_logs(tmp_path)

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -141,9 +142,11 @@ def test_it_goes_through(finished):
     assert done.stdout.endswith(f"\n\nFreeze: it is cheaper.\n\nReport: {report}\n")
     made = {path.name for path in (toy / "runs" / "digits").iterdir()} - {".lock"}
     notebooks = {"01_load_data.ipynb", "02_train.ipynb"}  # no appendix
-    assert made == notebooks | {"images.csv", "metrics.json", "parameters.yaml", "report.html"}
+    assert made == notebooks | {"images.csv", "metrics.json", "parameters.yaml", "environment.json", "report.html"}
     kept = yaml.safe_load((toy / "runs" / "digits" / "parameters.yaml").read_text())
     assert kept == {"data": "digits", "seed": 0, "weights": "imagenet"}
+    (environment,) = json.loads((toy / "runs" / "digits" / "environment.json").read_text())
+    assert environment["python"] == platform.python_version() and "commit" not in environment
 
 
 def test_notebooks_are_executed_from_the_root_and_stored_without_progress_bars(finished):
@@ -211,19 +214,22 @@ def test_the_report_has_everything_in_its_place(finished):
 
     page = BeautifulSoup((finished[0] / "runs" / "digits" / "report.html").read_text(), "html.parser")
     assert page.find(class_="answer").text == "Freeze: it is cheaper."
-    summary, parameters = page.header.find_all("table")
+    summary, parameters, cost, *_ = page.main.find_all("table")
     assert [c.text for c in summary.tbody.find_all(["th", "td"])][:2] == ["frozen", "0.940"]
     rows = {row.th.text: [c.text for c in row.find_all("td")] for row in parameters.tbody.find_all("tr")}
     assert rows["rate"] == ["0.01", "of the head"] and rows["weights"][1] == "a file, a=b"
     assert [b.text for b in parameters.find_all("strong")] == ["0.01"]
-    assert [a["href"] for a in page.nav.find_all("a")][:2] == ["#01_load_data", "#01_load_data-a-step"]
+    assert [c.text for c in cost.tbody.find_all("td")] == ["2.5", "1,200"]
+    contents = page.find("nav", attrs={"aria-label": "Notebooks"})
+    assert [a["href"] for a in contents.find_all("a")][:2] == ["#01_load_data", "#01_load_data-a-step"]
     targets = {tag["id"] for tag in page.find_all(id=True)}
     assert {a["href"][1:] for a in page.find_all("a")} <= targets  # links lead somewhere
     assert len(targets) == len(page.find_all(id=True))
     assert len(page.find_all("style")) == 1 and page.find_all("table", border=True) == []
     assert page.img["alt"] == 'One <pixel> of "grey".'
-    assert page.main.table.find_all("td")[-1].text == "20"
-    assert len(page.find_all("details")) == 5 and "injected" not in page.text
+    assert page.find(id="01_load_data").table.find_all("td")[-1].text == "20"
+    assert len(page.find_all("details", class_="code")) == 5 and "injected" not in page.text
+    assert "make run NAME=digits RATE=0.01\n" in page.find(id="repeat").find_next("pre").text + "\n"
     assert page.find(class_="failure") is None
 
 
@@ -237,7 +243,7 @@ def test_a_failing_cell_is_named_and_the_run_goes_on_once_the_cause_is_removed(t
     assert "ValueError: weights: expected a file.\nReceived: broken.\n" in failed.stderr
     assert "kept: 01_load_data." in failed.stderr and "runs/mine/report.html" in failed.stderr
     report = (toy / "runs" / "mine" / "report.html").read_text()
-    assert "02_train did not finish." in report.split("<nav")[0]
+    assert "02_train did not finish." in report.split('id="data"')[0].split('id="settings"')[0]
     first = (toy / "runs" / "mine" / "01_load_data.ipynb").read_bytes()
 
     better = run(toy, "-n", "mine", "-p", "weights", "None")
@@ -425,7 +431,8 @@ def test_a_run_keeps_parameters_and_refuses_others(tmp_path):
     with pytest.raises(ValueError, match="made with seed=3, and seed=4 was asked for: choose another folder"):
         open_run(run_dir, {"seed": 4, "rate": 0.1})
     assert open_run(run_dir, {"rate": 0.1}) == run_dir, "not kept before there are results"
-    assert contents(run_dir) == {"parameters.yaml": kept}
+    assert set(contents(run_dir)) == {"parameters.yaml", "environment.json"}
+    assert (run_dir / "parameters.yaml").read_bytes() == kept
 
 
 def test_require_names_the_notebook_to_run(tmp_path):

@@ -25,7 +25,7 @@ from helpers.training.familiarity import Familiarity, learn_familiarity
 from helpers.training.files import load_classifier, load_familiarity, load_settings, save_model
 from helpers.training.fine_tuning import fine_tune, prepare_training, seed_layers, training_batches
 from helpers.training.heads import STRENGTHS, attach_head, fit_head, head_weights
-from helpers.training.keeping import KeepBest, show_progress
+from helpers.training.keeping import KeepBest, show_progress, tensorboard_logs
 from helpers.training.optimizers import decaying_rates, make_optimizer, warmup_cosine
 from helpers.training.recipe import Recipe, first_stage
 from helpers.training.weights import blend_weights, computing_in, cross_entropy, weigh_classes
@@ -62,6 +62,7 @@ __all__ = [
     "seed_layers",
     "set_seed",
     "show_progress",
+    "tensorboard_logs",
     "training_batches",
     "warmup_cosine",
     "weigh_classes",

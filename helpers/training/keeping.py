@@ -1,5 +1,6 @@
 """A training that loses nothing: the best weights are kept, also of one that is interrupted, killed or diverges."""
 
+import importlib.util
 import json
 import math
 import os
@@ -259,3 +260,28 @@ def show_progress() -> keras.callbacks.Callback:
         from tqdm.keras import TqdmCallback  # here, since it imports Keras itself, with all its messages
 
     return TqdmCallback(verbose=0, tqdm_class=tqdm, leave=False, file=sys.stdout, desc="training")
+
+
+def tensorboard_logs(folder: Path) -> list[keras.callbacks.Callback]:
+    """Returns a Keras callback that writes TensorBoard's logs of each epoch; none unless `TENSORBOARD=1` asks for it.
+
+    That is an environment variable and no parameter: logs change nothing in the results, so that a run that was
+    started without them may go on with them. `tensorboard --logdir runs` shows the curves of all runs.
+
+    Args:
+        folder: of the logs: training and validation get a folder each in it.
+
+    Returns:
+        A list, to be spread among `fit`'s callbacks.
+
+    Raises:
+        ModuleNotFoundError: logs are asked for, and the package `tensorboard` is not there.
+    """
+    if os.environ.get("TENSORBOARD", "0") in ("", "0"):
+        return []
+    if importlib.util.find_spec("tensorboard") is None:  # TensorFlow would say so after the first epoch
+        raise ModuleNotFoundError(
+            "TENSORBOARD=1 asks for logs, and they need the package tensorboard: pip install -e .[tensorboard]. "
+            "Without the variable there are none."
+        )
+    return [keras.callbacks.TensorBoard(folder, write_graph=False)]

@@ -1,0 +1,75 @@
+"""What a run is computed with: versions, processor, memory; recorded with its results, not when they are told."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from helpers import ROOT
+
+PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "pillow", "optuna", "freeze-or-fine-tune")
+"""Those on which results depend, and ours."""
+
+ORDER = ("since", "python", *PACKAGES, "system", "processor", "cores", "memory_gb", "gpus", "commit")
+"""In which people are told of an environment; the file is sorted by name."""
+
+
+def describe_environment() -> dict:
+    """Returns what this process computes with, in plain values.
+
+    Returns:
+        python and the versions of `PACKAGES` (those that are installed), system, processor, cores (count, that this
+        process may use), memory_gb; gpus (their names), if this process has started TensorFlow; commit (of the
+        repository, `-dirty` behind it where a file was changed since), if git knows it.
+    """
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    found["system"] = platform.platform(terse=True)
+    found["processor"] = _processor()
+    found["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    if tensorflow := sys.modules.get("tensorflow"):  # not imported for this: it takes seconds, and 01 does without it
+        gpus = tensorflow.config.list_physical_devices("GPU")
+        details = tensorflow.config.experimental.get_device_details
+        found["gpus"] = [details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    if commit := _commit():
+        found["commit"] = commit
+    return found
+
+
+def add_environment(known: list[dict], now: dict) -> list[dict]:
+    """Returns the environments of a run, with that of `describe_environment` among them.
+
+    A run is mostly made in one. Where `now` differs from all known ones, it is a new one, and `since` says from when.
+    """
+    for number, before in enumerate(known):
+        if all(before[name] == value for name, value in now.items() if name in before):
+            return [*known[:number], before | now, *known[number + 1 :]]
+    return [*known, {"since": datetime.now(UTC).isoformat(timespec="seconds"), **now}]
+
+
+def _processor() -> str:
+    try:
+        named = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
+    except OSError:
+        named = None
+    return named[1] if named else platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """Returns the repository's commit; empty where the folder is a copy without history, or there is no git."""
+    if not (ROOT / ".git").exists():  # git would look for a repository around it
+        return ""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

@@ -1,0 +1,164 @@
+"""chosen.md, the model card beside the chosen classifier: what the run knows about it, and what nobody recorded.
+
+Its sections are those of Mitchell et al. (2019, arXiv 1810.03993).
+"""
+
+import hashlib
+import json
+import re
+import zipfile
+from pathlib import Path
+
+from helpers import write_atomically
+from helpers.report.record import Record, make_command
+from helpers.report.summary import chosen_arm, cost_table, describe_verdict_briefly, points_interval, result_table
+
+TEMPLATE = Path(__file__).parent.parent / "templates" / "card"
+
+TABLES = {"classes.csv": "Class by class", "corruptions.csv": "Under corruptions", "shift.csv": "On shifted images"}
+"""Tables of a run that go into its card where they exist, and their titles."""
+
+MOST_CLASSES = 100
+"""Classes up to which each has a row."""
+
+RULES = {
+    "crop": "what stands out in the middle is kept, the rest is cut off",
+    "pad": "the whole image is kept, and black is added",
+    "stretch": "the whole image is kept, and distorted",
+}
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~&#$@!{}^]|:(?=\S))")
+
+
+def write_card(run: Path) -> Path:
+    """Returns the path of `chosen.md`, the model card of the run's `chosen.keras`, filled from the run's files.
+
+    It claims nothing that they do not say: who made the model, what it is meant for and its licence are said to be
+    unknown.
+
+    Raises:
+        FileNotFoundError: there is no `chosen.keras`.
+        ValueError: it is not a classifier that `helpers.training.save_model` wrote.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    from helpers.data import count_images  # here: pandas takes a second, and few commands need it
+
+    record = Record(run)
+    model = _model(record.run / "chosen.keras")
+    verdict, images, problems = record.verdict, record.images, record.problems
+    counts = [] if images is None else list(count_images(images).itertuples())
+    found = None if problems is None else problems.groupby(["problem", "action"], sort=False).size()
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Whatever is filled in is text, unless it is said to be Markdown: names of classes and files are anybody's.
+        finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(str(value)),
+    )
+    templates.globals |= {"table": lambda columns, rows: Markup(_table(columns, rows))}
+    text = templates.get_template("chosen.md.j2").render(
+        name=record.run.name,
+        statement=describe_verdict_briefly(verdict),
+        paragraph=verdict.get("paragraph") or record.metrics.get("answer", ""),
+        model=model,
+        outputs=list(enumerate(model["class_names"])),
+        rule=RULES.get(model["resize"], ""),
+        verdict=verdict,
+        chosen=chosen_arm(verdict),
+        parameters=_parameters(record),
+        fingerprint=_digest(record.run / "images.csv") if images is not None else "",
+        counts=counts if len(counts) <= MOST_CLASSES + 1 else counts[-1:],
+        smallest=min((row.test for row in counts[:-1]), default=0),
+        problems=None if found is None else [(*what, count) for what, count in found.items()],
+        results=result_table(record),
+        costs=cost_table(record),
+        interval=points_interval,
+        tables=[(title, *table) for name, title in TABLES.items() if (table := _other_table(record.run / name))],
+        environment=(record.environments or [{}])[-1],
+        commit=record.commit,
+        loading=Markup(fenced(_loading(record.run / "chosen.keras"), "python")),
+        command=Markup(fenced(make_command(record), "sh")),
+    )
+    return write_atomically(record.run / "chosen.md", text)
+
+
+def escape_markdown(text: str) -> str:
+    r"""Returns Markdown, on one line, that shows this text: nothing in it is a mark, a tag or a link.
+
+    >>> print(escape_markdown("a_b <i>|"))
+    a\_b \<i\>\|
+    """
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def fenced(text: str, language: str) -> str:
+    """Returns the text as a block of code, between fences longer than any in it."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _table(columns, rows) -> str:
+    lines = [[escape_markdown(str(cell)) for cell in row] for row in (columns, *rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _model(path: Path) -> dict:
+    """Returns what the file says without being loaded, which would take TensorFlow: settings, size, dates, digest."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            settings, about, graph = (
+                json.loads(archive.read(f"{name}.json")) for name in ("classifier", "metadata", "config")
+            )
+    except (KeyError, zipfile.BadZipFile):
+        raise ValueError(f"Expected a classifier saved by 04. {path} holds no class names.") from None
+    height, width = graph["config"]["layers"][0]["config"]["batch_shape"][1:3]
+    return {
+        "class_names": settings["class_names"],
+        "resize": settings["resize"],
+        "height": height,
+        "width": width,
+        "keras": about["keras_version"],
+        "saved": about["date_saved"].partition("@")[0],
+        "megabytes": f"{path.stat().st_size / 1e6:.1f}",
+        "digest": _digest(path),
+    }
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parameters(record: Record) -> dict:
+    settings = {s.name: s.value for own in record.settings.values() for s in own}
+    return settings | record.parameters
+
+
+def _other_table(path: Path) -> tuple[list, list] | None:
+    """Returns columns and rows of a table that another step wrote, numbers rounded; None without it."""
+    from helpers.data.tables import read_texts
+
+    if not path.exists():
+        return None
+    table = read_texts(path)
+
+    def rounded(text: str) -> str:
+        return f"{float(text):.3f}" if re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", text) else text
+
+    return list(table), table.map(rounded).to_numpy().tolist()
+
+
+def _loading(path: Path) -> str:
+    return f"""\
+import keras  # in the repository's folder, with .venv/bin/python
+from helpers.data import read_pixels  # as in training, by the rule that is stored with the model
+from helpers.training import load_settings
+
+file = {f"runs/{path.parent.name}/{path.name}"!r}
+model, settings = keras.models.load_model(file), load_settings(file)
+image = read_pixels("image.jpg", model.input_shape[1:3], resize=settings["resize"])
+dict(zip(settings["class_names"], model.predict(image[None])[0]))"""

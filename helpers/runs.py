@@ -1,0 +1,105 @@
+"""The runs side by side: `python -m helpers.runs`."""
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+
+from helpers import resolve_path
+from helpers.report.record import Record
+from helpers.report.summary import chosen_arm
+
+COLUMNS = ("name", "data", "backbone", "verdict", "accuracy", "low", "high", "seconds", "date", "note")
+
+_LAST = "04_freeze_or_fine_tune"
+
+
+def list_runs(folder: str | Path = "runs") -> pd.DataFrame:
+    """Returns a table with a row for each folder in a folder of runs, the newest first.
+
+    Accuracies can be compared between runs on the same test images only.
+
+    Args:
+        folder: a relative path is counted from the repository's root. Where there is none, there are no runs.
+
+    Returns:
+        A DataFrame with the columns name (of the folder), data, backbone, verdict (see helpers/study/README.md),
+        accuracy of the chosen arm, low and high of its 95 % interval (fractions, NaN before the verdict), seconds
+        (that a training of it takes), date (UTC, of the first results) and note: empty, or what is missing or
+        damaged.
+    """
+    folder = resolve_path(folder)
+    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    rows = [_row(path) for path in found if not path.name.startswith(".")]
+    numbers = dict.fromkeys(COLUMNS[4:8], float)
+    table = pd.DataFrame(rows, columns=COLUMNS).astype(numbers)
+    table["date"] = pd.to_datetime(table["date"], utc=True)
+    return table.sort_values(["date", "name"], ascending=[False, True], ignore_index=True)
+
+
+def _row(path: Path) -> dict:
+    record = Record(path)
+    row = {"name": path.name, "data": "", "backbone": "", "verdict": "", "date": pd.NaT, "note": ""}
+    try:
+        row["date"] = _date(record)
+        row |= {name: str(record.parameters.get(name, "")) for name in ("data", "backbone")}
+        row["verdict"] = str(record.verdict["verdict"]) if record.verdict else ""
+        if arm := chosen_arm(record.verdict):
+            row |= {"accuracy": float(arm["test_accuracy"]), "seconds": float(arm["seconds"])}
+            row |= {end: float(arm[end]) for end in ("low", "high") if end in arm}
+        row["note"] = " ".join([*record.notes, *_missing(record)])
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        row["note"] = f"It holds files that this version does not understand ({type(error).__name__}: {error})."
+    return row
+
+
+def _date(record: Record) -> pd.Timestamp:
+    """Returns when the first results were recorded; of a run that did not record it, when its folder was changed."""
+    if record.environments:
+        return pd.Timestamp(record.environments[0]["since"]).tz_convert("UTC")
+    return pd.Timestamp(datetime.fromtimestamp(record.run.stat().st_mtime, UTC))
+
+
+def _missing(record: Record) -> list[str]:
+    if record.verdict:
+        return [f"The study is not complete: {record.verdict['stopped']}."] if record.verdict.get("stopped") else []
+    if failures := record.failures:
+        return [f"{name} did not finish." for name in failures]
+    if not (record.parameters or record.notebooks):
+        return [] if record.notes else ["It is no run."]
+    return [f"No verdict yet: {_LAST} makes it."]
+
+
+def describe_runs(runs: pd.DataFrame) -> str:
+    """Returns the table of `list_runs` for a terminal, with the notes below it."""
+    shown = runs.drop(columns=["low", "high", "note"])
+    shown["accuracy"] = [_in_words(*row) for row in runs[["accuracy", "low", "high"]].itertuples(index=False)]
+    shown["seconds"] = ["" if pd.isna(seconds) else f"{seconds:.1f}" for seconds in runs["seconds"]]
+    shown["date"] = ["" if pd.isna(date) else f"{date:%Y-%m-%d}" for date in runs["date"]]
+    notes = [f"{name}: {note}" for name, note in zip(runs["name"], runs["note"], strict=True) if note]
+    return "\n".join([shown.to_string(index=False), *([""] if notes else []), *notes])
+
+
+def _in_words(accuracy: float, low: float, high: float) -> str:
+    interval = "" if pd.isna(low) else f" ({low:.3f} to {high:.3f})"
+    return "" if pd.isna(accuracy) else f"{accuracy:.3f}{interval}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the table, and returns the exit status: 0 done, 2 there is no such folder."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.runs", description="Lists the runs, the newest first.")
+    parser.add_argument("folder", nargs="?", help="the folder of the runs (default: runs)")
+    asked = parser.parse_args(arguments)
+    folder = Path(asked.folder).expanduser().absolute() if asked.folder else resolve_path("runs")
+    if asked.folder and not folder.is_dir():
+        print(f"Expected a folder of runs. Received: {asked.folder}, which is none.", file=sys.stderr)
+        return 2
+    runs = list_runs(folder)
+    print(describe_runs(runs) if len(runs) else "There are no runs yet: make run makes one.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

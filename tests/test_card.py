@@ -1,0 +1,134 @@
+"""The model card: what the run knows, what nobody recorded; and no name in it is a mark or a tag."""
+
+import ast
+import json
+import random
+import re
+import string
+import zipfile
+
+import pytest
+from bs4 import BeautifulSoup
+from markdown_it import MarkdownIt
+from PIL import Image
+from told import CLASSES, verdict, write_run
+
+from helpers.report import escape_markdown, write_card
+from helpers.report.card import fenced
+
+
+def render(markdown: str) -> BeautifulSoup:
+    """Returns what a reader sees: CommonMark with HTML, tables and strikethrough."""
+    return BeautifulSoup(MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(markdown), "html.parser")
+
+
+@pytest.fixture
+def run(root):
+    """A run with a classifier in it, in an empty repository."""
+    from helpers._keras import keras
+    from helpers.training import save_model
+
+    images = keras.Input((8, 12, 3), dtype="uint8")
+    features = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(images))
+    model = keras.Model(images, keras.layers.Dense(3, activation="softmax")(features))
+    run = write_run(root / "runs" / "my pets")
+    save_model(model, run / "chosen.keras", class_names=CLASSES, resize="pad")
+    return run
+
+
+def section(card: str, title: str) -> str:
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", card, re.MULTILINE | re.DOTALL)[1]
+
+
+def test_it_has_the_sections_of_model_cards_and_what_the_run_knows(run):
+    card = write_card(run).read_text()
+    titles = re.findall(r"^## (.*)", card, re.MULTILINE)
+    expected = ["Model details", "Intended use", "Factors", "Metrics", "Evaluation data", "Training data"]
+    expected += ["Quantitative analyses", "Ethical considerations", "Caveats and recommendations"]
+    assert titles[: len(expected)] == expected
+    assert write_card(run).name == "chosen.md"
+    details = section(card, "Model details")
+    assert "Backbone: ResNet50, weights imagenet" in details and "8 x 12 pixels (height x width)" in details
+    assert "fine-tuned from conv3 on, at a learning rate of at most 0.001" in " ".join(details.split())
+    assert 'rule "pad": the whole image is kept, and black is added' in " ".join(details.split())
+    assert "3 test images, 1 of the smallest class" in section(card, "Evaluation data")
+    assert "| fine-tuned | 0.950 | 0.850 to 0.950 | +5.0 | +2.0 to +8.0 |" in section(card, "Quantitative analyses")
+    assert "| damaged | left out | 1 |" in section(card, "Training data")
+    assert "Python 3.11.9, TensorFlow 2.21.0, Keras 3.15.1" in card and "a" * 40 in card
+    assert not re.search(r"\b(None|nan)\b", card.partition("```")[0])
+
+
+def test_what_nobody_recorded_is_said_to_be_unknown(run):
+    card = write_card(run).read_text()
+    assert "Licence: unknown." in card and "Made by: unknown" in card and "Meant for: unknown" in card
+
+
+def test_names_are_text_and_nothing_else(run):
+    page = render(write_card(run).read_text())
+    *_, names = page.find_all("table")
+    assert [row.find_all("td")[1].text for row in names.tbody.find_all("tr")] == CLASSES
+    kinds = {tag.name for tag in page.find_all(True)} - {f"h{level}" for level in range(1, 7)}
+    assert kinds <= {"p", "ul", "li", "strong", "code", "pre", *("table", "thead", "tbody", "tr", "th", "td")}
+    assert "my <photos>" in page.text
+
+
+def test_any_text_comes_out_of_markdown_as_it_went_in():
+    rng = random.Random(0)
+    marks = string.punctuation + "ab1 "
+    texts = ["".join(rng.choices(marks, k=rng.randint(1, 12))) for _ in range(500)]
+    texts += ["# a", "1. b", "- c", "&amp;", "\\", "a\nb", "http://x.org", ":cat:", "[a](b)", "<b>", "$x$", "``"]
+    for text in texts:
+        page = render(f"| n |\n| - |\n| x{escape_markdown(text)}x |\n\nAnd x{escape_markdown(text)}x")
+        shown = f"x{' '.join(text.split())}x"
+        assert [page.td.text, page.find_all("p")[-1].text] == [shown, f"And {shown}"], text
+        assert {tag.name for tag in page.find_all(True)} == {"table", "thead", "tbody", "tr", "th", "td", "p"}, text
+
+
+def test_a_fence_is_longer_than_any_in_the_code():
+    page = render(fenced("a\n````\n<b>", "sh"))
+    assert page.code.text == "a\n````\n<b>\n" and not page.find("b")
+
+
+def test_its_code_classifies_an_image(run, root, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", write_card(run).read_text(), re.DOTALL)
+    monkeypatch.chdir(root)
+    Image.new("RGB", (30, 20), "red").save("image.jpg")
+    *statements, last = ast.parse(code).body
+    names = {}
+    exec(compile(ast.Module(statements, []), "card", "exec"), names)
+    answer = eval(compile(ast.Expression(last.value), "card", "eval"), names)
+    assert list(answer) == CLASSES and sum(answer.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_frozen_choice_is_described_as_such(run):
+    (run / "verdict.json").write_text(
+        json.dumps(verdict(verdict="freeze", chosen="frozen", stopped="over", failed=["x"]))
+    )
+    card = " ".join(write_card(run).read_text().split())
+    assert "as pretrained, and cut off in front of conv4; a linear head" in card and "fine-tuned from" not in card
+    assert "The study is not complete: over." in card and "1 trainings of the study failed" in card
+
+
+def test_tables_of_other_steps_go_into_it(run):
+    (run / "classes.csv").write_text('class,recall\n"a|b",0.123456\nplain,1\n')
+    analyses = section(write_card(run).read_text(), "Quantitative analyses")
+    assert r"| a\|b | 0.123 |" in analyses and "| plain | 1 |" in analyses and "### Class by class" in analyses
+
+
+def test_a_run_that_knows_little_has_a_card(run):
+    for path in run.iterdir():
+        if path.name != "chosen.keras":
+            path.unlink()
+    card = write_card(run).read_text()
+    assert "Backbone: unknown" in card and "None were recorded." in card and "was not recorded" in card
+
+
+def test_without_a_classifier_there_is_no_card(run):
+    with zipfile.ZipFile(run / "chosen.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    with pytest.raises(ValueError, match="chosen.keras holds no class names"):
+        write_card(run)
+    (run / "chosen.keras").unlink()
+    with pytest.raises(FileNotFoundError, match="chosen.keras"):
+        write_card(run)
+    assert not (run / "chosen.md").exists()

@@ -1,0 +1,51 @@
+"""The README's figures come from a run: what `make readme` puts between the marks."""
+
+import base64
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from readme import FIGURE, PICTURE, find_figure, replace_between, updated
+from told import PIXEL, figure
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_stands_between_the_marks_is_replaced_and_nothing_else():
+    text = "a\n<!-- x -->\nold\n<!-- /x -->\nb <!-- y --> <!-- /y -->\n"
+    new = replace_between(text, "x", r"n\1w")
+    assert new == "a\n<!-- x -->\nn\\1w\n<!-- /x -->\nb <!-- y --> <!-- /y -->\n"
+    assert replace_between(new, "x", r"n\1w") == new
+
+
+@pytest.mark.parametrize("text", ["", "<!-- x -->", "<!-- /x --> <!-- x -->", 2 * "<!-- x --> <!-- /x -->"])
+def test_missing_marks_are_an_error(text):
+    with pytest.raises(ValueError, match="Expected <!-- x --> and then <!-- /x --> in README.md"):
+        replace_between(text, "x", "new")
+
+
+def test_the_readme_has_the_marks():
+    new = updated(README, "\nframe | table\n\n", f"{FIGURE}: frozen [97] %. Efficient: frozen.")
+    assert f"\n![{FIGURE}: frozen \\[97\\] %.]({PICTURE})\n" in new
+    assert "<!-- result -->\n```\nframe | table\n```\n<!-- /result -->" in new
+    outside = README.split("<!-- picture -->")[0], README.split("<!-- /result -->")[1]
+    assert new.startswith(outside[0]) and new.endswith(outside[1])
+
+
+def test_the_figure_is_found_in_the_committed_study():
+    picture, description = find_figure(
+        nbformat.read(ROOT / "notebooks" / "04_freeze_or_fine_tune.ipynb", as_version=4)
+    )
+    assert picture.startswith(b"\x89PNG") and "frozen" in description
+
+
+def test_one_figure_is_expected():
+    def notebook(*words):
+        return new_notebook(cells=[new_code_cell("x", outputs=[figure(text) for text in words])])
+
+    assert find_figure(notebook("Another.", f"{FIGURE}: x")) == (base64.b64decode(PIXEL), f"{FIGURE}: x")
+    for words in ([], [FIGURE, FIGURE]):
+        with pytest.raises(ValueError, match=f"Found {len(words)}"):
+            find_figure(notebook(*words))

@@ -1,0 +1,291 @@
+"""report.html: valid, accessible, complete, also of a run that stopped half-way."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import html5lib
+import nbformat
+import papermill.cli
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from click.testing import CliRunner
+from nbformat.v4 import new_output
+from told import environment, executed, figure, verdict, write_run
+
+from helpers.report import Record, describe_verdict_briefly, make_command, papermill_commands, write_report
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def read_page(run: Path) -> BeautifulSoup:
+    html = write_report(run).read_text(encoding="utf-8")
+    html5lib.HTMLParser(strict=True).parse(html)  # raises at the first thing that is not valid
+    return BeautifulSoup(html, "html.parser")
+
+
+def texts(tags) -> list[str]:
+    return [tag.get_text(" ", strip=True) for tag in tags]
+
+
+def cells(table) -> dict[str, list[str]]:
+    return {row.th.text: texts(row.find_all("td")) for row in table.tbody.find_all("tr")}
+
+
+def check_accessible(page: BeautifulSoup) -> None:
+    assert page.html["lang"] == "en" and len(page.find_all("main")) == len(page.find_all("h1")) == 1
+    assert [tag.name for tag in page.body.find_all(recursive=False)] == ["a", "header", "main", "footer"]
+    levels = [int(heading.name[1]) for heading in page.find_all(re.compile(r"^h[1-6]$"))]
+    assert levels[0] == 1 and all(after - before <= 1 for before, after in pairwise(levels)), levels
+    ids = [tag["id"] for tag in page.find_all(id=True)]
+    assert len(ids) == len(set(ids))
+    assert {link["href"] for link in page.find_all("a")} <= {f"#{name}" for name in ids}
+    assert {tag["aria-labelledby"] for tag in page.find_all("section", attrs={"aria-labelledby": True})} <= set(ids)
+    names = [tag["aria-label"] for tag in page.find_all("nav")]
+    assert len(names) == len(set(names)) >= 1
+    for table in page.find_all("table"):
+        assert table.caption.get_text(strip=True)
+        assert table.find_all("th") and all(
+            th.get("scope") and th.get_text(strip=True) for th in table.find_all("th")
+        )
+        region = table.find_parent(class_="scrolls")
+        assert region["tabindex"] == "0" and region["role"] == "group" and region["aria-label"]
+    assert all(image.get("alt") for image in page.find_all("img"))
+    assert all(summary.get_text(strip=True) for summary in page.find_all("summary"))
+    assert page.find_all(["script", "link", "iframe"]) == []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "my pets")
+
+
+@pytest.fixture(scope="module")
+def page(run) -> BeautifulSoup:
+    return read_page(run)
+
+
+def test_a_whole_run_is_told_accessibly(page):
+    check_accessible(page)
+
+
+def test_the_verdict_stands_first(page):
+    verdict = page.main.section
+    assert verdict.find(class_="statement").text == "Fine-tune, from conv3 on"
+    assert texts(verdict.find_all("dd")) == [
+        "95.0 % 95 % interval 85.0 to 95.0 %",
+        "+5.0 points 95 % interval +2.0 to +8.0",
+        "1.5 s fine-tuned: 61.2 s",
+    ]
+    assert verdict.find(class_="answer").text.startswith("Fine-tune, from conv3 on, at")
+    rows = cells(verdict.table)
+    assert list(rows) == ["frozen", "fine-tuned"]
+    assert rows["fine-tuned"] == ["0.950", "0.850 to 0.950", "+5.0", "+2.0 to +8.0"]
+    assert texts(verdict.find_all(class_="strong")) == ["fine-tuned 0.950 0.850 to 0.950 +5.0 +2.0 to +8.0"]
+
+
+def test_the_figures_are_those_of_the_study_with_their_words(page):
+    figures = page.find(id="figures").find_parent("section").find_all("figure")
+    assert [figure.img["alt"] for figure in figures] == ['Differences "in" <words>.', "Costs in words."]
+    assert [figure.details.p.text for figure in figures] == [figure.img["alt"] for figure in figures]
+    assert len(page.find_all("img")) == 5, "and all of them in their notebook"
+
+
+def test_the_data_are_counted_and_what_was_left_out_is_named(page):
+    counts, problems, left_out = page.find(id="data").find_parent("section").find_all("table")
+    assert cells(counts)["<script>alert(1)</script>"] == ["1", "1", "1", "3"]
+    assert cells(counts)["all classes"] == ["3", "3", "3", "9"]
+    assert cells(problems) == {"damaged": ["error", "left out", "1"], "animation": ["note", "kept", "1"]}
+    assert cells(left_out) == {"<b>.png": ["<script>alert(1)</script>", "It ends after 3 of 9 bytes."]}
+
+
+def test_many_classes_are_folded_away(tmp_path):
+    page = read_page(write_run(tmp_path / "many", classes=40))
+    short, long, *_ = page.find(id="data").find_parent("section").find_all("table")
+    assert list(cells(short)) == ["all classes"] and len(cells(long)) == 41
+    assert long.find_parent("details").summary.text == "All 40 classes" and not short.find_parent("details")
+    check_accessible(page)
+
+
+def test_settings_cost_and_versions_are_those_of_the_run(page):
+    settings = page.find(id="settings").find_parent("section").table
+    assert cells(settings)["rate"] == ["0.01", "of it"] and cells(settings)["seed"] == ["0", "any"]
+    assert texts(settings.find_all("strong")) == ["my <photos>", "0.01"] and "run_dir" not in settings.text
+    cost, durations = page.find(id="cost").find_parent("section").find_all("table")
+    assert cells(cost)["fine-tuned"] == ["conv3", "0.001", "61.2", "361,738", "1.2"]
+    assert cells(durations) == {"01_load_data": ["3 min"], "04_freeze_or_fine_tune": ["3 min"], "all": ["6 min"]}
+    versions = cells(page.find(id="versions").find_parent("section").table)
+    assert versions["keras"] == ["3.15.1"] and versions["processor"] == ["Some <fast> one"]
+    assert versions["gpus"] == ["none"]
+    assert "24 November 2026" in page.header.text
+
+
+def test_a_run_that_went_on_elsewhere_shows_both_environments(tmp_path):
+    run = write_run(tmp_path / "x")
+    both = [environment(), environment(keras="3.16.0", commit="b" * 40 + "-dirty")]
+    (run / "environment.json").write_text(json.dumps(both))
+    page = read_page(run)
+    assert len(page.find(id="versions").find_parent("section").find_all("table")) == 2
+    assert "b" * 40 in page.find(id="repeat").find_parent("section").text
+    assert "not committed" in page.find(id="repeat").find_parent("section").text
+    check_accessible(page)
+
+
+def test_a_run_that_stopped_half_way_is_told_too(tmp_path):
+    run = write_run(tmp_path / "half")
+    for name in ("verdict.json", "metrics.json", "problems.csv", "environment.json", "04_freeze_or_fine_tune.ipynb"):
+        (run / name).unlink()
+    error = new_output("error", ename="ValueError", evalue="no <weights>", traceback=["ValueError: no <weights>"])
+    nbformat.write(executed("How?", "", {}, ("1/0", [error]), exception=True), run / "02_transfer_learning.ipynb")
+    page = read_page(run)
+    assert page.find(class_="statement").text == "No verdict yet"
+    assert page.find(class_="failure").text == "02_transfer_learning did not finish. In [2]: ValueError: no <weights>"
+    assert page.find(id="data") and not page.find(id="figures") and not page.find(id="versions")
+    check_accessible(page)
+
+
+def test_before_the_study_the_figure_of_one_split_stands_for_it(tmp_path):
+    run = write_run(tmp_path / "early")
+    for name in ("verdict.json", "04_freeze_or_fine_tune.ipynb"):
+        (run / name).unlink()
+    shown = executed("How?", "", {}, ("display(table, plot_results(arms))", [figure("One split.")]))
+    nbformat.write(shown, run / "03_fine_tuning.ipynb")
+    arm = {"test_accuracy": 0.9, "low": 0.8, "high": 0.95, "seconds": 2.0}
+    (run / "metrics.json").write_text(json.dumps({"arms": {"frozen": arm}, "answer": "One split."}))
+    page = read_page(run)
+    assert [figure.img["alt"] for figure in page.find_all("figure")][0] == "One split."
+    assert texts(page.main.section.thead.find_all("th")) == ["arm", "test accuracy", "95 % interval"]
+    assert page.find(class_="answer").text == "One split."
+
+
+def test_damaged_files_are_named_and_the_rest_is_told(tmp_path):
+    run = write_run(tmp_path / "damaged")
+    for name in ("verdict.json", "environment.json", "images.csv"):
+        (run / name).write_bytes((run / name).read_bytes()[:9])
+    (run / "04_freeze_or_fine_tune.ipynb").write_text("{")
+    page = read_page(run)
+    footer = page.footer.text
+    assert all(f"{name} cannot be read." in footer for name in ("verdict.json", "environment.json", "images.csv"))
+    assert "04_freeze_or_fine_tune.ipynb cannot be read." in footer
+    assert cells(page.main.section.table)["frozen"][0] == "0.900", "from metrics.json"
+
+
+def test_a_folder_without_anything_is_told(tmp_path):
+    page = read_page(tmp_path)
+    check_accessible(page)
+    assert page.find(class_="statement").text == "No verdict yet"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"verdict": "freeze"}, "Freeze"),
+        ({"verdict": "no difference shown"}, "Freeze: no difference is shown"),
+        ({"verdict": "none", "comparison": {}}, "No verdict"),
+    ],
+)
+def test_the_verdict_in_few_words(changes, words):
+    assert describe_verdict_briefly(verdict(**changes)) == words
+
+
+def test_equal_arms_are_called_so():
+    equal = verdict()["comparison"] | {"equivalent": True}
+    words = describe_verdict_briefly(verdict(verdict="no difference shown", comparison=equal))
+    assert words == "Freeze: fine-tuning makes no difference that would matter"
+
+
+# ---- colours
+
+
+def luminance(colour: str) -> float:
+    digits = colour.lstrip("#")
+    digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
+    shares = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(first: str, second: str) -> float:
+    """Returns the contrast of two colours as WCAG 2.2 defines it, 1 to 21."""
+    darker, lighter = sorted(map(luminance, (first, second)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_every_colour_can_be_read_in_light_and_dark(page):
+    assert contrast("#777", "#fff") == pytest.approx(4.48, abs=0.01)  # as the standard's examples have it
+    style = page.style.text
+    light, dark, print_ = (
+        dict(re.findall(r"--([\w-]+): (#\w+);", block)) for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    )
+    for colours in (light, dark, light | print_):
+        for text in ("ink", "quiet", "accent", "bad"):
+            for ground in ("paper", "shade", *(["bad-shade"] if text == "bad" else [])):
+                assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    code_dark = style[style.index("@media (prefers-color-scheme: dark)") : style.index(".highlight, .highlight pre")]
+    code_light = style[: style.index("@media")]
+    for code, colours in ((code_light, light), (code_dark, dark)):
+        tokens = re.findall(r"\.highlight \.\w+ \{ color: (#\w+)", code)
+        assert len(tokens) > 20 and min(contrast(token, colours["shade"]) for token in tokens) >= 4.5
+
+
+# ---- how to repeat it
+
+ODD = {"data": '~/my #1 $HOME\'s "photos"', "word": "3", "rate": 1e-05, "maybe": None, "many": [1, 2], "flag": True}
+
+DECLARED = """\
+data: str = "digits"  # a folder
+word: str = "a"  # any
+rate: float = 1e-3  # of it
+maybe: str | None = "imagenet"  # or not
+many: list[int] = [3]  # of them
+flag: bool = False  # or not
+kept: int = 5  # as it is"""
+
+
+@pytest.fixture
+def odd(tmp_path) -> Record:
+    (tmp_path / "my run").mkdir()
+    nbformat.write(executed("What?", DECLARED, ODD), tmp_path / "my run" / "01_load_data.ipynb")
+    return Record(tmp_path / "my run")
+
+
+def test_the_make_command_hands_the_same_values_to_the_runner(odd, tmp_path):
+    from helpers.parameters import declared_parameters, fitting_values
+
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done\n')
+    python.chmod(0o755)
+    (tmp_path / ".installed").touch()
+    line = f"{make_command(odd)} --silent -o {tmp_path}/.installed VENV={tmp_path}"
+    done = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()
+    assert words[words.index("-n") + 1] == "my run"
+    given = {words[place + 1]: words[place + 2] for place, word in enumerate(words) if word == "-p"}
+    assert fitting_values(given, declared_parameters(odd.notebooks["01_load_data"])) == ODD
+
+
+def test_the_papermill_commands_give_the_same_values(odd, monkeypatch):
+    folder, line = papermill_commands(odd)
+    assert folder == "mkdir -p 'runs/my run'"
+    received = {}
+    monkeypatch.setattr(papermill.cli, "execute_notebook", lambda **options: received.update(options))
+    done = CliRunner().invoke(papermill.cli.papermill, shlex.split(line)[1:])
+    assert done.exit_code == 0, done.output
+    assert received["parameters"] == ODD | {"run_dir": "runs/my run"}
+    assert received["output_path"] == "runs/my run/01_load_data.ipynb"
+
+
+def test_a_run_by_hand_is_repeated_from_what_it_kept(tmp_path):
+    """Nobody has executed copies then, and the repository's notebooks tell the defaults."""
+    (tmp_path / "parameters.yaml").write_text(yaml.safe_dump({"seed": 7, "data": "digits", "images_per_class": 0}))
+    record = Record(tmp_path)
+    assert record.changed == {"seed": 7}
+    assert make_command(record) == f"make run NAME={tmp_path.name} SEED=7"
+    assert {s.name for own in record.settings.values() for s in own} == {"seed", "data", "images_per_class"}
