@@ -1,17 +1,18 @@
 # Every target works in a fresh clone: the environment is built first, once.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install run runs test test-all lab refresh readme pretrain benchmarks lint lock clean
+.PHONY: help install install-browser run runs test test-all test-browser lab refresh readme pretrain benchmarks lint lock clean
 
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+PLAYWRIGHT := $(VENV)/.playwright
 
 help:  ## show this help
 	@echo "make TARGET [VARIABLE=value ...]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Variables of 'make run' (without them: the embedded example, a few minutes, offline):"
 	@awk -F ' *## ' '/^#: / {sub("#: ", "", $$1); printf "  %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +56,12 @@ $(INSTALLED): requirements.txt pyproject.toml
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch "$@"
 
+install-browser: $(PLAYWRIGHT)  ## add what drives a browser, for the tests of pages (Chromium itself comes from the system)
+
+$(PLAYWRIGHT): $(INSTALLED)
+	@"$(PY)" -m pip install --quiet --disable-pip-version-check --no-build-isolation -c requirements.txt -e ".[browser]"
+	@touch "$@"
+
 # ---- what one does with it
 
 # Every variable on the command line, other than make's own and those below, is a parameter of the notebooks: the
@@ -79,7 +86,10 @@ test: $(INSTALLED)  ## run the tests
 	@"$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-all: $(INSTALLED)  ## run the slow tests, too: all networks of keras.applications
-	@"$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadfile -m ""
+	@"$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not browser"
+
+test-browser: $(PLAYWRIGHT)  ## run the notebooks in a real JupyterLab, and look at the report on a phone (10 minutes)
+	@"$(PY)" -m pytest tests/browser -m ""
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	@"$(PY)" -m jupyterlab notebooks/01_load_data.ipynb

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +68,26 @@ def test_environment_yml_says_what_each_dependency_is_for():
     for line in (ROOT / "environment.yml").read_text().splitlines():
         if re.match(r"\s+- [\w-]+==", line):
             assert re.search(r"\s# \w+", line), f"no comment behind {line.strip()}"
+
+
+def test_binder_reads_environment_yml():
+    """It takes the first that it finds, and these come before."""
+    names = ("binder", ".binder", "Dockerfile", "Project.toml", "default.nix", "DESCRIPTION")
+    assert [name for name in names if (ROOT / name).exists()] == []
+
+
+def test_the_devcontainer_has_what_make_makes():
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    make = (ROOT / "Makefile").read_text()
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert SpecifierSet(requires).contains(container["image"].rpartition(":")[2])
+    target = container["postCreateCommand"].removeprefix("make ")
+    assert re.search(rf"^{target}:", make, re.MULTILINE)
+    interpreter = container["customizations"]["vscode"]["settings"]["python.defaultInterpreterPath"]
+    assert (
+        interpreter
+        == "${containerWorkspaceFolder}/" + re.search(r"^VENV \?= (\S+)", make, re.MULTILINE)[1] + "/bin/python"
+    )
 
 
 def text_files() -> dict[str, str]:

@@ -46,8 +46,8 @@ def backbone(tree):
     return "own.keras"
 
 
-def walk(tree, names, parameters: dict) -> None:
-    """Executes notebooks as `papermill notebooks/NAME.ipynb out.ipynb -p ...` does in the repository's root."""
+def walk(tree, names, parameters: dict, *, cwd=None) -> None:
+    """Executes notebooks as `papermill notebooks/NAME.ipynb out.ipynb -p ...` does, mostly in the root."""
     for name in names:
         template = tree / "notebooks" / f"{name}.ipynb"
         declared = declared_parameters(nbformat.read(template, as_version=4))
@@ -55,7 +55,7 @@ def walk(tree, names, parameters: dict) -> None:
             template,
             tree / f"executed_{name}.ipynb",
             parameters={key: value for key, value in parameters.items() if key in declared},
-            cwd=tree,
+            cwd=cwd or tree,
             progress_bar=False,
             kernel_manager_class=kernel_manager_class(),
         )
@@ -95,14 +95,16 @@ def other_parameters(tree, backbone):
     }
 
 
-def test_every_parameter_at_another_value(tree, make_images, other_parameters):
+def test_every_parameter_at_another_value(tree, tmp_path, make_images, other_parameters):
+    """And in a folder that is not the repository's, as in Colab: whatever is relative counts from the root."""
     for file in make_images(tree / "my shapes", {"one": 30, "two": 30, "three": 30}, size=24).rglob("*.png"):
         Image.open(file).crop((0, 0, 24, 16)).save(file)  # not square, so that the rule `resize` matters
     (tree / "my shapes" / "two" / "damaged.png").write_bytes(b"\x89PNG")
     for name in NOTEBOOKS:
         declared = declared_parameters(nbformat.read(tree / "notebooks" / f"{name}.ipynb", as_version=4))
         assert all(other_parameters[key] != parameter.default for key, parameter in declared.items())
-    walk(tree, NOTEBOOKS, other_parameters)
+    walk(tree, NOTEBOOKS, other_parameters, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
     run = tree / "runs" / "shapes"
     kept = yaml.safe_load((run / "parameters.yaml").read_text())
     assert kept == {key: value for key, value in other_parameters.items() if key != "run_dir"}

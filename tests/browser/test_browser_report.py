@@ -1,0 +1,59 @@
+"""The report in a browser: nobody is kept out of it, and it needs nothing but itself."""
+
+import shutil
+
+import nbformat
+import pytest
+from nbformat.v4 import new_output
+from pages import faults
+from refresh import ROOT
+
+from helpers.report import write_report
+from helpers.run import update_metrics
+
+ARM = {"test_accuracy": 0.94, "low": 0.92, "high": 0.96, "seconds": 2.5, "trainable_weights": 361_738}
+BAD = """<!DOCTYPE html><html lang="en"><head><title>A page</title></head><body>
+<main><h1>A page</h1><p style="color: #bbb; background: #fff">Pale.</p><img src="https://example.org/x.png">
+<details><summary>More</summary><p style="width: 2000px">Wide.</p></details></main></body></html>"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run with one notebook, as it is stored: tables, figures and text."""
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    shutil.copy(ROOT / "notebooks" / "03_fine_tuning.ipynb", folder)
+    arms = {"majority class": {"test_accuracy": 0.1, "low": 0.08, "high": 0.12}, "frozen": ARM, "fine-tuned": ARM}
+    update_metrics(folder, arms=arms, answer="No difference is shown, so freeze, which is cheaper. " * 5)
+    return folder
+
+
+def test_a_finished_report_keeps_nobody_out(browser, run, picture):
+    assert faults(browser, write_report(run), picture) == []
+
+
+def test_a_report_of_a_stop_keeps_nobody_out(browser, run, picture):
+    (path,) = run.glob("*.ipynb")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.papermill = {"exception": True, "parameters": {"run_dir": "x", "margin": 2.0}}
+    failed = notebook.cells[7]
+    trace = ["\x1b[31mFileNotFoundError\x1b[39m Traceback", f"\x1b[32m{'x' * 200}\x1b[39m \x1b[1;33m1\x1b[0m / 0"]
+    failed.outputs = [
+        new_output("stream", name="stderr", text="\x1b[93mW0000 a warning\x1b[0m\n" + "long " * 60),
+        new_output("error", ename="FileNotFoundError", evalue=f"no {'folder/' * 40}\nLook again.", traceback=trace),
+    ]
+    nbformat.write(notebook, path)
+    assert faults(browser, write_report(run), picture) == []
+
+
+def test_what_keeps_people_out_is_found(browser, tmp_path, picture):
+    page = tmp_path / "bad.html"
+    page.write_text(BAD, encoding="utf-8")
+    found = "\n".join(faults(browser, page, picture))
+    for fault in (
+        "phone, light: color-contrast: main > p",
+        "desktop, dark: image-alt: img",
+        "phone, light: wider than the screen: <p> Wide.",
+        "desktop, light: loads https://example.org/x.png",
+    ):
+        assert fault in found
