@@ -94,9 +94,10 @@ def check_outcome(notebook: NotebookPage, saved, first_count: int) -> None:
     expected = figures(nbformat.read(PATHS[notebook.file.stem], as_version=4))
     assert figures(saved) == expected and notebook.figures() == sum(expected)
     assert [text for text in notebook.texts("stdout") if UNFINISHED.search(text)] == []
-    slow = {n for n, cell in enumerate(code) if seconds(cell) > QUIET_SECONDS and not is_import(cell)}
+    limit = max(QUIET_SECONDS, 5 * seconds(code[0]))  # on a busy machine the imports take long, too
+    slow = {n for n, cell in enumerate(code) if seconds(cell) > limit and not is_import(cell)}
     without = [code[number].source for number in slow - set(notebook.bars())]
-    assert without == [], f"cells that take over {QUIET_SECONDS} s and do not show how far they are"
+    assert without == [], f"cells that take over {limit:.0f} s and do not show how far they are"
 
 
 @pytest.mark.parametrize("stem", PATHS)
@@ -152,4 +153,5 @@ def test_the_report_of_the_walk_keeps_nobody_out(lab, browser, picture):
     run = lab.tree / "runs" / "digits"
     for stem in NUMBERED:
         shutil.copy(lab.tree / "notebooks" / f"{stem}.ipynb", run)
-    assert faults(browser, write_report(run), picture) == []
+    found = faults(browser, write_report(run), picture)
+    assert not found, "\n".join(found)

@@ -29,7 +29,8 @@ def run(tmp_path):
 
 
 def test_a_finished_report_keeps_nobody_out(browser, run, picture):
-    assert faults(browser, write_report(run), picture) == []
+    found = faults(browser, write_report(run), picture)
+    assert not found, "\n".join(found)
 
 
 def test_a_report_of_a_stop_keeps_nobody_out(browser, run, picture):
@@ -43,7 +44,8 @@ def test_a_report_of_a_stop_keeps_nobody_out(browser, run, picture):
         new_output("error", ename="FileNotFoundError", evalue=f"no {'folder/' * 40}\nLook again.", traceback=trace),
     ]
     nbformat.write(notebook, path)
-    assert faults(browser, write_report(run), picture) == []
+    found = faults(browser, write_report(run), picture)
+    assert not found, "\n".join(found)
 
 
 def test_what_keeps_people_out_is_found(browser, tmp_path, picture):
