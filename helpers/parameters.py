@@ -108,6 +108,8 @@ def from_here(name: str, value, here: Path):
         "data": value != EMBEDDED,
         "weights": value != "imagenet",
         "backbone": str(value).endswith(".keras"),
+        "shifted": True,
+        "new_images": True,
     }
     if not isinstance(value, str) or not value or not is_path.get(name, False):
         return value
