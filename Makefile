@@ -38,6 +38,9 @@ help:  ## show this help
 #: AUGMENTATION     ## of the training images in fine-tuning: flip, crop, rotate, light
 #: BUDGET           ## of the study: quick, standard, thorough, or minutes
 #: MARGIN           ## the difference in accuracy that would not matter, in points
+#: NEW_IMAGES       ## a folder of images to predict
+#: SHIFTED          ## a folder of the same classes under other conditions: another camera, place or year
+#: EXPORTS          ## formats of the chosen classifier: savedmodel, onnx, litert
 #: PARAMS           ## any parameters: "name=value name=value" (without spaces in a value)
 
 # ---- the environment
@@ -70,7 +73,7 @@ $(PLAYWRIGHT): $(INSTALLED)
 given := $(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$v))
 parameters := $(filter-out NAME PARAMS PYTHON VENV MAKE%,$(given))
 
-run: $(INSTALLED)  ## execute 01 to 04 on your images or on the embedded example, and write a report
+run: $(INSTALLED)  ## execute 01 to 05 on your images or on the embedded example, and write a report
 	@set -f; set --; \
 	$(foreach v,$(parameters),set -- "$$@" -p "$$(echo $v | tr A-Z a-z)" "$$$v";) \
 	$(if $(filter NAME,$(given)),[ -z "$$NAME" ] || set -- "$$@" -n "$$NAME";) \

@@ -1,4 +1,4 @@
-"""The walk from 01 to 04, as papermill executes it: other data, every parameter, and what goes wrong."""
+"""The walk from 01 to 05, as papermill executes it: other data, every parameter, and what goes wrong."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from refresh import ROOT, copy_tree
 from helpers.execution import kernel_manager_class
 from helpers.parameters import declared_parameters
 
-NOTEBOOKS = ("01_load_data", "02_transfer_learning", "03_fine_tuning", "04_freeze_or_fine_tune")
+NOTEBOOKS = ("01_load_data", "02_transfer_learning", "03_fine_tuning", "04_freeze_or_fine_tune", "05_use_the_model")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,11 @@ def other_parameters(tree, backbone):
         "budget": "standard",
         "margin": 2.5,
         "storage": "runs/shared.journal",
+        "cam_stage": "block2",
+        "corrupted_images": 12,
+        "shifted": "my shapes",
+        "new_images": "my shapes/two",
+        "exports": "savedmodel,onnx,litert",
     }
 
 
@@ -123,6 +128,13 @@ def test_every_parameter_at_another_value(tree, tmp_path, make_images, other_par
     assert set(verdict["arms"]) == set(metrics["study"]) >= {*metrics["arms"]} | {"from scratch"}
     assert pd.read_csv(run / "final.csv").groupby("arm").size().unique().tolist() == [6]
     assert set(pd.read_csv(run / "race.csv")["epochs"]) == {2, 8}
+    predictions = pd.read_csv(run / "predictions.csv", dtype="string").fillna("")
+    assert len(predictions) == 31 and predictions["label"].value_counts()["two"] > 25
+    assert predictions.loc[predictions["problem"] != "", "path"].tolist() == ["my shapes/two/damaged.png"]
+    assert pd.read_csv(run / "corruptions.csv")["images"].unique().tolist() == [12]
+    assert {path.name for path in run.glob("chosen.*")} == {
+        "chosen.keras", "chosen.savedmodel", "chosen.onnx", "chosen.tflite"
+    }  # fmt: skip
     assert (tree / "runs" / "shared.journal").exists() and not (run / "study.journal").exists()
 
 
