@@ -92,7 +92,7 @@ def other_parameters(tree, backbone):
         "budget": "standard",
         "margin": 2.5,
         "storage": "runs/shared.journal",
-        "cam_stage": "block2",
+        "cam_stage": "block1",
         "corrupted_images": 12,
         "shifted": "my shapes",
         "new_images": "my shapes/two",
