@@ -176,7 +176,7 @@ def test_a_saved_model_and_its_settings_give_from_files_what_was_evaluated(tree,
 def test_03_takes_size_and_rule_from_02(tree):
     """And finds the images that 02 decoded, although the rows of a store say nothing about a split."""
     stores = sorted(path.name.split("-", 1)[1] for path in (tree / "runs" / ".pixels").glob("*.pixels"))
-    assert stores == ["20x20-pad.pixels"]
+    assert stores == 2 * ["20x20-pad.pixels"]  # the other one has 05's shifted images
 
 
 def test_saved_models_differ_only_where_it_was_unfrozen(tree):
@@ -199,12 +199,12 @@ print(json.dumps([sorted(changed), shapes, [str(m.inputs[0].dtype) for m in mode
 
 def test_other_parameters_are_refused_and_nothing_is_lost(tree, other_parameters):
     run = tree / "runs" / "shapes"
-    before = {path: path.read_bytes() for path in run.iterdir()}
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(
         papermill.PapermillExecutionError, match="learning_rate=0.01, and learning_rate=0.5 was asked for"
     ):
         walk(tree, NOTEBOOKS[2:3], other_parameters | {"learning_rate": 0.5})
-    assert {path: path.read_bytes() for path in run.iterdir()} == before
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_02_before_01(tree):
