@@ -4,7 +4,9 @@ Light on purpose: heavy libraries are imported by the modules that use them.
 """
 
 import os
+import shutil
 import sys
+import textwrap
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,3 +51,13 @@ def silent_stderr():
         os.dup2(saved, 2)
         os.close(saved)
         os.close(null)
+
+
+def wrapped(text: str) -> str:
+    """Returns the text in lines that fit the terminal, and none of them longer than 100 characters."""
+    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    return "\n".join(
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent)
+        for line in text.split("\n")
+        for indent in [" " * (len(line) - len(line.lstrip()))]
+    )

@@ -20,7 +20,6 @@ import re
 import shutil
 import sys
 import tempfile
-import textwrap
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +32,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from helpers import resolve_path, silent_stderr
+from helpers import resolve_path, silent_stderr, wrapped
 from helpers.backbones import keras, load_model
 from helpers.backbones.files import first_line
 from helpers.training import load_settings
@@ -437,8 +436,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         written = export_model(model, folder, kinds=kinds)
     except (ValueError, ImportError, OSError) as error:
-        width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-        print(textwrap.fill(str(error), width, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
+        print(wrapped(str(error)), file=sys.stderr)
         return 2
     for file in written.values():
         print(f"{os.path.relpath(file)}  {_bytes(file) / 1e6:.1f} MB")

@@ -20,13 +20,12 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 
-from helpers import resolve_path
+from helpers import resolve_path, wrapped
 from helpers.data.checks import explain
 from helpers.data.parallel import in_parallel
 from helpers.data.reading import read_file, read_pixels
 from helpers.data.sources import list_files
 from helpers.data.tables import read_texts, stored_path
-from helpers.run import wrapped
 
 COLUMNS = ("path", "label", "probability", "runner_up", "runner_up_probability", "unlike", "problem")
 

@@ -7,16 +7,14 @@ numbered notebooks with papermill, each once: a notebook that has finished is no
 import argparse
 import json
 import os
-import shutil
 import sys
-import textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from helpers import ROOT, resolve_path, write_atomically
+from helpers import ROOT, resolve_path, wrapped, write_atomically
 from helpers.environment import add_environment, describe_environment
 from helpers.execution import Progress, Stopped, code_cells, execute, is_finished, read_executed
 from helpers.parameters import EMBEDDED, Parameter, declared_parameters, fitting_values, from_here
@@ -357,16 +355,6 @@ def _table(metrics: dict) -> str:
     ]
     table = "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]]) if rows[1:] else ""
     return "".join(part + "\n\n" for part in [table, wrapped(metrics.get("answer", ""))] if part)
-
-
-def wrapped(text: str) -> str:
-    """Returns the text in lines that fit the terminal, and none of them longer than 100 characters."""
-    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    return "\n".join(
-        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent)
-        for line in text.split("\n")
-        for indent in [" " * (len(line) - len(line.lstrip()))]
-    )
 
 
 if __name__ == "__main__":

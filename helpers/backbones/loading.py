@@ -157,6 +157,21 @@ def features_tensor(network: keras.Model):
     return network.outputs[0]
 
 
+def logits_tensor(classifier: keras.Model):
+    """Returns the tensor of a classifier's logits, before its last softmax, or the output of one that has none."""
+    node = find_nodes(classifier)[-1]
+    last, entering = node.operation, node.input_tensors[0]  # not `last.input`, which may be of another graph
+    if isinstance(last, keras.layers.Softmax):
+        return entering
+    if getattr(last, "activation", None) is keras.activations.softmax:
+        if isinstance(last, keras.layers.Activation):
+            return entering
+        if isinstance(last, keras.layers.Dense):
+            logits = keras.ops.matmul(entering, last.kernel)
+            return logits + last.bias if last.use_bias else logits
+    return classifier.outputs[0]
+
+
 def _pool(x, network: keras.Model):
     """Returns one vector for each image, with layers of Keras only."""
     if len(x.shape) == 4:

@@ -55,6 +55,7 @@ def grad_cam(
     import tensorflow as tf  # only here: tables and arrays do without it
 
     from helpers._keras import keras
+    from helpers.backbones import logits_tensor
 
     boundary = _find_map(model, stage)
     if images.ndim != 4 or not all(
@@ -62,7 +63,7 @@ def grad_cam(
     ):
         raise ValueError(f"Expected `images`, one or more, of {model.input_shape[1:]} each. Received {images.shape}.")
     classes = _check_classes(classes, len(images), model.output_shape[-1])
-    prefix, suffix = keras.Model(model.inputs[0], boundary), keras.Model(boundary, _logits(model))
+    prefix, suffix = keras.Model(model.inputs[0], boundary), keras.Model(boundary, logits_tensor(model))
     maps = np.empty(images.shape[:3], "float32")
     with tqdm(total=len(images), desc="Grad-CAM", unit="image", leave=False, file=sys.stdout, delay=1) as bar:
         for start in range(0, len(images), _BATCH):
@@ -139,21 +140,3 @@ def _check_classes(classes: int | np.ndarray | None, images: int, count: int) ->
             f"Expected `classes` from 0 to {count - 1}. Received numbers from {numbers.min()} to {numbers.max()}."
         )
     return numbers.astype("int64")
-
-
-def _logits(model):
-    """Returns the symbolic logits of a classifier, before its last softmax, or its output where it has none."""
-    from helpers._keras import keras
-    from helpers.backbones.graphs import find_nodes
-
-    node = find_nodes(model)[-1]
-    last, features = node.operation, node.input_tensors[0]  # not `last.input`, which may be of another model's graph
-    if isinstance(last, keras.layers.Softmax):
-        return features
-    if getattr(last, "activation", None) is keras.activations.softmax:
-        if isinstance(last, keras.layers.Activation):
-            return features
-        if isinstance(last, keras.layers.Dense):
-            logits = keras.ops.matmul(features, last.kernel)
-            return logits + last.bias if last.use_bias else logits
-    return model.outputs[0]

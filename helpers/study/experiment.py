@@ -18,7 +18,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.svm import SVC
 
 from helpers._keras import keras, on_all_devices, set_seed
-from helpers.backbones import cut, describe_stages, find_stages, freeze
+from helpers.backbones import cut, describe_stages, features_tensor, find_stages, freeze
 from helpers.data import PARTS, Pixels, encode_labels, load_pixels, make_dataset, shrink_pixels, split_images
 from helpers.evaluation import accuracy_interval, evaluate, is_correct
 from helpers.study.trials import Trial
@@ -70,11 +70,8 @@ class Experiment:
     """
 
     def __init__(self, model: keras.Model, images: pd.DataFrame, *, resize: str, **recipe):
-        features = model.outputs[0]
-        if isinstance(model.layers[-1], keras.layers.Softmax):
-            features = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1].input
         with on_all_devices():
-            self.network = keras.Model(model.inputs[0], features, name=model.name)
+            self.network = keras.Model(model.inputs[0], features_tensor(model), name=model.name)
         self.images, self.resize = images, resize
         self.recipe = Recipe(**({"patience": PATIENCE} | recipe))
         self.class_names = sorted(images["label"].unique())

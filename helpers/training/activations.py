@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from helpers import resolve_path
 from helpers._keras import keras
-from helpers.backbones import cut, find_stages
+from helpers.backbones import cut, find_stages, logits_tensor
 from helpers.data import Augmented, StoredArray, content_keys, new_store, open_store
 
 _VERSION = "1"
@@ -153,9 +153,7 @@ def half_precision_error(model: keras.Model, activations: np.ndarray | StoredArr
         activations: float32 (images, ...), what enters the stage; 64 images tell enough.
         stage: a name in `describe_stages(model)`.
     """
-    last = model.layers[-1]
-    logits = last.input if isinstance(last, keras.layers.Softmax) else model.outputs[0]
-    suffix = keras.Model(_entrance(model, stage), logits)
+    suffix = keras.Model(_entrance(model, stage), logits_tensor(model))
     exact = compute_activations(suffix, np.asarray(activations, "float32"))
     rounded = compute_activations(suffix, np.asarray(activations, "float16").astype("float32"))
     return float(np.abs(exact - rounded).max(initial=0.0))
