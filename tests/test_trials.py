@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -252,11 +251,15 @@ def test_a_dead_workers_trial_is_taken_over(storage, tmp_path):
     assert sorted(begun(log)) == sorted([*range(len(WANTED)), begun(log)[0]])
 
 
-@pytest.mark.parametrize("where", ["another-machine pid:[1]", f"{platform.node()} pid:[1]"])
-def test_a_worker_of_another_machine_or_container_is_dead_when_it_is_silent(where, tmp_path, monkeypatch):
+@pytest.mark.parametrize("elsewhere", [("platform.node", "another-machine"), ("os.readlink", "pid:[1]")])
+def test_a_worker_of_another_machine_or_container_is_dead_when_it_is_silent(elsewhere, tmp_path, monkeypatch):
     trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
     trials._enqueue(WANTED[:1])
-    trials._claim(set(WANTED)).set_user_attr("worker", f"{where}:999999999")  # no process of this number here
+    with monkeypatch.context() as there:
+        name, answer = elsewhere
+        there.setattr(name, lambda *path: answer)
+        there.setattr("os.getpid", lambda: 999_999_999)  # there is no process of this number here
+        trials._claim(set(WANTED))
     monkeypatch.setattr(module, "SILENCE", 0.5)
     started = time.monotonic()
     assert list(trials.carry_out(WANTED[:1], result_of)) == WANTED[:1]
