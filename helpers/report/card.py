@@ -22,7 +22,7 @@ MOST_CLASSES = 100
 """Classes up to which each has a row."""
 
 RULES = {
-    "crop": "what stands out in the middle is kept, the rest is cut off",
+    "crop": "the middle is kept, and what stands out along the longer side is cut off",
     "pad": "the whole image is kept, and black is added",
     "stretch": "the whole image is kept, and distorted",
 }
