@@ -29,7 +29,7 @@ QUIET_SECONDS = 10  # a cell that takes longer has to show how far it is
 TYPED = {
     "01_load_data": {"images_per_class": 10},
     "03_fine_tuning": {"epochs": 3},
-    "04_freeze_or_fine_tune": {"budget": 1.0},
+    "04_freeze_or_fine_tune": {"margin": 3.0},
 }
 UNFINISHED = re.compile(r"(?<!\d)\d\d?%\|")  # a progress bar below 100 %
 
@@ -136,7 +136,7 @@ def test_the_interrupt_button_keeps_the_best_epoch_and_the_training_goes_on(lab,
     notebook.interrupt()
     notebook.wait(minutes=1)
     notebook.page.screenshot(path=picture("interrupted"))
-    (error,) = notebook.texts("error")
+    (error,) = notebook.texts("stderr")  # as JupyterLab calls what it draws a traceback as
     assert re.search(r"KeyboardInterrupt: Interrupted in epoch \d+\. .*the training goes on", error, re.DOTALL)
     counts = [cell.execution_count for cell in code_cells(notebook.save())]
     assert all(counts[: fit + 1]) and not any(counts[fit + 1 :])
