@@ -84,12 +84,14 @@ run: $(INSTALLED)  ## execute 01 to 05 on your images or on the embedded example
 runs: $(INSTALLED)  ## list all runs: data, backbone, verdict, accuracy, seconds
 	@"$(PY)" -m helpers.runs
 
-# A file's tests stay together, as some share what they have made.
+# A file's tests stay together, as some share what they have made; the files come in the order of tests/conftest.py.
+tests := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: $(INSTALLED)  ## run the tests
-	@"$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@"$(PY)" $(tests)
 
 test-all: $(INSTALLED)  ## run the slow tests, too: all networks of keras.applications
-	@"$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not browser"
+	@"$(PY)" $(tests) -m "not browser"
 
 test-browser: $(PLAYWRIGHT)  ## run the notebooks in a real JupyterLab, and look at the report on a phone (10 minutes)
 	@"$(PY)" -m pytest tests/browser -m ""

@@ -7,6 +7,14 @@ from PIL import Image
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+LONGEST = ["test_notebooks", "test_walk", "test_study", "test_fine_tuning", "test_keeping", "test_export"]
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, so that in the end no process waits for another one's long file."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))  # each file's own order stays
+
 
 @pytest.fixture
 def make_images():

@@ -22,6 +22,10 @@ WANTED += [Trial("final", "frozen", "head", seed=seed) for seed in range(1, 9)]
 WORKER = """
 import sys, time
 from pathlib import Path
+from types import ModuleType
+import helpers
+study = sys.modules["helpers.study"] = ModuleType("helpers.study")  # trials need no network: no wait for TensorFlow
+study.__path__ = [str(Path(helpers.__file__).parent / "study")]
 from helpers.study import trials as module
 from helpers.study.trials import Trial, Trials
 sys.path.insert(0, {tests!r})
