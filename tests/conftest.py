@@ -7,7 +7,15 @@ from PIL import Image
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-LONGEST = ["test_notebooks", "test_walk", "test_study", "test_fine_tuning", "test_keeping", "test_export"]
+LONGEST = [
+    "test_notebooks",
+    "test_walk",
+    "test_study",
+    "test_transferability",
+    "test_fine_tuning",
+    "test_keeping",
+    "test_export",
+]
 
 
 def pytest_collection_modifyitems(items):
