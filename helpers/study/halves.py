@@ -22,6 +22,9 @@ from helpers.data import (
 )
 from helpers.letters import LETTERS, render_letters
 
+_VALIDATION = 0.1
+"""Share of the images to learn from that tell the best epoch: nothing else is chosen by them."""
+
 
 class LabelledImages(NamedTuple):
     """Images of known classes in three parts, in memory.
@@ -56,8 +59,8 @@ def open_classes(
         data: "letters", drawn by `render_letters`; "letters and digits", with the embedded example's ten classes
             beside them; or what `open_data` takes. Of files, those with problems are left out.
         image_size: pixels along a side. Letters have 8.
-        images_per_class: to learn from (a fifth of them for validation). As many letters more of each class are test
-            images. 0 for all, of letters for 60.
+        images_per_class: to learn from (a tenth of them for validation). As many letters more of each class are test
+            images. 0 for all, of letters for 50.
         seed: of the letters, or of the split.
         problems_file: where to write what was found in the files (`save_problems`), before any of it is an error.
 
@@ -65,7 +68,7 @@ def open_classes(
         ValueError: there are no such images, or a class has too few of them.
     """
     if data == "letters":
-        return _draw_letters(images_per_class or 60, image_size=image_size, seed=seed)
+        return _draw_letters(images_per_class or 50, image_size=image_size, seed=seed)
     if data == "letters and digits":
         letters = open_classes("letters", image_size=image_size, images_per_class=images_per_class, seed=seed)
         digits = open_classes("digits", image_size=image_size, images_per_class=images_per_class, seed=seed)
@@ -80,7 +83,7 @@ def open_classes(
     if problems_file:
         save_problems(problems, problems_file)
     kept = exclude_problems(checked, problems)
-    images = split_images(kept, images_per_class=images_per_class, seed=seed)
+    images = split_images(kept, validation_fraction=_VALIDATION, images_per_class=images_per_class, seed=seed)
     labels, names = encode_labels(images)
     pixels = load_pixels(images, image_size=(image_size, image_size))
     return LabelledImages({part: np.asarray(pixels[part][:]) for part in PARTS}, labels, names, problems)
@@ -92,7 +95,7 @@ def _draw_letters(count: int, *, image_size: int, seed: int) -> LabelledImages:
         raise ValueError(f"Expected `image_size=8` with letters, which are drawn so. Received {image_size}.")
     if count < 2:
         raise ValueError(f"Expected `images_per_class` of at least 2. Received {count}.")
-    validation = max(1, round(0.2 * count))
+    validation = max(1, round(_VALIDATION * count))
     sizes = {"train": count - validation, "validation": validation, "test": count}
     wanted, pools, labels = sum(sizes.values()), [], []
     while not labels or np.bincount(np.concatenate(labels), minlength=len(LETTERS)).min() < wanted:

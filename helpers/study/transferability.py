@@ -126,7 +126,7 @@ class Transferability:
         network: str = "plain",
         boundaries: Sequence[int] = (),
         folder: str | Path,
-        epochs: int = 10,
+        epochs: int = 8,
         learning_rate: float = 2e-3,
         batch_size: int = 64,
         seed: int = 0,
