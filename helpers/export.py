@@ -76,6 +76,7 @@ def export_model(path: str | Path, folder: str | Path, *, kinds: Iterable[str] =
     """
     formats = _named_formats(kinds)
     model, settings = load_model(path), load_settings(path)
+    _hold_arrays(model)
     folder, stem, written = resolve_path(folder), resolve_path(path).stem, {}
     with _partial_folder(folder) as partial, tqdm(formats.items(), desc="exporting", **_BAR) as bar:
         for kind, format in bar:
@@ -319,9 +320,10 @@ def _write(model: keras.Model, settings: dict, format: Format, file: Path) -> No
     except OSError:
         raise
     except Exception as error:  # each converter and runtime has errors of its own
+        other = "another kind" if format is FORMATS["savedmodel"] else "the kind savedmodel, which knows all layers"
         raise ValueError(
-            f"{file.name} was not written: {format.title} cannot express {_reason(model, error)} Choose another "
-            f"kind, or build the network without that layer."
+            f"{file.name} was not written: {format.title} cannot express {_reason(model, error)} Choose {other}, or "
+            f"build the network without that layer."
         ) from error
     difference = np.abs(probabilities - _keras_runtime(model)(noise)).max()
     if not difference <= TOLERANCE:  # NaN is not
@@ -329,6 +331,20 @@ def _write(model: keras.Model, settings: dict, format: Format, file: Path) -> No
             f"{file.name} was not written: {format.title} gives other probabilities than Keras, by up to "
             f"{difference:.2g}. Choose another kind."
         )
+
+
+def _hold_arrays(model: keras.Model) -> None:
+    """Turns the tensors that layers hold as attributes, besides their weights, into arrays.
+
+    tf2onnx takes such a constant for an input of the network: the numbers of positions in KerasHub's Vision
+    Transformers, for example.
+    """
+    import tensorflow
+
+    for layer in model._flatten_layers():
+        held = {name: value for name, value in vars(layer).items() if isinstance(value, tensorflow.Tensor)}
+        for name, value in held.items():
+            setattr(layer, name, value.numpy())
 
 
 def _reason(model: keras.Model, error: Exception) -> str:
@@ -339,6 +355,8 @@ def _reason(model: keras.Model, error: Exception) -> str:
     layers = " or ".join(f"{layer.name} ({type(layer).__name__})" for layer in named)
     operation = re.search(r"No Op registered for (\w+)|'tf\.(\w+)' op", line)
     why = f"it has no operation {operation[1] or operation[2]}." if operation else line
+    if dangling := re.search(r"Required inputs \(\['([^']+)'", line):
+        why = f"its constant {dangling[1].rpartition(':')[0]} was taken for an input, and has no value."
     return f"{'the layer ' + layers if layers else 'a layer of this network'}: {why}"
 
 

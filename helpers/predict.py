@@ -55,8 +55,8 @@ def predict_folder(model: str | Path, folder: str | Path, *, output: str | Path)
         A DataFrame with a row for each file: path (relative to the repository's root where it lies below, else
         absolute), label and probability (0..1) of the most probable class, runner_up and runner_up_probability of the
         next one, unlike (bool: unlike the images that the classifier learned from, see
-        `helpers.training.familiarity`; NA if its file does not know them), and problem ("", or why the file was
-        skipped, and then the other columns are empty).
+        `helpers.training.familiarity`; NA if its file does not know them, or they were too few), and problem ("", or
+        why the file was skipped, and then the other columns are empty).
 
     Raises:
         FileNotFoundError: no such model or folder.
@@ -116,9 +116,12 @@ def _summarise(classifier: "_Classifier", results: "_Results", output: str) -> I
     if results.skipped:
         yield f"{results.skipped:,} file{'s' * (results.skipped != 1)} skipped: the column `problem` says why."
     if not judged:
+        from helpers.training.familiarity import LEAST_IMAGES  # here: TensorFlow takes seconds, and now it is there
+
         yield (
-            "The column `unlike` is empty: the model's file does not say what its training images were like. "
-            "`save_model` adds that when it is given them (`pixels`, `labels`)."
+            f"The column `unlike` is empty: the model's file does not say what its training images were like. Either "
+            f"they were fewer than {LEAST_IMAGES}, too few to tell, or it was saved without them (`save_model` takes "
+            f"them as `pixels` and `labels`)."
         )
     if names := [name for name in classifier.class_names if name.startswith(_FORMULA)]:
         yield (

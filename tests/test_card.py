@@ -58,6 +58,12 @@ def test_it_has_the_sections_of_model_cards_and_what_the_run_knows(run):
     assert not re.search(r"\b(None|nan)\b", card.partition("```")[0])
 
 
+def test_the_verdict_is_said_once(run):
+    card = " ".join(write_card(run).read_text().split())
+    assert "**Fine-tune, from conv3 on.** Of 100 test images, more are right. A training takes 61 s." in card
+    assert card.lower().count("fine-tune, from") == 1
+
+
 def test_what_nobody_recorded_is_said_to_be_unknown(run):
     card = write_card(run).read_text()
     assert "Licence: unknown." in card and "Made by: unknown" in card and "Meant for: unknown" in card

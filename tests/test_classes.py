@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import classification_report
 
-from helpers.evaluation import accuracy_interval, class_table, confusion_table, find_mistakes
+from helpers.evaluation import accuracy_interval, choose_examples, class_table, confusion_table, find_mistakes
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -69,6 +69,31 @@ def test_the_surest_mistakes_first():
         assert mistake.of_label == probabilities[mistake.position, mistake.label] < mistake.probability
     few = find_mistakes(probabilities, labels, count=3)
     assert few.equals(mistakes.head(3))
+
+
+def test_examples_are_mistakes_of_each_kind_and_what_is_recognised_of_their_classes():
+    predicted, labels = np.array([(0, 0), (0, 0), (1, 1), (2, 2), (3, 3), (2, 3), (2, 3), (0, 1), (3, 0)]).T
+    sure = np.array([9, 9, 9, 9, 9, 8, 7, 6, 5]) / 10
+    probabilities = np.full((9, 4), (1 - sure[:, None]) / 3)
+    probabilities[np.arange(9), predicted] = sure
+    found = choose_examples(probabilities, labels, count=6)
+    assert found["position"].tolist() == [5, 7, 8, 4, 3, 2], "6 is of the same kind as 5; then 3, 2, 1 and 0"
+    assert list(found) == list(find_mistakes(probabilities, labels))
+    assert found.loc[1].to_dict() == pytest.approx(
+        {"position": 7, "label": 1, "predicted": 0, "probability": 0.6, "of_label": 0.4 / 3}
+    )
+    assert choose_examples(probabilities, labels, count=3)["position"].tolist() == [5, 4, 3]
+    assert choose_examples(certain(labels), labels)["position"].tolist() == [0, 2, 3, 4], "a class each"
+    assert choose_examples(certain([1, 0]), [0, 1])["position"].tolist() == [0, 1], "nothing is recognised"
+
+
+def test_examples_can_be_named():
+    probabilities, labels = predictions()
+    found = choose_examples(probabilities, labels, positions="7, 0,199")
+    assert found["position"].tolist() == [7, 0, 199] and found["label"].tolist() == labels[[7, 0, 199]].tolist()
+    for wrong in ("200", "-1", "1,", "first", ""):
+        with pytest.raises(ValueError, match='Expected "auto" or numbers of images, from 0 to 199, separated by'):
+            choose_examples(probabilities, labels, positions=wrong)
 
 
 def test_no_mistake_is_an_empty_table():

@@ -17,6 +17,7 @@ from helpers.evaluation import (
     corruption_table,
     corruptions,
     shifted_table,
+    worst_corruptions,
 )
 
 layers = keras.layers
@@ -253,6 +254,43 @@ def test_arms_that_were_not_judged_are_named():
     assert compare_shift(table, second="everything").index.tolist() == ["none"]
 
 
+@pytest.mark.parametrize("name", ["none", "all", "blur"])
+def test_a_folder_of_any_name_is_not_the_images_as_they_are(name):
+    right, wrong = np.ones(4), np.zeros(4)
+    kinds = {("none", 0): (right, right), ("noise", 1): (right, wrong), (name, 1): (wrong, right)}
+    table = make_table(
+        {
+            (*kind, arm): correct
+            for kind, pair in kinds.items()
+            for arm, correct in zip(("frozen", "fine-tuned"), pair, strict=True)
+        }
+    )
+    found = compare_shift(table)
+    assert found.index.tolist() == ["none", "noise", name, "all"]
+    assert found["difference"].tolist() == [0, -1, 1, 0]
+    alone = compare_shift(table[table["corruption"] == name].query("severity == 1"))
+    assert alone.index.tolist() == [name] and alone["difference"].tolist() == [1]
+
+
+def test_the_worst_corruption_is_named_for_each_arm():
+    right = {"none": (1, 9, 8), "noise": (1, 7, 8), "jpeg": (1, 8, 2), "blur": (2, 0, 0)}
+    table = make_table(
+        {
+            (name, severity * (name != "none"), arm): [1] * count + [0] * (10 - count)
+            for name, (severity, *counts) in right.items()
+            for arm, count in zip(("frozen", "fine-tuned"), counts, strict=True)
+        }
+    ).assign(accuracy=lambda table: table["correct"].map(np.mean))
+    found = worst_corruptions(table)
+    assert found["corruption"].to_dict() == {"frozen": "noise", "fine-tuned": "jpeg"}
+    assert found["lost"].tolist() == pytest.approx([0.2, 0.6])
+    assert found["before"].tolist() == [0.9, 0.8] and found["after"].tolist() == [0.7, 0.2]
+    assert worst_corruptions(table, severity=2)["corruption"].tolist() == ["blur", "blur"]
+    for bad, severity in ((table, 3), (table, 0), (table[table["severity"] > 0], 1)):
+        with pytest.raises(ValueError, match="Expected a table with the severities 0 and"):
+            worst_corruptions(bad, severity=severity)
+
+
 def test_tables_of_other_images_are_compared_by_themselves():
     one, other = (
         make_table({(name, 1, "frozen"): [1] * count, (name, 1, "fine-tuned"): [1] * count})
@@ -295,6 +333,9 @@ def test_shifted_images_are_judged_by_the_names_of_their_classes(folder):
     assert table["left_out"].tolist() == [1, 1]
     found = compare_shift(table, second="biased")
     assert found.index.tolist() == ["evening"] and found.loc["evening", "difference"] == pytest.approx(-2 / 3)
+    (source.parent / "none").symlink_to(source)
+    called_none = shifted_table({"frozen": brightest()}, source.parent / "none", class_names=NAMES)
+    assert called_none[["corruption", "severity"]].to_numpy().tolist() == [["none", 1]]
     by_text = shifted_table({"frozen": brightest()}, "evening", class_names=NAMES)
     assert by_text["accuracy"].tolist() == [1], "a relative path counts from the repository's root"
 

@@ -275,6 +275,59 @@ def test_a_layer_that_a_format_cannot_express_is_named(tmp_path, kind):
     assert export_model(file, tmp_path / "out", kinds=["savedmodel"])["savedmodel"].exists()
 
 
+@keras.saving.register_keras_serializable("tests")
+class Holding(keras.layers.Layer):
+    """Adds a constant that it holds as a tensor, bare or `within` a tuple, where nobody looks."""
+
+    def __init__(self, within: bool = False, **options):
+        super().__init__(**options)
+        self.within = within
+
+    def build(self, shape):
+        constant = keras.ops.arange(shape[-1], dtype="float32")
+        self.constant = (constant,) if self.within else constant
+
+    def call(self, inputs):
+        return inputs + keras.ops.cos(self.constant[0] if self.within else self.constant)
+
+    def get_config(self):
+        return super().get_config() | {"within": self.within}
+
+
+def holding_network(**options) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    images = keras.Input((8, 8, 3), dtype="uint8", name="images")
+    x = Holding(name="positions", **options)(keras.layers.Rescaling(1 / 255)(images))
+    return keras.Model(images, keras.layers.GlobalAveragePooling2D()(x))
+
+
+def test_a_layer_that_holds_a_tensor_agrees(tmp_path):
+    file = solved_classifier(tmp_path / "x.keras", holding_network())
+    table = compare_exports(file, export_model(file, tmp_path), coloured_images(5)[0])
+    assert len(table) == 4 and (table["largest_difference"] < 1e-5).all()
+
+
+def test_a_constant_that_is_taken_for_an_input_is_named_with_its_layer(tmp_path):
+    file = solved_classifier(tmp_path / "x.keras", holding_network(within=True))
+    expected = (
+        r"x.onnx was not written: ONNX cannot express the layer positions \(Holding\): its constant \S*/positions\S* "
+        r"was taken for an input, and has no value. Choose the kind savedmodel, which knows all layers, or build"
+    )
+    with pytest.raises(ValueError, match=expected):
+        export_model(file, tmp_path / "out", kinds=["onnx"])
+    assert export_model(file, tmp_path / "out", kinds=["savedmodel"])["savedmodel"].exists()
+
+
+def test_a_vision_transformer_of_kerashub_agrees(tmp_path):
+    models = pytest.importorskip("keras_hub").models
+    keras.utils.set_random_seed(0)
+    sizes = {"patch_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 8}
+    models.ViTBackbone(image_shape=(8, 8, 3), **sizes).save_to_preset(str(tmp_path / "tiny"))
+    file = solved_classifier(tmp_path / "x.keras", load_backbone(f"hub:{tmp_path / 'tiny'}", preprocessing="tf"))
+    table = compare_exports(file, export_model(file, tmp_path), coloured_images(5)[0])
+    assert len(table) == 4 and (table["largest_difference"] < 1e-5).all()
+
+
 def test_files_that_are_no_whole_classifiers(classifier, tmp_path):
     (tmp_path / "half.keras").write_bytes(classifier.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="half.keras cannot be loaded: .*Perhaps it is cut off"):

@@ -47,6 +47,14 @@ def make_corruptions(arms=("frozen", "fine-tuned"), kinds=tuple(CORRUPTIONS), se
     return table.assign(accuracy=accuracy, low=accuracy - 0.05, high=accuracy + 0.05, images=300)
 
 
+def check_points(drawn, x, y, spans) -> None:
+    """Fails unless an `ErrorbarContainer` has its points there, with these intervals, (points, 2)."""
+    line, _, (bars,) = drawn
+    np.testing.assert_allclose(line.get_data(), [x, y])
+    ends = [[[place, low], [place, high]] for place, (low, high) in zip(x, np.asarray(spans), strict=True)]
+    np.testing.assert_allclose(bars.get_segments(), ends)
+
+
 def is_drawn(figure) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -65,6 +73,11 @@ def test_the_confusion_names_the_most_frequent_mistakes():
     written = {tuple(map(int, text.get_position())): text.get_text() for text in axes.texts}
     assert written == {(0, 0): "2", (1, 0): "2", (1, 1): "1", (2, 2): "2", (0, 2): "1"}, "(column, row)"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
+    drawn = np.asarray(axes.images[0].get_array())
+    np.testing.assert_allclose(drawn, [[1 / 2, 1 / 2, 0], [0, 1, 0], [1 / 3, 0, 2 / 3]], err_msg="shares of each row")
+    for axis in (axes.xaxis, axes.yaxis):
+        assert axis.get_ticklocs().tolist() == [0, 1, 2]
+        assert [label.get_text() for label in axis.get_ticklabels()] == ["ant", "bee", "cat"]
     assert "No mistake." in plot_confusion(confusion_table(np.eye(2), [0, 1], class_names=["a", "b"])).description
 
 
@@ -109,10 +122,16 @@ def test_a_probability_is_not_rounded_to_a_certainty():
 
 def test_reliability_says_every_bin():
     table = reliability_table(*predictions(), bins=3)
-    figure = plot_reliability({"before": table, "after": table})
+    other = table.assign(accuracy=table["accuracy"] / 2, low=table["low"] / 2, high=table["high"] / 2)
+    figure = plot_reliability({"before": table, "after": other})
     rows = [f"{r.confidence:.2f} {r.accuracy:.2f} ({r.low:.2f} to {r.high:.2f})" for r in table.itertuples()]
-    assert figure.description.endswith(f"before: {'; '.join(rows)}. after: {'; '.join(rows)}.")
+    assert f"before: {'; '.join(rows)}. after: " in figure.description
     (axes,) = figure.axes
+    np.testing.assert_array_equal(*axes.lines[0].get_data(), err_msg="the diagonal")
+    assert axes.get_xlabel().startswith("confidence") and axes.get_ylabel().startswith("accuracy")
+    for part, drawn in zip((table, other), axes.containers, strict=True):
+        check_points(drawn, part["confidence"], part["accuracy"], part[["low", "high"]])
+    assert [drawn.get_label() for drawn in axes.containers] == ["before", "after"]
     assert "Bins of 20 images" in axes.get_title() and axes.get_xlim()[0] <= table["low"].min()
 
 
@@ -128,7 +147,11 @@ def test_grad_cam_leaves_what_matters_and_says_where_it_is():
     np.testing.assert_array_equal(sheet[:, :12], images[0])
     np.testing.assert_array_equal(sheet[1:4, 13 + 8 : 13 + 11], images[0][1:4, 8:11])
     assert np.abs(sheet[6:, 13:].astype(int) - 128).max() <= 26, "the rest is grey"
-    assert len(figure.axes[0].collections) == 2 and not figure.axes[2].collections, "a line around what matters"
+    around, _ = figure.axes[0].collections
+    assert not figure.axes[2].collections, "nothing matters"
+    (low, high) = around.get_paths()[0].get_extents().get_points()
+    np.testing.assert_allclose([low, high], [[13 + 8, 1], [13 + 10, 3]], atol=0.6, err_msg="a line around it")
+    assert [axes.get_title() for axes in figure.axes] == ["ant 0.98", "bee 0.70", "cat"]
 
 
 def test_corruptions_are_a_panel_each_that_begins_with_the_images_as_they_are():
@@ -137,11 +160,24 @@ def test_corruptions_are_a_panel_each_that_begins_with_the_images_as_they_are():
     assert [axes.get_title() for axes in panels] == list(CORRUPTIONS)
     for axes in panels:
         assert axes.get_xlabel() == "severity (0: as they are)"
-        frozen, tuned = (line for line in axes.lines if len(line.get_xdata()) == 6 and line.get_linestyle() != "None")
-        np.testing.assert_allclose(frozen.get_ydata(), [90, 80, 70, 60, 50, 40])
-        np.testing.assert_allclose(tuned.get_ydata(), [85, 75, 65, 55, 45, 35])
+        for drawn, beside, best in zip(axes.containers, (-0.06, 0.06), (90, 85), strict=True):
+            accuracy = best - 10 * np.arange(6)
+            check_points(drawn, np.arange(6) + beside, accuracy, np.stack([accuracy - 5, accuracy + 5], axis=1))
+        (frozen, *_), (tuned, *_) = axes.containers
         assert frozen.get_linestyle() != tuned.get_linestyle() and frozen.get_marker() != tuned.get_marker()
+        assert [drawn.get_label() for drawn in axes.containers] == ["frozen", "fine-tuned"]
     assert "none: frozen 90.0 %; fine-tuned 85.0 %. blur: frozen 80.0, 70.0, 60.0, 50.0, 40.0 %" in figure.description
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["frozen", "fine-tuned"]
+
+
+def test_a_folder_that_is_called_none_has_a_panel():
+    figure = plot_corruptions(make_corruptions(kinds=("none",), severities=(1,), clean=False))
+    assert [axes.get_title() for axes in figure.axes] == ["none"]
+    assert figure.description.endswith("none: frozen 80.0 %; fine-tuned 75.0 %.")
+    beside_others = plot_corruptions(make_corruptions(kinds=("blur", "none"), severities=(1,)))
+    assert [axes.get_title() for axes in beside_others.axes] == ["blur", "none"]
+    for axes in beside_others.axes:
+        np.testing.assert_allclose(axes.containers[0][0].get_ydata(), [90, 80])
 
 
 def test_examples_show_what_the_arms_see():
@@ -150,6 +186,9 @@ def test_examples_show_what_the_arms_see():
     shown = [axes.images[0].get_array() for axes in figure.axes]
     expected = [corrupt(image, kind, severity=level, seed=3) for kind in CORRUPTIONS for level in (0, *SEVERITIES)]
     np.testing.assert_array_equal(shown, expected)
+    titles = ["as it is", *(f"severity {level}" for level in SEVERITIES)]
+    assert [axes.get_title() for axes in figure.axes[:6]] == titles
+    assert [axes.get_ylabel() for axes in figure.axes[::6]] == list(CORRUPTIONS)
     assert all(kind in figure.description for kind in CORRUPTIONS)
 
 

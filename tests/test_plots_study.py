@@ -121,7 +121,11 @@ def test_costs_leave_out_arms_without_training():
     assert description.endswith("Efficient: arm 1.")
 
 
-@pytest.mark.parametrize("seconds", [[1, 2, 30, 40, 500, 510], [7.0] * 6], ids=["spread", "equal"])
+@pytest.mark.parametrize(
+    "seconds",
+    [[1, 2, 30, 40, 500, 510], [7.0] * 6, [0.1, 1.0, 2.9, 3.4, 6.1, 0.1]],
+    ids=["spread", "equal", "digits"],
+)
 def test_names_of_arms_do_not_overlap(seconds):
     figure = plot_costs(make_arms([0.5, 0.8, 0.85, 0.85, 0.9, 0.9], seconds))
     figure.draw_without_rendering()
@@ -130,6 +134,9 @@ def test_names_of_arms_do_not_overlap(seconds):
     assert len(boxes) == 6
     assert not any(box.overlaps(other) for number, box in enumerate(boxes) for other in boxes[:number])
     assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+    (dashed,) = (line for line in axes.lines if line.get_linestyle() == "--")
+    path = dashed.get_transform().transform_path(dashed.get_path())
+    assert not any(path.intersects_bbox(box, filled=False) for box in boxes)
 
 
 def test_differences_are_told_in_points():

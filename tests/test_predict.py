@@ -27,6 +27,7 @@ from helpers._keras import keras
 from helpers.data import load_pixels, read_pixels
 from helpers.predict import COLUMNS, load_predictions, main, predict_folder
 from helpers.training import activations, attach_head, compute_activations, fit_head, load_classifier, save_model
+from helpers.training.familiarity import LEAST_IMAGES
 
 NAMES = ['=1+1,"ants"', "007", "bées 🐝\r\n@home"]
 
@@ -54,6 +55,11 @@ def photos(tmp_path) -> Path:
         Image.fromarray(rng.integers(0, 256, size).astype("uint8")).save(folder / name)
     Image.new("L", (1, 1), 90).save(folder / "h one pixel.png")
     return folder
+
+
+def told_by(capsys) -> str:
+    """Returns what was printed, as one line."""
+    return " ".join(capsys.readouterr().out.split())
 
 
 def huge_png(path: Path) -> None:
@@ -379,7 +385,19 @@ def test_a_file_that_does_not_know_its_training_images(saved, photos, root, tmp_
             if member != "familiarity.npz":
                 old.writestr(member, whole.read(member))
     assert main([str(tmp_path / "old.keras"), str(photos), "-o", str(tmp_path / "out.csv")]) == 0
-    assert "The column `unlike` is empty: the model's file does not say" in capsys.readouterr().out
+    assert "it was saved without them (`save_model` takes them as `pixels` and `labels`)" in told_by(capsys)
     table, full = load_predictions(tmp_path / "out.csv"), predict_folder(saved, photos, output=tmp_path / "full.csv")
     assert table["unlike"].isna().all() and full["unlike"].notna().all()
     pd.testing.assert_frame_equal(table.drop(columns="unlike"), full.drop(columns="unlike"))
+
+
+@pytest.mark.parametrize(("count", "empty"), [(LEAST_IMAGES - 1, True), (LEAST_IMAGES, False)])
+def test_few_training_images_are_the_reason_where_they_are(photos, root, tmp_path, capsys, count, empty):
+    images, labels = coloured_images(count)
+    network = stage_network()
+    head = fit_head(compute_activations(network, images), labels, strengths=(0.1,))
+    model, file = attach_head(network, head, class_names=NAMES), tmp_path / "few.keras"
+    save_model(model, file, class_names=NAMES, resize="pad", pixels=images, labels=labels)
+    assert main([str(file), str(photos), "-o", str(tmp_path / "out.csv")]) == 0
+    assert ("they were fewer than 20, too few to tell" in told_by(capsys)) == empty
+    assert load_predictions(tmp_path / "out.csv")["unlike"].isna().all() == empty

@@ -93,6 +93,7 @@ def other_parameters(tree, backbone):
         "margin": 2.5,
         "storage": "runs/shared.journal",
         "cam_stage": "block1",
+        "cam_images": "35, 0",
         "corrupted_images": 12,
         "shifted": "my shapes",
         "new_images": "my shapes/two",

@@ -34,7 +34,8 @@ def verdict(**changes) -> dict:
     found = {
         "verdict": "fine-tune",
         "chosen": "fine-tuned",
-        "paragraph": "Fine-tune, from conv3 on, at a learning rate of 0.001.",
+        "paragraph": "Fine-tune, from conv3 on, at a learning rate of 0.001. Of 100 test images, more are right. A "
+        "training takes 61 s.",
         "arms": {"fine-tuned": arm | tuned, "frozen": arm | frozen},
         "comparison": comparison,
         "margin": 0.01,

@@ -1,13 +1,13 @@
 """What a trained model gets right and wrong, how sure one can be of it, and why.
 
 metrics       accuracy with its interval, two models on the same images, the arms side by side
-classes       class by class: what is recognised, what is taken for what, the surest mistakes
+classes       class by class: what is recognised, what is taken for what, the surest mistakes, examples to look at
 reliability   whether it is right as often as it says, and temperature scaling
 grad_cam      where in an image the network sees its class
 corruptions   how the arms fare on changed images: graded corruptions, or a folder of the user's
 """
 
-from helpers.evaluation.classes import class_table, confusion_table, find_mistakes
+from helpers.evaluation.classes import choose_examples, class_table, confusion_table, find_mistakes
 from helpers.evaluation.corruptions import (
     CORRUPTIONS,
     SEVERITIES,
@@ -15,6 +15,7 @@ from helpers.evaluation.corruptions import (
     corrupt,
     corruption_table,
     shifted_table,
+    worst_corruptions,
 )
 from helpers.evaluation.grad_cam import cam_stages, grad_cam
 from helpers.evaluation.metrics import (
@@ -36,6 +37,7 @@ __all__ = [
     "calibration_error",
     "calibration_table",
     "cam_stages",
+    "choose_examples",
     "class_table",
     "compare",
     "compare_shift",
@@ -51,4 +53,5 @@ __all__ = [
     "results_table",
     "shifted_table",
     "temper",
+    "worst_corruptions",
 ]

@@ -115,11 +115,53 @@ def find_mistakes(probabilities, labels, *, count: int = 12) -> pd.DataFrame:
     Raises:
         ValueError: the arguments do not fit each other, or the count is negative.
     """
-    probabilities, labels = check_predictions(probabilities, labels)
     if count < 0:
         raise ValueError(f"Expected `count` of at least 0. Received {count}.")
+    found = _judge(probabilities, labels)
+    mistakes = found[found["label"] != found["predicted"]]
+    return mistakes.sort_values("probability", ascending=False, kind="stable", ignore_index=True).head(count)
+
+
+def choose_examples(probabilities, labels, *, count: int = 6, positions: str = "auto") -> pd.DataFrame:
+    """Returns images that are worth a closer look: mistakes, then images of the same classes that are recognised.
+
+    Args:
+        probabilities: float (images, classes).
+        labels: int (images,).
+        count: rows at most, up to half of them mistakes: the surest one of each kind (this class taken for that one).
+            Of what is recognised, the first image of each class: first the classes that the mistakes are of or were
+            taken for, to compare, then the others.
+        positions: "auto", or the numbers of the images that are wanted, from 0, separated by commas: "3, 17".
+
+    Returns:
+        A DataFrame with the columns of `find_mistakes`.
+
+    Raises:
+        ValueError: the arguments do not fit each other.
+    """
+    found = _judge(probabilities, labels)
+    if positions != "auto":
+        numbers = [number.strip() for number in positions.split(",")]
+        if not all(number.isdecimal() and int(number) < len(found) for number in numbers):
+            raise ValueError(
+                f'Expected "auto" or numbers of images, from 0 to {len(found) - 1}, separated by commas. Received '
+                f"{positions!r}."
+            )
+        return found.iloc[[int(number) for number in numbers]].reset_index(drop=True)
+    mistakes = find_mistakes(probabilities, labels, count=len(found)).drop_duplicates(["label", "predicted"])
+    mistakes = mistakes.head(count // 2)
+    of_mistakes = mistakes[["label", "predicted"]].to_numpy().ravel()
+    order = list(dict.fromkeys([*of_mistakes, *range(np.shape(probabilities)[1])]))
+    right = found[found["label"] == found["predicted"]].drop_duplicates("label")
+    right = right.sort_values("label", key=lambda labels: labels.map(order.index))
+    return pd.concat([mistakes, right], ignore_index=True).head(count)
+
+
+def _judge(probabilities, labels) -> pd.DataFrame:
+    """Returns a row for each image, in their order, with the columns of `find_mistakes`."""
+    probabilities, labels = check_predictions(probabilities, labels)
     predicted, images = probabilities.argmax(axis=1), np.arange(len(labels))
-    mistakes = pd.DataFrame(
+    return pd.DataFrame(
         {
             "position": images,
             "label": labels,
@@ -127,5 +169,4 @@ def find_mistakes(probabilities, labels, *, count: int = 12) -> pd.DataFrame:
             "probability": probabilities[images, predicted],
             "of_label": probabilities[images, labels],
         }
-    )[predicted != labels]
-    return mistakes.sort_values("probability", ascending=False, kind="stable", ignore_index=True).head(count)
+    )

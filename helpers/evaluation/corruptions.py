@@ -48,7 +48,10 @@ _DRAWS = 2000
 """Of the bootstrap."""
 
 NONE, ALL = "none", "all"
-"""What tables call images as they are, and the average over corruptions."""
+"""What tables call images as they are, and the average over corruptions.
+
+But a folder may have such a name, too: which images are as they are is told by severity 0.
+"""
 
 
 def corrupt(image: np.ndarray, corruption: str, *, severity: int, seed: int = 0) -> np.ndarray:
@@ -247,8 +250,8 @@ def compare_shift(
         seed: of the draws.
 
     Returns:
-        A DataFrame indexed by corruption, as in the table ("none": as they are), then "all", the average over
-        corruptions without "none", if there are several: a column for each arm, its accuracy; difference (second
+        A DataFrame indexed by corruption, as in the table (severity 0, as they are, is a row of its own), then "all",
+        the average over corruptions, if there are several: a column for each arm, its accuracy; difference (second
         minus first, in -1..1) with its 95 % interval, low and high; and images (count).
 
     Raises:
@@ -264,14 +267,17 @@ def compare_shift(
             f"Expected a table whose rows are about the same images. Received rows about "
             f"{_list(table['images'].unique())} images: compare each table by itself."
         )
-    by_image = {  # corruption -> arm -> the share of severities at which each image is right
-        corruption: {arm: np.mean(np.stack(rows["correct"].tolist()), axis=0) for arm, rows in part.groupby("arm")}
-        for corruption, part in table.groupby("corruption", sort=False)
-    }
-    changed = [shares for corruption, shares in by_image.items() if corruption != NONE]
+    parts = table.groupby([table["severity"] > 0, "corruption"], sort=False)
+    names = [corruption for (_, corruption), _ in parts]
+    by_image = [  # of each part: arm -> the share of severities at which each image is right
+        {arm: np.mean(np.stack(rows["correct"].tolist()), axis=0) for arm, rows in part.groupby("arm")}
+        for _, part in parts
+    ]
+    changed = [shares for ((is_changed, _), _), shares in zip(parts, by_image, strict=True) if is_changed]
     if len(changed) > 1:
-        by_image[ALL] = {arm: np.mean([shares[arm] for shares in changed], axis=0) for arm in (first, second)}
-    differences = np.stack([shares[second] - shares[first] for shares in by_image.values()], axis=1)
+        names.append(ALL)
+        by_image.append({arm: np.mean([shares[arm] for shares in changed], axis=0) for arm in (first, second)})
+    differences = np.stack([shares[second] - shares[first] for shares in by_image], axis=1)
     images = len(differences)
     padded = np.concatenate([differences, np.full((1, len(by_image)), -1.0), np.full((1, len(by_image)), 1.0)])
     rng, rows = np.random.default_rng(seed), len(padded)
@@ -279,15 +285,44 @@ def compare_shift(
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     return pd.DataFrame(
         {
-            first: [shares[first].mean() for shares in by_image.values()],
-            second: [shares[second].mean() for shares in by_image.values()],
+            first: [shares[first].mean() for shares in by_image],
+            second: [shares[second].mean() for shares in by_image],
             "difference": differences.mean(axis=0),
             "low": low,
             "high": high,
             "images": images,
         },
-        index=pd.Index(list(by_image), name="corruption"),
+        index=pd.Index(names, name="corruption"),
     )
+
+
+def worst_corruptions(table: pd.DataFrame, *, severity: int = 1) -> pd.DataFrame:
+    """Returns which corruption costs each arm most at this severity, a row per arm.
+
+    At severity 1, which is meant to be mild, a large loss is a hint at something that all training images have in
+    common, and that the network has come to rely on.
+
+    Args:
+        table: from `corruption_table`.
+        severity: 1 to 5.
+
+    Returns:
+        A DataFrame indexed by arm: corruption; before and after (accuracy of the images as they are, and corrupted,
+        0..1); lost (before minus after).
+
+    Raises:
+        ValueError: the table has no rows of this severity, or none of severity 0.
+    """
+    table = table.reset_index(drop=True)
+    clean, changed = table[table["severity"] == 0], table[table["severity"] == severity]
+    if clean.empty or changed.empty or not severity:
+        raise ValueError(
+            f"Expected a table with the severities 0 and {severity or 1}, to compare them. It has "
+            f"{_list(sorted(table['severity'].unique()))}, and `severity` is {severity}."
+        )
+    worst = changed.loc[changed.groupby("arm", sort=False)["accuracy"].idxmin()].set_index("arm")
+    before, after = clean.set_index("arm")["accuracy"].loc[worst.index], worst["accuracy"]
+    return pd.DataFrame({"corruption": worst["corruption"], "before": before, "after": after, "lost": before - after})
 
 
 def _judge(models: dict, inputs, labels: np.ndarray) -> dict[str, np.ndarray]:

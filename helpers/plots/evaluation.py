@@ -206,14 +206,15 @@ def plot_corruptions(table: pd.DataFrame) -> DescribedFigure:
     Args:
         table: from `corruption_table` (or `shifted_table`): corruption, severity, arm, accuracy, low, high, images.
     """
-    kinds = [kind for kind in table["corruption"].unique() if kind != "none"]
+    changed = table["severity"] > 0  # not by name: a folder may be called "none"
+    kinds = table.loc[changed, "corruption"].unique()
     arms = table["arm"].unique()
     columns = min(len(kinds), 3)
     rows = -(-len(kinds) // columns)
     figure = new_figure(3.1 * columns, 2.5 * rows + 0.7)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, kind in zip(grid, kinds, strict=False):
-        part = table[table["corruption"].isin(["none", kind])].sort_values("severity", kind="stable")
+        part = table[~changed | (table["corruption"] == kind)].sort_values("severity", kind="stable")
         for number, (arm, style) in enumerate(zip(arms, _STYLES, strict=False)):
             points = part[part["arm"] == arm]
             right = 0.12 * (number - (len(arms) - 1) / 2)  # beside each other, else one interval hides the other
@@ -242,16 +243,15 @@ def plot_corruptions(table: pd.DataFrame) -> DescribedFigure:
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(arms))
     figure.description = "Accuracy over the severity of corruptions. " + " ".join(
-        f"{kind}: {'; '.join(_describe_arm(table, kind, arm) for arm in arms)}."
-        for kind in ["none", *kinds]
-        if kind in set(table["corruption"])
+        f"{kind}: {'; '.join(_describe_arm(part[part['arm'] == arm]) for arm in arms)}."
+        for (_, kind), part in table.groupby([changed, "corruption"], sort=False)
     )
     return figure
 
 
-def _describe_arm(table: pd.DataFrame, kind: str, arm: str) -> str:
-    part = table[(table["corruption"] == kind) & (table["arm"] == arm)].sort_values("severity")
-    return f"{arm} {', '.join(f'{100 * accuracy:.1f}' for accuracy in part['accuracy'])} %"
+def _describe_arm(part: pd.DataFrame) -> str:
+    part = part.sort_values("severity")
+    return f"{part['arm'].iloc[0]} {', '.join(f'{100 * accuracy:.1f}' for accuracy in part['accuracy'])} %"
 
 
 def plot_corrupted_examples(image: np.ndarray, *, seed: int = 0) -> DescribedFigure:

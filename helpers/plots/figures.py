@@ -63,7 +63,7 @@ def draw_intervals(axes: Axes, x: ArrayLike, y: ArrayLike, spans: ArrayLike, **s
 def label_points(axes: Axes, names: Sequence[str], x: ArrayLike, y: ArrayLike, spans: ArrayLike) -> None:
     """Writes each name near its point, where it covers least of names, points and spans; with a line to it if far.
 
-    Call it last: the axes' limits have to be known.
+    Call it last: the axes' limits have to be known, and the lines that are drawn already are not to cross a name.
 
     Args:
         axes: of the points.
@@ -80,6 +80,9 @@ def label_points(axes: Axes, names: Sequence[str], x: ArrayLike, y: ArrayLike, s
     points = [Bbox.from_extents(*(place - 12), *(place + 12)) for place in places]  # whose name it is stays clear
     taken = [Bbox.from_extents(*(low - 3), *(high + 3)) for low, high in zip(*ends, strict=True) if low[1] <= high[1]]
     frame = axes.bbox.transformed(Affine2D().scale(1 / pixels))
+    drawn = [line for line in axes.lines if line.get_linestyle() != "None"]
+    lines = [line.get_transform().transform_path(line.get_path()) for line in drawn]
+    lines = [line.transformed(Affine2D().scale(1 / pixels)) for line in lines]
     for number, (name, place) in enumerate(zip(names, places, strict=True)):
         text = axes.text(0, 0, name, fontsize=9)
         size = text.get_window_extent().size / pixels
@@ -89,7 +92,9 @@ def label_points(axes: Axes, names: Sequence[str], x: ArrayLike, y: ArrayLike, s
             return Bbox.from_bounds(*(place + np.array(side) * (gap + size / 2) - size / 2), *size)
 
         def badness(box: Bbox, others=points[:number] + points[number + 1 :], size=size) -> float:
-            return sum(_area(box, other) for other in taken + others) + 9 * (size.prod() - _area(box, frame))
+            crossed = sum(line.intersects_bbox(box.padded(2), filled=False) for line in lines) * size.prod()
+            hidden = sum(_area(box, other) for other in taken + others)
+            return crossed + hidden + 9 * (size.prod() - _area(box, frame))
 
         places_near = [(box_at(side, gap), gap) for gap in _GAPS for side in _SIDES]
         box, gap = min(places_near, key=lambda candidate: round(badness(candidate[0])))

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from helpers import write_atomically
 from helpers.report.record import Record, make_command
-from helpers.report.summary import chosen_arm, cost_table, describe_verdict_briefly, points_interval, result_table
+from helpers.report.summary import (
+    chosen_arm,
+    cost_table,
+    describe_verdict_briefly,
+    explain_verdict,
+    points_interval,
+    result_table,
+)
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "card"
 
@@ -61,7 +68,7 @@ def write_card(run: Path) -> Path:
     text = templates.get_template("chosen.md.j2").render(
         name=record.run.name,
         statement=describe_verdict_briefly(verdict),
-        paragraph=verdict.get("paragraph") or record.metrics.get("answer", ""),
+        explanation=explain_verdict(verdict) if verdict else record.metrics.get("answer", ""),
         model=model,
         outputs=list(enumerate(model["class_names"])),
         rule=RULES.get(model["resize"], ""),

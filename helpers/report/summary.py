@@ -42,8 +42,13 @@ def describe_verdict_briefly(verdict: dict) -> str:
         case "no difference shown":
             return "Freeze: no difference is shown"
         case "none":
-            return "No verdict"
+            return "No verdict: fewer than two splits have results of both arms"
     return "No verdict yet"
+
+
+def explain_verdict(verdict: dict) -> str:
+    """Returns the verdict's paragraph without its first sentence, which `describe_verdict_briefly` says in short."""
+    return verdict.get("paragraph", "").partition(". ")[2]
 
 
 def chosen_arm(verdict: dict) -> dict:

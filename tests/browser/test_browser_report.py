@@ -5,7 +5,7 @@ import shutil
 import nbformat
 import pytest
 from nbformat.v4 import new_output
-from pages import faults
+from pages import WIDTHS, faults
 from refresh import ROOT
 
 from helpers.report import write_report
@@ -31,6 +31,20 @@ def run(tmp_path):
 def test_a_finished_report_keeps_nobody_out(browser, run, picture):
     found = faults(browser, write_report(run), picture)
     assert not found, "\n".join(found)
+
+
+def test_names_of_parameters_are_not_broken_on_a_phone(browser, run):
+    with browser.new_context(viewport={"width": WIDTHS["phone"], "height": 844}) as context:
+        page = context.new_page()
+        page.goto(write_report(run).as_uri())
+        names = page.locator("#settings ~ div tbody th")
+        assert "unfreeze_from" in names.all_text_contents()
+        broken = """cells => cells.filter(cell => {
+          const range = document.createRange();
+          range.selectNodeContents(cell);
+          return range.getClientRects().length > 1;
+        }).map(cell => cell.textContent)"""
+        assert names.evaluate_all(broken) == []
 
 
 def test_a_report_of_a_stop_keeps_nobody_out(browser, run, picture):
