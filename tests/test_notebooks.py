@@ -156,7 +156,7 @@ def test_stored_outputs_come_out_again(tmp_path):
         "-q",
         "--rootdir=.",
     ]
-    options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=600"]
+    options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800"]
     done = subprocess.run(
         [*command, *options, *names],
         cwd=tree / "notebooks", env=environment(tree), capture_output=True, text=True,
