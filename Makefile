@@ -88,7 +88,7 @@ runs: $(INSTALLED)  ## list all runs: data, backbone, verdict, accuracy, seconds
 test: $(INSTALLED)  ## run the tests
 	@"$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-test-all: $(INSTALLED)  ## run the slow tests, too: all networks of keras.applications
+test-all: $(INSTALLED)  ## run the slow tests, too: all networks of keras.applications, A2's stored outputs
 	@"$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not browser"
 
 test-browser: $(PLAYWRIGHT)  ## run the notebooks in a real JupyterLab, and look at the report on a phone (10 minutes)
