@@ -90,7 +90,7 @@ tests := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reord
 test: $(INSTALLED)  ## run the tests
 	@"$(PY)" $(tests)
 
-test-all: $(INSTALLED)  ## run the slow tests, too: all networks of keras.applications
+test-all: $(INSTALLED)  ## run the slow tests, too: all networks of keras.applications, A2's stored outputs
 	@"$(PY)" $(tests) -m "not browser"
 
 test-browser: $(PLAYWRIGHT)  ## run the notebooks in a real JupyterLab, and look at the report on a phone (10 minutes)

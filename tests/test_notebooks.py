@@ -143,10 +143,20 @@ def test_outputs_are_made_where_jupyterlab_makes_them(tmp_path):
     assert notebook.cells[0].metadata == {} and faults(notebook) == []
 
 
-@pytest.mark.skipif(not NUMBERED, reason="there are no notebooks")
-def test_stored_outputs_come_out_again(tmp_path):
+LONG = ["A2_how_transferable.ipynb"]
+"""What takes as long as all others together; the walk executes it, too, with less to learn from."""
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param([path.name for path in notebook_paths() if path.name not in LONG], id="short"),
+        pytest.param(LONG, id="long", marks=pytest.mark.slow),
+    ],
+)
+def test_stored_outputs_come_out_again(tmp_path, names):
+    """All in one go: each notebook needs what the one before has made."""
     tree = copy_tree(tmp_path / "repository")
-    names = [path.name for path in notebook_paths()]  # in one go: each needs what the one before has made
     command = [
         sys.executable,
         "-m",
@@ -156,7 +166,7 @@ def test_stored_outputs_come_out_again(tmp_path):
         "-q",
         "--rootdir=.",
     ]
-    options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=600"]
+    options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800"]
     done = subprocess.run(
         [*command, *options, *names],
         cwd=tree / "notebooks", env=environment(tree), capture_output=True, text=True,

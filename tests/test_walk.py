@@ -198,6 +198,35 @@ print(json.dumps([sorted(changed), shapes, [str(m.inputs[0].dtype) for m in mode
     assert shapes == [[4, 3], [4, 3]] and dtypes == ["uint8", "uint8"]
 
 
+def test_how_transferable_on_ones_own_images(tree, make_images):
+    """A2 with every parameter at another value: five classes, of which two are B, and the network with BatchNorm."""
+    make_images(tree / "five classes", dict.fromkeys("abcde", 20), size=20)
+    (tree / "five classes" / "a" / "damaged.png").write_bytes(b"\x89PNG")
+    name, run = "A2_how_transferable", tree / "runs" / "halves"
+    parameters = {
+        "run_dir": "runs/halves",
+        "data": "five classes",
+        "half_b": ["b", "d"],
+        "splits": 2,
+        "networks": ["batch_norm"],
+        "boundaries": [5],
+        "image_size": 16,
+        "images_per_class": 10,
+        "epochs": 2,
+        "learning_rate": 0.01,
+        "batch_size": 16,
+        "seed": 4,
+    }
+    declared = declared_parameters(nbformat.read(tree / "notebooks" / f"{name}.ipynb", as_version=4))
+    assert {key for key, parameter in declared.items() if parameters[key] != parameter.default} == set(declared)
+    walk(tree, [name], parameters)
+    results = pd.read_csv(run / "results.csv")
+    assert len(results) == 2 * 8 and results["outcome"].str.startswith("all").all()
+    assert set(results["network"]) == {"batch_norm"} and set(results["n"]) == {0, 5}
+    assert pd.read_csv(run / "problems.csv")["path"].tolist() == ["five classes/a/damaged.png"]
+    assert yaml.safe_load((run / "parameters.yaml").read_text())["half_b"] == ["b", "d"]
+
+
 def test_other_parameters_are_refused_and_nothing_is_lost(tree, other_parameters):
     run = tree / "runs" / "shapes"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -5,6 +5,7 @@ images      the images: counts, examples, sizes, problems
 training    one head, one training, the arms side by side
 evaluation  one trained model: its mistakes, how sure it is, where it looks; arms on changed images
 study       from which stage on to fine-tune, and at what rate: probe, race and final
+transferability  what copied layers are worth, by their number
 """
 
 from helpers.plots.evaluation import (
@@ -26,6 +27,7 @@ from helpers.plots.images import (
 )
 from helpers.plots.study import plot_costs, plot_depth, plot_differences, plot_rates
 from helpers.plots.training import plot_history, plot_results, plot_strengths
+from helpers.plots.transferability import plot_transfer
 
 __all__ = [
     "DescribedFigure",
@@ -48,4 +50,5 @@ __all__ = [
     "plot_sizes",
     "plot_steps",
     "plot_strengths",
+    "plot_transfer",
 ]

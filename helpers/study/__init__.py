@@ -5,28 +5,59 @@ experiment   the network and the images, and what each arm makes of them
 plan         what a budget buys
 study        probe, race, final
 verdict      the paired difference, its interval, and what follows
+halves       images by class, and the classes divided into halves
+transferability  what the layers that learned one half are worth for the other half
 """
 
 from helpers.study.experiment import Experiment
+from helpers.study.halves import Halves, LabelledImages, halve_classes, open_classes
 from helpers.study.plan import BUDGETS, Plan, make_plan
 from helpers.study.study import Study, correct_by_arm, paired, summarize
+from helpers.study.transferability import (
+    TRANSFER_ARMS,
+    Transferability,
+    build_convnet,
+    compare_arms,
+    compare_costs,
+    compare_runs,
+    describe_transfer,
+    interval_over_splits,
+    published_results,
+    run_transfer,
+    summarize_transfer,
+)
 from helpers.study.trials import Trial, Trials
 from helpers.study.verdict import accuracy_over_pairs, compare_pairs, decide, describe_verdict, needed
 
 __all__ = [
     "BUDGETS",
+    "TRANSFER_ARMS",
     "Experiment",
+    "Halves",
+    "LabelledImages",
     "Plan",
     "Study",
+    "Transferability",
     "Trial",
     "Trials",
     "accuracy_over_pairs",
+    "build_convnet",
+    "compare_arms",
+    "compare_costs",
     "compare_pairs",
+    "compare_runs",
     "correct_by_arm",
     "decide",
+    "describe_transfer",
     "describe_verdict",
+    "halve_classes",
+    "interval_over_splits",
     "make_plan",
     "needed",
+    "open_classes",
     "paired",
+    "published_results",
+    "run_transfer",
     "summarize",
+    "summarize_transfer",
 ]

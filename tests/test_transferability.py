@@ -1,0 +1,269 @@
+"""How transferable: halves of classes, what is copied and frozen, pairs, and that a stopped experiment goes on."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import helpers
+from helpers.backbones import copy_weights, find_stages
+from helpers.plots import plot_transfer
+from helpers.study import (
+    TRANSFER_ARMS,
+    LabelledImages,
+    Transferability,
+    Trial,
+    build_convnet,
+    compare_arms,
+    halve_classes,
+    interval_over_splits,
+    open_classes,
+    summarize_transfer,
+)
+from helpers.study import transferability as module
+
+NAMES = list("abcdef")
+
+
+@pytest.fixture(scope="module")
+def images() -> LabelledImages:
+    """Six classes of 8x8 images, told apart by their brightness and a noisy pattern."""
+    rng, pixels, labels = np.random.default_rng(0), {}, {}
+    patterns = rng.integers(0, 200, (len(NAMES), 8, 8, 3))
+    for part, count in (("train", 20), ("validation", 6), ("test", 10)):
+        labels[part] = np.repeat(np.arange(len(NAMES)), count)
+        noise = rng.integers(-50, 50, (len(labels[part]), 8, 8, 3))
+        pixels[part] = np.clip(patterns[labels[part]] + noise, 0, 255).astype("uint8")
+    return LabelledImages(pixels, labels, NAMES, pd.DataFrame())
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(helpers, "ROOT", tmp_path)
+    return tmp_path
+
+
+def experiment(images, root, *, splits: int = 2, **options) -> Transferability:
+    options = {"boundaries": [2], "folder": root / "bases", "epochs": 2, "batch_size": 16} | options
+    return Transferability(images, halve_classes(images.class_names, splits=splits), **options)
+
+
+# ---- halves
+
+
+def test_halves_are_disjoint_and_whole_and_differ():
+    halves = halve_classes(NAMES, splits=8)
+    assert all(not set(a) & set(b) and sorted([*a, *b]) == NAMES and len(a) == len(b) == 3 for a, b in halves)
+    assert len({tuple(half.b) for half in halves}) == 8
+    assert halves == halve_classes(NAMES[::-1], splits=8) != halve_classes(NAMES, splits=8, seed=1)
+    many = [f"{number:03d}" for number in range(101)]
+    a, b = halve_classes(many, splits=3)[0]
+    assert len(a) == 51 and len(b) == 50
+
+
+def test_a_given_half_is_the_same_in_all_splits():
+    assert halve_classes(NAMES, splits=3, half_b=["e", "a"]) == [(["b", "c", "d", "f"], ["a", "e"])] * 3
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        ("abc", {}, "at least four classes.*Received 3: a, b, c"),
+        ("abcd", {"half_b": ["a", "x"]}, "Received 'x', and there are a, b, c, d"),
+        ("abcd", {"half_b": ["a"]}, "Half B has 1: a"),
+        ("abcd", {"half_b": list("abcd")}, "Half A has 0: none"),
+        ("abcd", {"splits": 7}, "`splits` of at most 6"),
+        ("abcd", {"splits": 1}, "`splits` of at least 2"),
+    ],
+)
+def test_what_cannot_be_halved(names, options, message):
+    with pytest.raises(ValueError, match=message):
+        halve_classes(names, **({"splits": 2} | options))
+
+
+def test_images_of_some_classes_get_labels_of_their_own(images):
+    pixels, labels = images.of(["d", "b"])
+    for part in ("train", "validation", "test"):
+        for label, name in enumerate(("d", "b")):
+            whole = images.pixels[part][images.labels[part] == NAMES.index(name)]
+            np.testing.assert_array_equal(pixels[part][labels[part] == label], whole)
+
+
+# ---- data
+
+
+def test_letters_are_as_many_of_each_class_in_each_part(root):
+    letters = open_classes("letters", image_size=8, images_per_class=5)
+    for part, count in {"train": 4, "validation": 1, "test": 5}.items():
+        assert np.bincount(letters.labels[part]).tolist() == [count] * len(letters.class_names)
+    seen = {image.tobytes() for part in ("train", "validation") for image in letters.pixels[part]}
+    assert np.mean([image.tobytes() in seen for image in letters.pixels["test"]]) < 0.01
+    again = open_classes("letters", image_size=8, images_per_class=5)
+    np.testing.assert_array_equal(letters.pixels["test"], again.pixels["test"])
+    with pytest.raises(ValueError, match="`image_size=8` with letters.*Received 32"):
+        open_classes("letters", image_size=32)
+
+
+def test_digits_stand_beside_letters(root):
+    both = open_classes("letters and digits", image_size=8, images_per_class=5)
+    assert both.class_names[-10:] == list("0123456789") and len(set(both.class_names)) == len(both.class_names)
+    pixels, labels = both.of(list("0123456789"))
+    digits = open_classes("digits", image_size=8, images_per_class=5)
+    np.testing.assert_array_equal(pixels["test"], digits.pixels["test"])
+    np.testing.assert_array_equal(labels["test"], digits.labels["test"])
+
+
+def test_a_folder_of_ones_own(root, make_images):
+    folder = make_images(root / "mine", {name: 12 for name in "abcd"}, size=24)
+    (folder / "a" / "damaged.png").write_bytes(b"\x89PNG")
+    found = open_classes("mine", image_size=16)
+    assert found.class_names == list("abcd") and found.pixels["train"].shape[1:] == (16, 16, 3)
+    assert found.problems["path"].tolist() == ["mine/a/damaged.png"]
+    make_images(root / "mine", {"e": 2}, size=24, seed=1)
+    with pytest.raises(ValueError, match="class 'e': too few images: 2 usable"):
+        open_classes("mine", image_size=16, problems_file=root / "problems.csv")
+    assert "damaged.png" in (root / "problems.csv").read_text()
+
+
+# ---- the network
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("image_size", [8, 12, 32])
+def test_the_network_has_eight_layers_that_can_be_cut_apart(batch_norm, image_size):
+    network = build_convnet(3, image_size=image_size, batch_norm=batch_norm)
+    layers = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "predictions"]
+    assert list(find_stages(network)) == ["input", *layers]
+    kinds = {type(layer).__name__ for layer in network.layers}
+    assert ("BatchNormalization" in kinds) == batch_norm
+    assert network.predict(np.zeros((2, image_size, image_size, 3), "uint8"), verbose=0).shape == (2, 3)
+
+
+def test_what_the_network_cannot_be(images, root):
+    with pytest.raises(ValueError, match="`boundaries`.*1 to 7.*conv1.*Received 8"):
+        experiment(images, root, boundaries=[2, 8])
+    with pytest.raises(ValueError, match="network of plain, batch_norm. Received 'deep'"):
+        experiment(images, root, network="deep")
+    with pytest.raises(ValueError, match="`image_size` of at least 8"):
+        build_convnet(3, image_size=4)
+
+
+# ---- the arms
+
+
+@pytest.mark.parametrize("network", ["plain", "batch_norm"])
+def test_copied_means_copied_and_frozen_means_bit_equal(images, root, monkeypatch, network):
+    transfer = experiment(images, root, network=network, epochs=1)
+    bases = {half: transfer._base(f"base {half}", 1) for half in "AB"}
+    original, started = module.fine_tune, {}
+
+    def spy(model, *arguments, **options):
+        started.update(copy_weights(model))
+        return original(model, *arguments, **options)
+
+    monkeypatch.setattr(module, "fine_tune", spy)
+    for arm in TRANSFER_ARMS:
+        transfer.carry_out(Trial("transfer", arm, "conv3", 2e-3, 1, 1))
+        after, count = copy_weights(transfer._model(3)), transfer._count(2)
+        lower = list(started)[:count]
+        assert {path.split("/")[0].removesuffix("_bn") for path in lower} == {"conv1", "conv2"}
+        source = transfer._drawn("random", 1) if arm.startswith("random") else bases[arm[0]]
+        for path, weight in zip(lower, source[:count], strict=True):
+            np.testing.assert_array_equal(started[path], weight, err_msg=arm)
+        changed = {path for path in after if after[path].tobytes() != started[path].tobytes()}
+        assert bool(set(lower) & changed) == arm.endswith("+"), arm
+        assert {"conv3/kernel", "predictions/kernel"} <= changed
+        for path, weight in list(zip(started, source, strict=True))[count:]:
+            if path.endswith("kernel"):
+                assert not np.array_equal(started[path], weight), f"{arm}: {path} was to be drawn anew"
+
+
+def test_arms_of_a_split_begin_with_the_same_upper_layers(images, root):
+    transfer = experiment(images, root)
+    first, again, other = (transfer._drawn("above", split) for split in (0, 0, 1))
+    assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0]) and not np.array_equal(first[0], transfer._drawn("base B", 0)[0])
+
+
+@pytest.fixture(scope="module")
+def results(images, tmp_path_factory):
+    root, before = tmp_path_factory.mktemp("root"), helpers.ROOT
+    helpers.ROOT = root
+    yield experiment(images, root).run(root / "a.journal", name="test")
+    helpers.ROOT = before
+
+
+def test_the_table_has_every_arm_and_pairs_by_split(results):
+    assert len(results) == 2 * (3 + len(TRANSFER_ARMS))
+    base = results[results["arm"] == "base B"].set_index("split")["accuracy"]
+    others = results[results["n"] > 0]
+    assert others.groupby(["arm", "n"])["split"].nunique().unique().tolist() == [2]
+    np.testing.assert_allclose(others["difference"], others["accuracy"] - others["split"].map(base))
+    assert results["outcome"].eq("all 2 epochs").sum() == len(results) - 2  # the longer base has four
+    summary = summarize_transfer(results)
+    assert set(zip(summary["arm"], summary["n"], strict=True)) >= {(arm, 2) for arm in TRANSFER_ARMS}
+
+
+def test_a_stopped_experiment_goes_on_to_the_same_table(images, root, results, monkeypatch):
+    """Also without the bases' weights, as on another machine."""
+    original, calls = Transferability.carry_out, []
+
+    def stops(self, trial):
+        calls.append(trial)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return original(self, trial)
+
+    monkeypatch.setattr(Transferability, "carry_out", stops)
+    with pytest.raises(KeyboardInterrupt):
+        experiment(images, root).run(root / "b.journal", name="test")
+    for file in (root / "bases").rglob("*.npz"):
+        file.unlink()
+    resumed = experiment(images, root).run(root / "b.journal", name="test")
+    assert len(calls) == len(results) + 1
+    pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), results.drop(columns="seconds"))
+    with pytest.raises(ValueError, match="other data or parameters: recipe="):
+        experiment(images, root, epochs=3).run(root / "b.journal", name="test")
+
+
+def test_the_test_images_choose_nothing(images, root, results):
+    """Other test labels change what is found, and no weight: each arm keeps as many epochs as before."""
+    wrong = images._replace(labels=images.labels | {"test": images.labels["test"][::-1].copy()})
+    transfer = experiment(wrong, root)
+    kept = transfer.carry_out(Trial("transfer", "AnB", "conv3", 2e-3, 2, 0))
+    right = experiment(images, root / "right").carry_out(Trial("transfer", "AnB", "conv3", 2e-3, 2, 0))
+    assert kept["best_epoch"] == right["best_epoch"] and kept["accuracy"] != right["accuracy"]
+
+
+# ---- what the results say
+
+
+def test_the_interval_is_students_over_splits():
+    mean, low, high = interval_over_splits([0.01, 0.03])
+    assert mean == pytest.approx(0.02)
+    assert (low, high) == pytest.approx((0.02 - 12.706 * 0.01, 0.02 + 12.706 * 0.01), rel=1e-3)
+    assert np.isnan(interval_over_splits([0.01])[1])
+
+
+def test_arms_are_compared_split_by_split():
+    """Both arms vary much between splits, and their difference does not."""
+    rows = [
+        {"network": "x", "split": split, "arm": arm, "n": n, "accuracy": 0.5, "difference": 0.1 * split + gain}
+        for split in range(4)
+        for n in (1, 2)
+        for arm, gain in (("BnB+", 0.0), ("AnB+", 0.02 + 0.001 * split))
+    ]
+    found = compare_arms(pd.DataFrame(rows), "BnB+", "AnB+").set_index("n")
+    assert found.loc["all", "difference"] == pytest.approx(0.0215)
+    assert not found["contains_zero"].any() and list(found.index) == [1, 2, "all"]
+    assert compare_arms(pd.DataFrame(rows), "AnB+", "AnB+")["contains_zero"].all()
+
+
+def test_the_figure_says_what_it_shows(results):
+    summary = summarize_transfer(results)
+    figure = plot_transfer(summary, longer=summary[summary["arm"] == module.LONGER])
+    lines = {line.get_label() for line in figure.axes[0].containers}
+    assert lines == {"BnB", "BnB+", "AnB", "AnB+"}
+    row = summary[(summary["arm"] == "AnB") & (summary["n"] == 2)].iloc[0]
+    assert f"plain, AnB: 2: {100 * row['difference']:+z.1f}." in figure.description
+    drawn = {c.get_label(): c.lines[0].get_ydata()[-1] for c in figure.axes[0].containers}
+    assert drawn["AnB"] == pytest.approx(100 * row["difference"])
