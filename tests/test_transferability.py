@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 import helpers
 from helpers.backbones import copy_weights, find_stages
@@ -14,9 +15,13 @@ from helpers.study import (
     Trial,
     build_convnet,
     compare_arms,
+    compare_costs,
+    compare_runs,
+    describe_transfer,
     halve_classes,
     interval_over_splits,
     open_classes,
+    published_results,
     summarize_transfer,
 )
 from helpers.study import transferability as module
@@ -141,7 +146,7 @@ def test_the_network_has_eight_layers_that_can_be_cut_apart(batch_norm, image_si
 def test_what_the_network_cannot_be(images, root):
     with pytest.raises(ValueError, match="`boundaries`.*1 to 7.*conv1.*Received 8"):
         experiment(images, root, boundaries=[2, 8])
-    with pytest.raises(ValueError, match="network of plain, batch_norm. Received 'deep'"):
+    with pytest.raises(ValueError, match="`networks` among plain, batch_norm. Received 'deep'"):
         experiment(images, root, network="deep")
     with pytest.raises(ValueError, match="`image_size` of at least 8"):
         build_convnet(3, image_size=4)
@@ -186,10 +191,10 @@ def test_arms_of_a_split_begin_with_the_same_upper_layers(images, root):
 
 @pytest.fixture(scope="module")
 def results(images, tmp_path_factory):
-    root, before = tmp_path_factory.mktemp("root"), helpers.ROOT
-    helpers.ROOT = root
-    yield experiment(images, root).run(root / "a.journal", name="test")
-    helpers.ROOT = before
+    with pytest.MonkeyPatch.context() as elsewhere:
+        root = tmp_path_factory.mktemp("root")
+        elsewhere.setattr(helpers, "ROOT", root)
+        return experiment(images, root).run(root / "a.journal", name="test")
 
 
 def test_the_table_has_every_arm_and_pairs_by_split(results):
@@ -225,13 +230,17 @@ def test_a_stopped_experiment_goes_on_to_the_same_table(images, root, results, m
         experiment(images, root, epochs=3).run(root / "b.journal", name="test")
 
 
-def test_the_test_images_choose_nothing(images, root, results):
-    """Other test labels change what is found, and no weight: each arm keeps as many epochs as before."""
-    wrong = images._replace(labels=images.labels | {"test": images.labels["test"][::-1].copy()})
-    transfer = experiment(wrong, root)
-    kept = transfer.carry_out(Trial("transfer", "AnB", "conv3", 2e-3, 2, 0))
-    right = experiment(images, root / "right").carry_out(Trial("transfer", "AnB", "conv3", 2e-3, 2, 0))
-    assert kept["best_epoch"] == right["best_epoch"] and kept["accuracy"] != right["accuracy"]
+def test_the_test_images_choose_nothing(images, root):
+    """Other test images with other labels change what is found, and not a bit of any weight."""
+    noise = np.random.default_rng(1).integers(0, 255, images.pixels["test"].shape).astype("uint8")
+    pixels, labels = images.pixels | {"test": noise}, images.labels | {"test": images.labels["test"][::-1].copy()}
+    found, weights = [], []
+    for given in (images, images._replace(pixels=pixels, labels=labels)):
+        transfer = experiment(given, root / str(len(found)))
+        found.append(transfer.carry_out(Trial("transfer", "AnB", "conv3", 2e-3, 2, 0)))
+        weights.append(transfer._model(3).get_weights())
+    assert found[0]["accuracy"] != found[1]["accuracy"]
+    assert all(np.array_equal(one, other) for one, other in zip(*weights, strict=True))
 
 
 # ---- what the results say
@@ -258,12 +267,72 @@ def test_arms_are_compared_split_by_split():
     assert compare_arms(pd.DataFrame(rows), "AnB+", "AnB+")["contains_zero"].all()
 
 
-def test_the_figure_says_what_it_shows(results):
-    summary = summarize_transfer(results)
-    figure = plot_transfer(summary, longer=summary[summary["arm"] == module.LONGER])
-    lines = {line.get_label() for line in figure.axes[0].containers}
-    assert lines == {"BnB", "BnB+", "AnB", "AnB+"}
-    row = summary[(summary["arm"] == "AnB") & (summary["n"] == 2)].iloc[0]
-    assert f"plain, AnB: 2: {100 * row['difference']:+z.1f}." in figure.description
-    drawn = {c.get_label(): c.lines[0].get_ydata()[-1] for c in figure.axes[0].containers}
-    assert drawn["AnB"] == pytest.approx(100 * row["difference"])
+def test_the_figure_says_what_it_shows():
+    rows = [(arm, n, 0.01 * n + shift) for shift, arm in ((0.1, "BnB"), (-0.2, "AnB")) for n in (2, 6)]
+    rows.append((module.LONGER, 0, 0.05))
+    summary = pd.DataFrame(rows, columns=["arm", "n", "difference"]).assign(network="plain")
+    summary = summary.assign(low=summary["difference"] - 0.01, high=summary["difference"] + 0.03)
+    figure = plot_transfer(summary)
+    (axes,) = figure.axes
+    drawn = {curve.get_label(): curve for curve in axes.containers}
+    assert set(drawn) == {"BnB", "BnB+", "AnB", "AnB+"}
+    for arm, points in (("BnB", [12, 16]), ("AnB", [-18, -14])):
+        line, _, (bars,) = drawn[arm].lines
+        np.testing.assert_allclose(line.get_ydata(), points)
+        np.testing.assert_allclose(np.round(line.get_xdata()), [2, 6])
+        ends = np.array([bar[:, 1] for bar in bars.get_segments()])
+        np.testing.assert_allclose(ends - np.array(points)[:, None], [[-1, 3], [-1, 3]])
+    (longer,) = (line for line in axes.lines if line.get_label() == "base, twice as long")
+    assert longer.get_ydata()[0] == pytest.approx(5)
+    assert "plain, AnB: 2: -18.0, 6: -14.0." in figure.description
+
+
+def test_each_network_is_described_and_compared_by_itself(results):
+    other = results.assign(network="other", difference=results["difference"] + 0.1 * (results["arm"] == "AnB+"))
+    both = pd.concat([results, other])
+    lines = describe_transfer(summarize_transfer(both)).splitlines()
+    assert sum(line.startswith("plain, AnB+ at n=2: ") for line in lines) == 1
+    assert sum(line.startswith("other, AnB+ at n=2: ") for line in lines) == 1
+    found = compare_arms(both, "BnB+", "AnB+").query("n == 'all'").set_index("network")["difference"]
+    assert found["other"] - found["plain"] == pytest.approx(0.1)
+    assert describe_transfer(summarize_transfer(results)).count("plain") == 0
+
+
+def test_costs_are_those_of_twins():
+    rows = [
+        {"network": "x", "split": split, "arm": arm, "n": n, "seconds": seconds * n + split}
+        for split in (0, 1, 2)
+        for n in (1, 2)
+        for arm, seconds in (("BnB", 1), ("BnB+", 5), ("AnB", 2), ("AnB+", 3), ("random frozen", 9))
+    ]
+    found = compare_costs(pd.DataFrame([*rows, {"network": "x", "split": 0, "arm": "base B", "n": 0, "seconds": 7}]))
+    assert found.loc[("BnB", "x", 2)].tolist() == [3, 11, 3 / 11] and len(found) == 4
+
+
+# ---- committed tables
+
+
+def test_the_published_table_gives_the_papers_curves():
+    """In points, at n = 1 to 7: means over the networks whose training logs the authors published."""
+    published = published_results()
+    paper = published[published["network"] == "Yosinski et al. 2014"]
+    curves = {
+        "BnB": [0.35, 0.03, -0.21, -1.85, -2.97, -0.45, 0.00],
+        "AnB": [0.31, -0.12, -0.62, -2.53, -4.71, -4.45, -8.26],
+        "BnB+": [0.26, 0.64, 1.21, 1.36, 1.10, 0.85, 1.15],
+        "AnB+": [0.32, 0.63, 1.30, 1.03, 1.05, 1.20, 1.24],
+    }
+    means = 100 * paper.groupby(["arm", "n"])["difference"].mean()
+    for arm, curve in curves.items():
+        np.testing.assert_allclose(means[arm], curve, atol=0.006)
+    found = [compare_runs(paper, "BnB+", "AnB+", layers=layers) for layers in (range(1, 8), range(5, 8))]
+    assert [round(100 * f["difference"], 2) for f in found] == [0.0, 0.15]
+    assert [round(100 * f["error"], 2) for f in found] == [0.15, 0.09]
+
+
+def test_the_full_results_are_those_of_their_parameters():
+    parameters = yaml.safe_load((helpers.ROOT / "data" / "how_transferable_full.yaml").read_text())
+    full = pd.read_csv(helpers.ROOT / "data" / "how_transferable_full.csv")
+    assert set(full["network"]) == set(parameters["networks"])
+    assert len(full) == len(parameters["networks"]) * parameters["splits"] * (3 + 7 * len(TRANSFER_ARMS))
+    assert full[full["arm"] != module.LONGER]["outcome"].unique().tolist() == [f"all {parameters['epochs']} epochs"]

@@ -7,30 +7,29 @@ study        probe, race, final
 verdict      the paired difference, its interval, and what follows
 halves       images by class, and the classes divided into halves
 transferability  what the layers that learned one half are worth for the other half
+transfer_results  what that experiment's results say
 """
 
 from helpers.study.experiment import Experiment
 from helpers.study.halves import Halves, LabelledImages, halve_classes, open_classes
 from helpers.study.plan import BUDGETS, Plan, make_plan
 from helpers.study.study import Study, correct_by_arm, paired, summarize
-from helpers.study.transferability import (
-    TRANSFER_ARMS,
-    Transferability,
-    build_convnet,
+from helpers.study.transfer_results import (
     compare_arms,
     compare_costs,
     compare_runs,
     describe_transfer,
     interval_over_splits,
     published_results,
-    run_transfer,
     summarize_transfer,
 )
+from helpers.study.transferability import LONGER, TRANSFER_ARMS, Transferability, build_convnet, run_transfer
 from helpers.study.trials import Trial, Trials
 from helpers.study.verdict import accuracy_over_pairs, compare_pairs, decide, describe_verdict, needed
 
 __all__ = [
     "BUDGETS",
+    "LONGER",
     "TRANSFER_ARMS",
     "Experiment",
     "Halves",

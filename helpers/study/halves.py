@@ -1,7 +1,6 @@
 """Images by class, in memory, and the classes divided into halves."""
 
 from collections.abc import Iterable, Sequence
-from itertools import combinations
 from math import comb, sqrt
 from pathlib import Path
 from typing import NamedTuple
@@ -153,12 +152,12 @@ def halve_classes(
             )
         b = [name for name in names if name in half_b]
         a = [name for name in names if name not in half_b]
-        if len(small := min(("A", a), ("B", b), key=lambda half: len(half[1]))[1]) < 2:
-            half = "A" if small is a else "B"
-            raise ValueError(
-                f"Expected `half_b` to leave at least two classes in each half. Half {half} has {len(small)}: "
-                f"{', '.join(small) or 'none'}."
-            )
+        for half, classes in (("A", a), ("B", b)):
+            if len(classes) < 2:
+                raise ValueError(
+                    f"Expected `half_b` to leave at least two classes in each half. Half {half} has {len(classes)}: "
+                    f"{', '.join(classes) or 'none'}."
+                )
         return [Halves(a, b)] * splits
     size = len(names) // 2
     if splits > (most := comb(len(names), size)):
@@ -167,12 +166,7 @@ def halve_classes(
             f"Received {splits}."
         )
     rng = np.random.default_rng([seed, len(names)])
-    if most <= 1000:
-        everyone = list(combinations(names, size))
-        halves = [everyone[place] for place in rng.permutation(most)[:splits]]
-    else:
-        found: dict[tuple, None] = {}
-        while len(found) < splits:
-            found[tuple(sorted(rng.permutation(names)[:size].tolist()))] = None
-        halves = list(found)
-    return [Halves([name for name in names if name not in b], list(b)) for b in halves]
+    found: dict[tuple, None] = {}
+    while len(found) < splits:
+        found[tuple(sorted(rng.permutation(names)[:size].tolist()))] = None
+    return [Halves([name for name in names if name not in b], list(b)) for b in found]

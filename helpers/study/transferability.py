@@ -19,18 +19,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from math import log2, sqrt
+from math import log2
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 from helpers import resolve_path
 from helpers._keras import keras, on_all_devices, set_seed
 from helpers.backbones import describe_stages, find_stages
 from helpers.data import PARTS
 from helpers.evaluation import evaluate
+from helpers.study.experiment import PATIENCE
 from helpers.study.halves import Halves, LabelledImages
 from helpers.study.trials import Trial, Trials
 from helpers.training import Recipe, compute_activations, fine_tune, load_activations
@@ -39,10 +39,9 @@ TRANSFER_ARMS = ("BnB", "BnB+", "AnB", "AnB+", "random frozen")
 """In this order for each number of layers."""
 
 LONGER = "base B, twice as long"
+"""The control that the paper lacks."""
 
 NETWORKS = ("plain", "batch_norm")
-
-_PATIENCE = 1000  # each network learns for all of its epochs, and keeps its best one
 
 
 # ---- the network
@@ -132,13 +131,11 @@ class Transferability:
         seed: int = 0,
     ):
         if network not in NETWORKS:
-            raise ValueError(f"Expected a network of {', '.join(NETWORKS)}. Received {network!r}.")
+            raise ValueError(f"Expected `networks` among {', '.join(NETWORKS)}. Received {network!r}.")
         self.images, self.halves, self.network, self.seed = images, halves, network, seed
         self.folder = resolve_path(folder)
-        self.recipe = Recipe(
-            unfreeze_from="all", learning_rate=learning_rate, lowest_rate=1.0, epochs=epochs, patience=_PATIENCE,
-            batch_size=batch_size, batch_norm="train", augmentation="",
-        )  # fmt: skip
+        options = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size, "patience": PATIENCE}
+        self.recipe = Recipe(unfreeze_from="all", lowest_rate=1.0, batch_norm="train", augmentation="", **options)
         self._models: dict[int, keras.Model] = {}
         every = range(1, len(self.stages))
         self.boundaries = list(boundaries) or list(every)
@@ -153,7 +150,7 @@ class Transferability:
         """The names of the network's layers with weights; the last one is the classifier."""
         return list(find_stages(self._model(len(self.halves[0].b))))[1:]
 
-    @property
+    @cached_property
     def settings(self) -> dict:
         """What tells this experiment from others: of the images, a digest."""
         digest = hashlib.sha256()
@@ -207,7 +204,8 @@ class Transferability:
         rows = []
         for trial, result in found.items():
             row = {"network": self.network, "split": trial.seed, "arm": trial.arm, "n": self._copied(trial)}
-            rows.append(row | {name: result.get(name) for name in _RESULTS})
+            kept = ("accuracy", "seconds", "trainable_weights", "outcome")
+            rows.append(row | {name: result.get(name) for name in kept})
         table = pd.DataFrame(rows).astype({"accuracy": float})
         table.insert(5, "difference", table["accuracy"] - table["split"].map(base).astype(float))
         return table
@@ -231,7 +229,7 @@ class Transferability:
     def carry_out(self, trial: Trial) -> dict:
         """Returns the result of one trial, plain values: accuracy (of the test images), seconds and others."""
         if trial.arm == LONGER:
-            return self._learn(trial, "B", self._drawn("base B", trial.seed))
+            return self._learn(trial, self._drawn("base B", trial.seed))
         if trial.arm.startswith("base"):
             return self._learn_base(trial)
         n = self._copied(trial)
@@ -239,11 +237,11 @@ class Transferability:
         below = self._base(source, trial.seed) if source else self._drawn("random", trial.seed)
         count = self._count(n)
         weights = below[:count] + self._drawn("above", trial.seed)[count:]
-        return self._learn(trial, "B", weights, frozen=0 if trial.arm.endswith("+") else n)
+        return self._learn(trial, weights, frozen=0 if trial.arm.endswith("+") else n)
 
-    def _learn(self, trial: Trial, half: str, weights: list[np.ndarray], *, frozen: int = 0) -> dict:
-        """Trains the network from these weights on a half, the first layers frozen, and tests it on this half."""
-        classes = getattr(self.halves[trial.seed], half.lower())
+    def _learn(self, trial: Trial, weights: list[np.ndarray], *, frozen: int = 0) -> dict:
+        """Trains the network from these weights on the arm's half, the first layers frozen, and tests it there."""
+        classes = self._classes(trial.arm, trial.seed)
         pixels, labels = self.images.of(classes)
         model = self._model(len(classes))
         model.trainable = True
@@ -266,12 +264,11 @@ class Transferability:
         }
 
     def _learn_base(self, trial: Trial) -> dict:
-        half = trial.arm[-1]
-        result = self._learn(trial, half, self._drawn(trial.arm, trial.seed))
+        result = self._learn(trial, self._drawn(trial.arm, trial.seed))
         file = self._file(trial.arm, trial.seed)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"{file.stem}.partial-{os.getpid()}.npz")
-        np.savez(partial, *self._model(len(getattr(self.halves[trial.seed], half.lower()))).get_weights())
+        np.savez(partial, *self._model(len(self._classes(trial.arm, trial.seed))).get_weights())
         os.replace(partial, file)
         return result
 
@@ -297,11 +294,14 @@ class Transferability:
         size = self.images.pixels["train"].shape[1]
         return build_convnet(class_count, image_size=size, batch_norm=self.network == "batch_norm")
 
+    def _classes(self, arm: str, split: int) -> list[str]:
+        """Returns the half that an arm learns: B, but for base A."""
+        return self.halves[split].a if arm == "base A" else self.halves[split].b
+
     def _drawn(self, role: str, split: int) -> list[np.ndarray]:
         """Returns random weights, others for each role: equal in all arms of a split, so that they are pairs."""
-        half = self.halves[split].a if role == "base A" else self.halves[split].b
         set_seed(self._seed(role, split))
-        return self._build(len(half)).get_weights()
+        return self._build(len(self._classes(role, split))).get_weights()
 
     def _seed(self, role: str, split: int) -> int:
         digest = hashlib.sha256(f"{self.seed} {role} {split}".encode()).digest()
@@ -311,9 +311,6 @@ class Transferability:
         """Returns how many arrays are the weights of the first n layers."""
         stages = list(find_stages(self._model(len(self.halves[0].b))).values())
         return sum(len(layer.weights) for stage in stages[: n + 1] for layer in stage.layers)
-
-
-_RESULTS = ("accuracy", "seconds", "trainable_weights", "outcome")
 
 
 def run_transfer(
@@ -340,127 +337,3 @@ def run_transfer(
     # All are made before the first one begins: what one of them refuses is told at once.
     experiments = [Transferability(images, halves, network=network, **options) for network in networks]
     return pd.concat([experiment.run(storage, name=name) for experiment in experiments], ignore_index=True)
-
-
-# ---- what the results say
-
-
-def published_results() -> pd.DataFrame:
-    """Returns what the paper's authors published, in the form of `Transferability.run`: a row for each network.
-
-    From data/how_transferable_published.csv; where that is from, data/how_transferable_published.yaml says.
-    """
-    return pd.read_csv(resolve_path("data/how_transferable_published.csv"))
-
-
-def interval_over_splits(differences: np.ndarray) -> tuple[float, float, float]:
-    """Returns the mean and the ends of its 95 % interval, by Student's t; NaN for an interval of one value.
-
-    Other splits of the same classes share classes with these, so that the interval is about these classes.
-    """
-    values = np.asarray(differences, dtype=float)
-    values = values[~np.isnan(values)]
-    if len(values) < 2:
-        return float(values.mean()) if len(values) else np.nan, np.nan, np.nan
-    mean, reach = values.mean(), t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / sqrt(len(values))
-    return float(mean), float(mean - reach), float(mean + reach)
-
-
-def summarize_transfer(results: pd.DataFrame) -> pd.DataFrame:
-    """Returns each arm's difference to the base of its own split, over the splits.
-
-    Args:
-        results: what `run_transfer` returned.
-
-    Returns:
-        A row for each network, arm and n, with the columns network, arm, n, splits (count), accuracy (mean),
-        difference (mean), low, high (its 95 % interval over the splits), contains_zero (whether 0 lies in it; not
-        where there is no interval).
-    """
-    rows = []
-    for (network, n, arm), group in results.groupby(["network", "n", "arm"], sort=False):
-        mean, low, high = interval_over_splits(group["difference"])
-        row = {"network": network, "arm": arm, "n": n, "splits": int(group["difference"].notna().sum())}
-        rows.append(row | {"accuracy": group["accuracy"].mean(), "difference": mean, "low": low, "high": high})
-    return _with_zero(pd.DataFrame(rows))
-
-
-def _with_zero(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(contains_zero=(table["low"] <= 0) & (table["high"] >= 0))
-
-
-def describe_transfer(summary: pd.DataFrame) -> str:
-    """Returns a sentence for each row: the difference in points, its interval, and whether that includes 0.
-
-    Args:
-        summary: rows of `summarize_transfer`.
-    """
-    lines = []
-    for row in summary.itertuples():
-        difference, low, high = (f"{100 * value:+z.1f}" for value in (row.difference, row.low, row.high))
-        place = f" at n={row.n}" if row.n else ""
-        if np.isnan(row.low):
-            lines.append(f"{row.arm}{place}: {difference} points, of one network, so without an interval.")
-            continue
-        lines.append(
-            f"{row.arm}{place}: {difference} points; the interval, {low} to {high}, "
-            f"{'includes' if row.contains_zero else 'does not include'} 0."
-        )
-    return "\n".join(lines)
-
-
-def compare_arms(results: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
-    """Returns by how much the second arm is better than the first one, paired by split and n.
-
-    Args:
-        results: what `run_transfer` returned, of one network.
-        first: an arm.
-        second: another one.
-
-    Returns:
-        A row for each n, and at the end one for their mean ("all"), with the columns n, difference, low, high (95 %
-        interval over the splits), contains_zero.
-    """
-    table = results.pivot(index="split", columns=["arm", "n"], values="difference")
-    paired = (table[second] - table[first]).dropna(axis=1, how="all")
-    rows = [(n, *interval_over_splits(paired[n])) for n in paired]
-    rows.append(("all", *interval_over_splits(paired.mean(axis=1, skipna=False))))
-    return _with_zero(pd.DataFrame(rows, columns=["n", "difference", "low", "high"]))
-
-
-def compare_runs(results: pd.DataFrame, first: str, second: str, *, layers: Sequence[int]) -> dict:
-    """Returns by how much the second arm is better than the first one where there are no pairs: over all networks.
-
-    Args:
-        results: a row for each network, such as `published_results`.
-        first: an arm.
-        second: another one.
-        layers: the n that count.
-
-    Returns:
-        difference: of the means, a fraction; error: its standard error, the two arms' added; networks: how many of
-        each arm.
-    """
-    rows = results[results["n"].isin(list(layers))]
-    one, other = (rows.loc[rows["arm"] == arm, "difference"].to_numpy() for arm in (first, second))
-    error = sqrt(one.var(ddof=1) / len(one) + other.var(ddof=1) / len(other))
-    return {"difference": float(other.mean() - one.mean()), "error": error, "networks": (len(one), len(other))}
-
-
-def compare_costs(results: pd.DataFrame) -> pd.DataFrame:
-    """Returns the seconds of the frozen arms beside those of their "+" twins, the medians over the splits.
-
-    Args:
-        results: what `run_transfer` returned.
-
-    Returns:
-        A DataFrame indexed by network, arm and n, with the columns frozen, all_learn (seconds) and share.
-    """
-    seconds = results[results["n"] > 0].groupby(["network", "arm", "n"])["seconds"].median()
-    rows = {
-        (network, arm, n): {"frozen": value, "all_learn": seconds.get((network, f"{arm}+", n))}
-        for (network, arm, n), value in seconds.items()
-        if (network, f"{arm}+", n) in seconds
-    }
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["network", "arm", "n"])
-    return table.assign(share=table["frozen"] / table["all_learn"])

@@ -37,7 +37,7 @@ class Trial:
     """One training of an arm.
 
     Attributes:
-        phase: "plan", "race", "final" or "chosen".
+        phase: "plan", "race", "final" or "chosen"; "transfer" of the transferability experiment.
         arm: such as "frozen" or "fine-tuned".
         stage: the first stage that learns; of a frozen arm, the one before which features are taken; "" for none.
         learning_rate: the highest of the schedule; 0 where nothing is trained.

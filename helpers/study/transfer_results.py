@@ -1,0 +1,126 @@
+"""What the transferability experiment's results say: differences over splits, in tables and in words."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+
+from helpers import resolve_path
+
+
+def published_results() -> pd.DataFrame:
+    """Returns what the paper's authors published, in the form of `Transferability.run`: a row for each network.
+
+    From data/how_transferable_published.csv; where that is from, data/how_transferable_published.yaml says.
+    """
+    return pd.read_csv(resolve_path("data/how_transferable_published.csv"))
+
+
+def interval_over_splits(differences: np.ndarray) -> tuple[float, float, float]:
+    """Returns the mean and the ends of its 95 % interval, by Student's t; NaN for an interval of one value.
+
+    Other splits of the same classes share classes with these, so that the interval is about these classes.
+    """
+    values = np.asarray(differences, dtype=float)
+    values = values[~np.isnan(values)]
+    if len(values) < 2:
+        return float(values.mean()) if len(values) else np.nan, np.nan, np.nan
+    mean, reach = values.mean(), t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / sqrt(len(values))
+    return float(mean), float(mean - reach), float(mean + reach)
+
+
+def summarize_transfer(results: pd.DataFrame) -> pd.DataFrame:
+    """Returns each arm's difference to the base of its own split, over the splits.
+
+    Args:
+        results: what `run_transfer` returned.
+
+    Returns:
+        A row for each network, arm and n, with the columns network, arm, n, splits (count), accuracy (mean),
+        difference (mean), low, high (its 95 % interval over the splits), contains_zero (whether 0 lies in it; not
+        where there is no interval).
+    """
+    rows = []
+    for (network, n, arm), group in results.groupby(["network", "n", "arm"], sort=False):
+        mean, low, high = interval_over_splits(group["difference"])
+        row = {"network": network, "arm": arm, "n": n, "splits": int(group["difference"].notna().sum())}
+        rows.append(row | {"accuracy": group["accuracy"].mean(), "difference": mean, "low": low, "high": high})
+    return _with_zero(pd.DataFrame(rows))
+
+
+def _with_zero(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(contains_zero=(table["low"] <= 0) & (table["high"] >= 0))
+
+
+def describe_transfer(summary: pd.DataFrame) -> str:
+    """Returns a sentence for each row: the difference in points, its interval, and whether that includes 0.
+
+    Args:
+        summary: rows of `summarize_transfer`; each sentence names its network, where there are several.
+    """
+    lines, several = [], summary["network"].nunique() > 1
+    for row in summary.itertuples():
+        difference, low, high = (f"{100 * value:+z.1f}" for value in (row.difference, row.low, row.high))
+        name = (f"{row.network}, " if several else "") + row.arm + (f" at n={row.n}" if row.n else "")
+        interval = f"the interval, {low} to {high}, {'includes' if row.contains_zero else 'does not include'} 0."
+        if np.isnan(row.low):
+            interval = "of one network, so without an interval."
+        lines.append(f"{name}: {difference} points; {interval}")
+    return "\n".join(lines)
+
+
+def compare_arms(results: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """Returns by how much the second arm is better than the first one, paired by split and n.
+
+    Args:
+        results: what `run_transfer` returned.
+        first: an arm.
+        second: another one.
+
+    Returns:
+        For each network a row for each n, and at the end one for their mean ("all"), with the columns network, n,
+        difference, low, high (95 % interval over the splits), contains_zero.
+    """
+    rows = []
+    for network, part in results.groupby("network", sort=False):
+        table = part.pivot(index="split", columns=["arm", "n"], values="difference")
+        paired = (table[second] - table[first]).dropna(axis=1, how="all")
+        rows += [(network, n, *interval_over_splits(paired[n])) for n in paired]
+        rows.append((network, "all", *interval_over_splits(paired.mean(axis=1, skipna=False))))
+    return _with_zero(pd.DataFrame(rows, columns=["network", "n", "difference", "low", "high"]))
+
+
+def compare_runs(results: pd.DataFrame, first: str, second: str, *, layers: Sequence[int]) -> dict:
+    """Returns by how much the second arm is better than the first one where there are no pairs: over all networks.
+
+    Args:
+        results: a row for each network, such as `published_results`.
+        first: an arm.
+        second: another one.
+        layers: the n that count.
+
+    Returns:
+        difference: of the means, a fraction; error: its standard error, the two arms' added; networks: how many of
+        each arm.
+    """
+    rows = results[results["n"].isin(list(layers))]
+    one, other = (rows.loc[rows["arm"] == arm, "difference"].to_numpy() for arm in (first, second))
+    error = sqrt(one.var(ddof=1) / len(one) + other.var(ddof=1) / len(other))
+    return {"difference": float(other.mean() - one.mean()), "error": error, "networks": (len(one), len(other))}
+
+
+def compare_costs(results: pd.DataFrame) -> pd.DataFrame:
+    """Returns the seconds of the frozen arms beside those of their "+" twins, the medians over the splits.
+
+    Args:
+        results: what `run_transfer` returned.
+
+    Returns:
+        A DataFrame indexed by arm, network and n, with the columns frozen, all_learn (seconds) and share.
+    """
+    seconds = results.pivot_table(index=["network", "n"], columns="arm", values="seconds", aggfunc="median")
+    twins = {arm: {"frozen": seconds[arm], "all_learn": seconds[f"{arm}+"]} for arm in ("BnB", "AnB")}
+    table = pd.concat({arm: pd.DataFrame(columns) for arm, columns in twins.items()}, names=["arm"]).dropna()
+    return table.assign(share=table["frozen"] / table["all_learn"])
