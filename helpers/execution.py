@@ -82,7 +82,10 @@ def kernel_manager_class() -> type:
     from jupyter_client.manager import AsyncKernelManager
     from traitlets import default
 
-    quiet = ["--log-level=CRITICAL"]  # its notes on starting and ending would break the bar
+    # Its notes on starting and ending would break the bar, and so would those of its event loop, which now and then
+    # still has something to send when the sockets are closed.
+    loops = {"loggers": {name: {"level": "CRITICAL"} for name in ("asyncio", "tornado")}}
+    quiet = ["--log-level=CRITICAL", f"--IPKernelApp.logging_config={loops}"]
 
     class ThisInterpreter(AsyncKernelManager):
         @default("transport_encryption")

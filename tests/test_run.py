@@ -274,6 +274,16 @@ def test_a_dead_kernel_is_explained_and_counts_as_unfinished(toy):
     assert "memory" in (toy / "elsewhere" / "x" / "report.html").read_text()
 
 
+def test_the_kernels_own_complaints_at_its_end_do_not_reach_the_terminal(toy):
+    complain = "logging.getLogger('tornado.general').error('Uncaught exception in ZMQStream callback')"
+    code = f"import asyncio, logging, tornado.log\n{complain}\nlogging.getLogger('asyncio').error('Task destroyed')"
+    write_notebook(toy / "notebooks" / "02_train.ipynb", "Loud?", 'run_dir: str = ""  # where', code)
+    done = run(toy)
+    saved = (toy / "runs" / "digits" / "02_train.ipynb").read_text()
+    assert done.returncode == 0 and "ZMQStream" not in done.stdout + done.stderr
+    assert '"output_type": "stream"' not in saved and "destroyed" not in done.stderr
+
+
 def test_an_interruption_keeps_what_has_finished(toy):
     write_notebook(
         toy / "notebooks" / "02_train.ipynb", "Long?", 'run_dir: str = ""  # where',
