@@ -1,7 +1,7 @@
 # Every target works in a fresh clone: the environment is built first, once.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install install-browser run runs test test-all test-browser lab refresh readme pretrain benchmarks lint lock clean
+.PHONY: help install install-browser run runs test test-all test-browser lab refresh readme pretrain pretrain-without-labels benchmarks lint lock clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +12,7 @@ PLAYWRIGHT := $(VENV)/.playwright
 help:  ## show this help
 	@echo "make TARGET [VARIABLE=value ...]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-24s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "Variables of 'make run' (without them: the embedded example, a few minutes, offline):"
 	@awk -F ' *## ' '/^#: / {sub("#: ", "", $$1); printf "  %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -105,10 +105,14 @@ refresh: $(INSTALLED)  ## execute the notebooks again and store their outputs, t
 readme: $(INSTALLED)  ## run the embedded example and put what came of it into README.md
 	@"$(PY)" tests/readme.py
 
-pretrain: $(INSTALLED)  ## make the embedded example's network again (up to 30 minutes)
-	@mkdir -p runs/pretrain
-	@"$(PY)" -m papermill notebooks/A1_pretrain_a_backbone.ipynb runs/pretrain/A1_pretrain_a_backbone.ipynb \
-	  -p full True --no-progress-bar --stdout-file /dev/stderr
+pretrain: $(INSTALLED)  ## make the embedded example's network again, from letters and their classes (up to 30 minutes)
+	@$(call full,A1_pretrain_a_backbone)
+
+pretrain-without-labels: $(INSTALLED)  ## and the one that learned from letters without labels (up to 30 minutes)
+	@$(call full,A3_pretrain_without_labels,-p epochs 6)
+
+full = mkdir -p runs/pretrained && "$(PY)" -m papermill notebooks/$(1).ipynb runs/pretrained/$(1).ipynb \
+	  -p full True $(2) --no-progress-bar --stdout-file /dev/stderr
 
 benchmarks: $(INSTALLED)  ## print side-by-side timings
 	@set -e; for file in tests/benchmarks/*.py; do echo "== $$file"; "$(PY)" "$$file"; done

@@ -166,6 +166,12 @@ def build_letter_network(class_count: int, *, widths: tuple[int, ...] = (32, 64,
     return keras.Model(inputs, outputs, name="letters")
 
 
+def build_letter_backbone(name: str) -> keras.Model:
+    """Returns `build_letter_network` without its head: uint8 images (n, 8, 8, 3) to float32 features (n, 128)."""
+    network = build_letter_network(2)
+    return keras.Model(network.inputs[0], network.get_layer("avg_pool").output, name=name)
+
+
 def _add_block(x, width: int, *, strides: int, name: str):
     """Returns the output of a residual block, its shortcut by a 1x1 convolution where shapes differ."""
     shortcut = x

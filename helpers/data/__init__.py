@@ -4,6 +4,7 @@
     archives    unpacked once, and safely
     listings    the tables in which a user lists images
     checks      every file is opened once     ->  the problems, and the images without them
+    unlabelled  images without labels, to be pretrained on
     splits      the parts train, validation and test
     tables      images.csv, and what is counted in it
     reading     one file  ->  RGB, brought to one size
@@ -29,6 +30,7 @@ from helpers.data.sources import find_images, open_data
 from helpers.data.splits import split_images
 from helpers.data.stores import StoredArray, content_keys, new_store, open_store
 from helpers.data.tables import PARTS, count_images, encode_labels, load_images, save_images
+from helpers.data.unlabelled import find_unlabelled
 
 __all__ = [
     "AUGMENTATIONS",
@@ -43,6 +45,7 @@ __all__ = [
     "encode_labels",
     "exclude_problems",
     "find_images",
+    "find_unlabelled",
     "load_images",
     "load_pixels",
     "make_dataset",

@@ -1,6 +1,7 @@
 """One head, one training, and the arms side by side."""
 
 import numpy as np
+import pandas as pd
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from helpers.plots.figures import DescribedFigure, new_figure
@@ -61,6 +62,31 @@ def plot_history(history: dict[str, list[float]], start: dict[str, float], *, ti
     figure.description = (
         f"Curves of log-loss and accuracy over {len(epochs)} epochs, training images dashed, validation images "
         f"solid: {title}. The validation log-loss is {start['log_loss']:.3f} before, and lowest in {kept}."
+    )
+    return figure
+
+
+def plot_pretraining(history: pd.DataFrame, *, candidates: int) -> DescribedFigure:
+    """Returns the share of images whose other view is found, over epochs, for training and held-out images.
+
+    Args:
+        history: from `pretrain`: partner_found and val_partner_found, indexed by epoch.
+        candidates: among how many it is to be found.
+    """
+    figure = new_figure(5.5, 3.2)
+    axes = figure.subplots()
+    found = 100 * history[["partner_found", "val_partner_found"]]
+    axes.plot(found.index, found["partner_found"], "--", color="0.5", marker="o", label="train")
+    axes.plot(found.index, found["val_partner_found"], "-", color="black", marker="o", label="held out")
+    axes.axhline(100 / candidates, color="0.7", linestyle=":", label="guessing")
+    axes.set(xlabel="epoch", ylabel="other view found (%)", ylim=(-2, 102))
+    axes.set_title(f"Is an image's other view found among {candidates}?")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    figure.description = (
+        f"Curves over {len(found)} epochs of the share of images whose other view is found among {candidates}: of "
+        f"held-out images it is {found['val_partner_found'].iloc[0]:.0f} % in the first epoch and "
+        f"{found['val_partner_found'].iloc[-1]:.0f} % in the last."
     )
     return figure
 

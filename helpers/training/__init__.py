@@ -8,6 +8,7 @@ compiling     a part of a model compiled once for many trainings
 weights       class weights, blends of weights, precision
 recipe        the defaults of fine-tuning, and why
 fine_tuning   all of it in one call
+contrastive   pretraining without labels
 familiarity   is an image like those that a classifier learned from?
 files         a classifier is one file
 """
@@ -21,10 +22,11 @@ from helpers.training.activations import (
     load_activations,
 )
 from helpers.training.calibration import judge, log_loss
+from helpers.training.contrastive import Pairs, pretrain
 from helpers.training.familiarity import Familiarity, learn_familiarity
-from helpers.training.files import load_classifier, load_familiarity, load_settings, save_model
+from helpers.training.files import load_classifier, load_familiarity, load_settings, save_backbone, save_model
 from helpers.training.fine_tuning import fine_tune, prepare_training, seed_layers, training_batches
-from helpers.training.heads import STRENGTHS, attach_head, fit_head, head_weights
+from helpers.training.heads import STRENGTHS, attach_head, fit_head, head_weights, score_features
 from helpers.training.keeping import KeepBest, show_progress, tensorboard_logs
 from helpers.training.optimizers import decaying_rates, make_optimizer, warmup_cosine
 from helpers.training.recipe import Recipe, first_stage
@@ -35,6 +37,7 @@ __all__ = [
     "Activations",
     "Familiarity",
     "KeepBest",
+    "Pairs",
     "Recipe",
     "attach_head",
     "blend_weights",
@@ -58,7 +61,10 @@ __all__ = [
     "make_optimizer",
     "on_all_devices",
     "prepare_training",
+    "pretrain",
+    "save_backbone",
     "save_model",
+    "score_features",
     "seed_layers",
     "set_seed",
     "show_progress",

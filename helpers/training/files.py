@@ -1,4 +1,4 @@
-"""A classifier is one file."""
+"""A classifier is one file, and so is a backbone."""
 
 import io
 import json
@@ -6,11 +6,15 @@ import os
 import uuid
 import zipfile
 import zlib
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 
 import numpy as np
+import yaml
 
-from helpers import resolve_path
+from helpers import resolve_path, write_atomically
 from helpers._keras import keras, on_all_devices
 from helpers.backbones import features_tensor, load_model
 from helpers.backbones.files import existing_file, first_line
@@ -53,11 +57,7 @@ def save_model(
         features = keras.Model(model.inputs[0], features_tensor(model), name=model.name)
         familiarity = learn_familiarity(load_activations(features, pixels), labels)
     path = resolve_path(path)
-    partial = path.with_name(f"partial-{uuid.uuid4().hex}-{path.name}")
-    try:
-        # A copy of the graph alone: what the model was compiled with needs `helpers` to be loaded again.
-        with on_all_devices():
-            keras.Model(model.inputs[0], model.outputs[0], name=model.name).save(partial)
+    with _saving(model, path) as partial:
         with zipfile.ZipFile(partial, "a") as archive:
             archive.writestr(_SETTINGS, json.dumps(settings, ensure_ascii=False))
             if familiarity is not None:
@@ -71,6 +71,38 @@ def save_model(
                     f"{path.name} was not saved: what was written gives other probabilities, by up to "
                     f"{difference.max():.2g}. A layer does not come out of its own settings (`get_config`)."
                 )
+
+
+def save_backbone(backbone: keras.Model, path: str | Path, about: dict) -> None:
+    """Saves a network as one `.keras` file that `load_backbone` takes, and beside it, as `.yaml`, how it was made.
+
+    Args:
+        backbone: from raw images to features.
+        path: of the `.keras` file; each of the two files is written whole or not at all.
+        about: plain values, such as settings. Added are the date, the number of weights and the versions.
+    """
+    path = resolve_path(path)
+    packages = ("tensorflow", "keras", "numpy", "scipy", "matplotlib", "pillow")
+    about = {name: value.item() if isinstance(value, np.generic) else value for name, value in about.items()}
+    about |= {
+        "date": str(np.datetime64("today")),
+        "weights": backbone.count_params(),
+        "python": python_version(),
+        "packages": {name: version(name) for name in packages},
+    }
+    with _saving(backbone, path):
+        write_atomically(path.with_suffix(".yaml"), yaml.safe_dump(about, sort_keys=False))
+
+
+@contextmanager
+def _saving(model: keras.Model, path: Path):
+    """Yields a file with the model that gets its name when the block ends, and is removed if that fails."""
+    partial = path.with_name(f"partial-{uuid.uuid4().hex}-{path.name}")
+    try:
+        # A copy of the graph alone: what the model was compiled with needs `helpers` to be loaded again.
+        with on_all_devices():
+            keras.Model(model.inputs[0], model.outputs[0], name=model.name).save(partial)
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
