@@ -7,9 +7,10 @@ import zipfile
 
 import numpy as np
 import pytest
+import yaml
 from networks import coloured_images, random_images, stage_network
 
-from helpers.backbones import keras
+from helpers.backbones import keras, load_backbone
 from helpers.training import (
     attach_head,
     compute_activations,
@@ -20,6 +21,7 @@ from helpers.training import (
     load_familiarity,
     load_settings,
     log_loss,
+    save_backbone,
     save_model,
 )
 
@@ -103,3 +105,21 @@ def test_settings_of_a_file_that_has_none(tmp_path):
     for name in "xy":
         with pytest.raises(ValueError, match=f"{name}.keras holds no class names"):
             load_settings(tmp_path / f"{name}.keras")
+
+
+def test_a_saved_backbone_is_the_same_network_with_a_note_on_how_it_was_made(root):
+    network, images = stage_network(), random_images()
+    save_backbone(network, "network.keras", {"epochs": 3, "found": np.float32(0.5)})
+    again = load_backbone(str(root / "network.keras"))
+    np.testing.assert_array_equal(again.predict(images, verbose=0), network.predict(images, verbose=0))
+    about = yaml.safe_load((root / "network.yaml").read_text())
+    assert about["epochs"] == 3 and about["found"] == 0.5 and about["weights"] == network.count_params()
+    assert about["packages"]["keras"] == keras.__version__ and len(list(root.iterdir())) == 2
+
+
+def test_a_backbone_that_cannot_be_saved_leaves_the_older_one(root):
+    save_backbone(stage_network(), "network.keras", {})
+    before = (root / "network.keras").read_bytes()
+    with pytest.raises(yaml.YAMLError):
+        save_backbone(stage_network(scale=1.0), "network.keras", {"not plain": object()})
+    assert (root / "network.keras").read_bytes() == before and len(list(root.iterdir())) == 2

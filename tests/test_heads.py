@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from helpers.backbones import keras
-from helpers.training import attach_head, compute_activations, fit_head
+from helpers.training import attach_head, compute_activations, fit_head, score_features
 
 
 def blobs(images: int, features: int, classes: int, *, seed: int = 0, shift: float = 1.0):
@@ -107,3 +107,14 @@ def test_attached_head_gives_scikit_learns_probabilities(classes):
     assert not any(isinstance(layer, keras.Model) for layer in model.layers), "flat"
     with pytest.raises(ValueError, match="Expected a head from 6 features to 5 classes"):
         attach_head(network, head, class_names=list("abcde"))
+
+
+def test_features_are_scored_on_images_that_the_head_has_not_seen():
+    x, y = blobs(200, 6, 4, shift=6)
+    scores = score_features(x, y, labelled=20, test=100, draws=4, seed=1)
+    assert scores.shape == (4,) and (scores > 0.8).all()
+    np.testing.assert_array_equal(scores, score_features(x, y, labelled=20, test=100, draws=4, seed=1))
+    noise = np.random.default_rng(0).normal(size=(200, 150))  # any labels can be learned by heart
+    assert score_features(noise, y, labelled=100, test=100, draws=4).mean() < 0.45
+    with pytest.raises(ValueError):
+        score_features(x, y, labelled=150, test=100)

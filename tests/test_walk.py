@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -225,6 +226,45 @@ def test_how_transferable_on_ones_own_images(tree, make_images):
     assert set(results["network"]) == {"batch_norm"} and set(results["n"]) == {0, 5}
     assert pd.read_csv(run / "problems.csv")["path"].tolist() == ["five classes/a/damaged.png"]
     assert yaml.safe_load((run / "parameters.yaml").read_text())["half_b"] == ["b", "d"]
+
+
+def test_pretraining_on_ones_own_unlabelled_images(tree, make_images, backbone):
+    """A3 with every parameter at another value; it saves a network for 02 that knows no test image of 01's."""
+    folder = make_images(tree / "unlabelled", {"this year": 40, "last year": 30}, size=20)
+    (folder / "damaged.png").write_bytes(b"\x89PNG")
+    make_images(tree / "labelled", {"a": 10, "b": 10}, size=20, seed=1)
+    files = sorted((tree / "labelled").rglob("*.png"))
+    for number, file in enumerate(files):  # the labelled ones lie among the others, too
+        shutil.copy(file, folder / f"copy-{number}.png")
+    walk(tree, NOTEBOOKS[:1], {"run_dir": "runs/few", "data": "labelled"})
+    name = "A3_pretrain_without_labels"
+    parameters = {
+        "images": "unlabelled",
+        "labelled_run": "runs/few",
+        "backbone": backbone,
+        "weights": "None",
+        "preprocessing": "unit",
+        "image_size": 16,
+        "unfreeze_from": "block3",
+        "augmentation": "crop,rotate",
+        "epochs": 2,
+        "learning_rate": 0.01,
+        "batch_size": 8,
+        "temperature": 0.5,
+        "seed": 4,
+    }
+    declared = declared_parameters(nbformat.read(tree / "notebooks" / f"{name}.ipynb", as_version=4))
+    assert {key for key, parameter in declared.items() if parameters.get(key) != parameter.default} == set(declared)
+    walk(tree, [name], parameters)
+    about = yaml.safe_load((tree / "runs" / "pretrained" / "network.yaml").read_text())
+    held_out = about["images"] - about["train"]
+    tested = (pd.read_csv(tree / "runs" / "few" / "images.csv")["split"] == "test").sum()
+    assert about["images"] == 40 + 30 + len(files) - tested and 1 <= held_out <= 9
+    assert about["augmentation"] == "crop,rotate" and about["candidates"] == 2 * min(8, held_out) - 1
+    problems = pd.read_csv(tree / "runs" / "pretrained" / "problems.csv")
+    assert problems["path"].tolist() == ["unlabelled/damaged.png"]
+    walk(tree, NOTEBOOKS[1:2], {"run_dir": "runs/few", "backbone": "runs/pretrained/network.keras"})
+    assert "frozen" in json.loads((tree / "runs" / "few" / "metrics.json").read_text())["arms"]
 
 
 def test_other_parameters_are_refused_and_nothing_is_lost(tree, other_parameters):
