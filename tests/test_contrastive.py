@@ -5,8 +5,9 @@ import pytest
 from networks import residual_network
 
 from helpers.backbones import audit_weights, copy_weights, freeze, keras
+from helpers.data import Pairs
 from helpers.letters import build_letter_backbone, render_letters
-from helpers.training import Pairs, contrastive, pretrain, score_features, set_seed
+from helpers.training import contrastive, pretrain, score_features, set_seed
 from helpers.training.contrastive import attach_projector, contrastive_loss, partner_found
 
 

@@ -21,7 +21,7 @@ The table is a pandas DataFrame with one row per image, sorted by path:
     group   str, images of one group (one patient, one video, near-duplicates) stay in one part; "" for none
 """
 
-from helpers.data.augmentation import AUGMENTATIONS, Augmented
+from helpers.data.augmentation import AUGMENTATIONS, Augmented, Pairs
 from helpers.data.batches import make_dataset
 from helpers.data.checks import check_images, exclude_problems, save_problems, summarize_problems
 from helpers.data.pixels import Pixels, load_pixels, shrink_pixels
@@ -37,6 +37,7 @@ __all__ = [
     "PARTS",
     "RESIZE_RULES",
     "Augmented",
+    "Pairs",
     "Pixels",
     "StoredArray",
     "check_images",

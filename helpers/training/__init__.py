@@ -22,7 +22,7 @@ from helpers.training.activations import (
     load_activations,
 )
 from helpers.training.calibration import judge, log_loss
-from helpers.training.contrastive import Pairs, pretrain
+from helpers.training.contrastive import pretrain
 from helpers.training.familiarity import Familiarity, learn_familiarity
 from helpers.training.files import load_classifier, load_familiarity, load_settings, save_backbone, save_model
 from helpers.training.fine_tuning import fine_tune, prepare_training, seed_layers, training_batches
@@ -37,7 +37,6 @@ __all__ = [
     "Activations",
     "Familiarity",
     "KeepBest",
-    "Pairs",
     "Recipe",
     "attach_head",
     "blend_weights",

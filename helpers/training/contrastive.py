@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from helpers._keras import keras, on_all_devices, set_seed
-from helpers.data import Augmented, content_keys, make_dataset
+from helpers.data import Pairs, content_keys, make_dataset
 from helpers.training.keeping import show_progress
 from helpers.training.optimizers import warmup_cosine
 
@@ -137,41 +137,6 @@ def _check(backbone: keras.Model, images: dict, **values: float) -> None:
             )
         if any(e not in (None, s) for s, e in zip(size, expected, strict=True)):
             raise ValueError(f"Expected images of {expected} for {backbone.name}. Received {size} in {part}.")
-
-
-class Pairs:
-    """Two views of each image, other ones in each epoch: `at_epoch` returns them.
-
-    Args:
-        images: uint8 (images, height, width, 3), in memory or stored.
-        kinds: names of `AUGMENTATIONS`, separated by commas: what makes no difference.
-        seed: of the random changes.
-
-    Raises:
-        ValueError: an unknown kind.
-    """
-
-    def __init__(self, images, kinds: str, *, seed: int):
-        self.augmented = Augmented(images, kinds, seed=seed)
-        self.shape, self.dtype = (len(images), 2, *images.shape[1:]), images.dtype
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def at_epoch(self, epoch: int) -> "_PairsOfEpoch":
-        """Returns an array-like of uint8 (images, 2, height, width, 3): it is indexed by positions."""
-        return _PairsOfEpoch([self.augmented.at_epoch(2 * epoch + view) for view in (0, 1)], self.shape, self.dtype)
-
-
-class _PairsOfEpoch:
-    def __init__(self, views: list, shape: tuple[int, ...], dtype):
-        self.views, self.shape, self.dtype = views, shape, dtype
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows) -> np.ndarray:
-        return np.stack([view[rows] for view in self.views], axis=1)
 
 
 def attach_projector(backbone: keras.Model, *, width: int = 128) -> keras.Model:

@@ -12,6 +12,7 @@ benchmark's 1e-3.
 """
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -32,7 +33,7 @@ NETWORKS = {
     "without labels": "data/letters_without_labels.keras",
     "not at all": "",
 }
-RATE_FROM_SCRATCH = 3e-3
+RATE_FROM_SCRATCH, STEPS_FROM_SCRATCH = 3e-3, 1000
 AUGMENTATION = "crop,rotate,light"
 
 
@@ -43,11 +44,13 @@ def train(model: keras.Model, images, labels: np.ndarray, *, scratch: bool, augm
     prefix, part = (None, model) if scratch or augmented else cut(model, UNFREEZE_FROM)
     inputs = Augmented(images, AUGMENTATION, seed=seed) if augmented else images
     inputs = inputs if prefix is None else compute_activations(prefix, images)
-    rate = RATE_FROM_SCRATCH if scratch else LEARNING_RATE
-    schedule = warmup_cosine(rate, images=len(images), batch_size=BATCH_SIZE, epochs=EPOCHS)
+    rate, epochs = LEARNING_RATE, EPOCHS
+    if scratch:
+        rate, epochs = RATE_FROM_SCRATCH, math.ceil(STEPS_FROM_SCRATCH / math.ceil(len(images) / BATCH_SIZE))
+    schedule = warmup_cosine(rate, images=len(images), batch_size=BATCH_SIZE, epochs=epochs)
     part.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy")
     batches = make_dataset(inputs, labels, batch_size=BATCH_SIZE, shuffle=seed, even=True)
-    part.fit(batches, epochs=EPOCHS, shuffle=False, verbose=0)
+    part.fit(batches, epochs=epochs, shuffle=False, verbose=0)
 
 
 def score_draw(pretrained: str, per_class: int, *, seed: int) -> dict[str, float]:
