@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from helpers._keras import keras, on_all_devices
+from helpers.backbones.costs import count_multiply_adds
+from helpers.backbones.graphs import find_nodes
 from helpers.training.calibration import log_loss
 from helpers.training.optimizers import make_optimizer, warmup_cosine
 from helpers.training.recipe import Recipe, thawing
@@ -21,6 +23,9 @@ _COMPILED: WeakKeyDictionary = WeakKeyDictionary()
 
 _MOST = 3
 """For a model, so many are kept: each holds a function and the optimizer's moments."""
+
+_EXECUTION = 2e9
+"""Multiply-adds that take a second on a slow core, and a tenth of that on two usual ones."""
 
 
 @dataclass
@@ -46,6 +51,24 @@ class Rate(keras.optimizers.schedules.LearningRateSchedule):
     def get_config(self):
         """Is asked for by `compile`."""
         return {"schedule": self.schedule.get_config(), "highest": float(self.highest)}
+
+
+def steps_at_once(part: keras.Model, *, batch_size: int) -> int:
+    """Returns how many steps of a training TensorFlow may make before it comes back to Python: they stay below a second.
+
+    What Python does for a step takes about a millisecond, longer than the step of a small network; between executions
+    a training can be interrupted.
+
+    Args:
+        part: what learns.
+        batch_size: images in a step.
+    """
+    if None in part.inputs[0].shape[1:]:
+        return 1  # what it costs is not known
+    # Forward and twice as much backward; a number that is only read and written counts as ten multiply-adds.
+    numbers = sum(math.prod(node.outputs[0].shape[1:]) for node in find_nodes(part))
+    cost = 3 * batch_size * (sum(map(count_multiply_adds, find_nodes(part))) + 10 * numbers)
+    return max(int(_EXECUTION // cost), 1)
 
 
 def compile_part(model: keras.Model, part: keras.Model, recipe: Recipe, *, stage: str, images: int) -> keras.Model:
@@ -78,7 +101,9 @@ def compile_part(model: keras.Model, part: keras.Model, recipe: Recipe, *, stage
     # Metrics as objects, whose variables are there already: else Keras' function would be traced a second time.
     with on_all_devices():
         metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), log_loss()]
-    part.compile(optimizer, cross_entropy(recipe.label_smoothing), metrics=metrics)
+    at_once = min(steps, steps_at_once(part, batch_size=recipe.batch_size))
+    options = {"metrics": metrics, "steps_per_execution": at_once}
+    part.compile(optimizer, cross_entropy(recipe.label_smoothing), **options)
     with on_all_devices():
         part.optimizer.build(part.trainable_variables)
     if not recipe.pull:  # the start that it pulls to belongs to one training
