@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from helpers._keras import keras, on_all_devices
+from helpers._keras import count_devices, keras, on_all_devices
 from helpers.backbones.costs import count_multiply_adds
 from helpers.backbones.graphs import find_nodes
 from helpers.training.calibration import log_loss
@@ -25,7 +25,7 @@ _MOST = 3
 """For a model, so many are kept: each holds a function and the optimizer's moments."""
 
 _EXECUTION = 2e9
-"""Multiply-adds that take a second on a slow core, and a tenth of that on two usual ones."""
+"""Multiply-adds in one execution: they take a second on a slow core, and a tenth of that on two usual ones."""
 
 
 @dataclass
@@ -54,20 +54,21 @@ class Rate(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def steps_at_once(part: keras.Model, *, batch_size: int) -> int:
-    """Returns how many steps of a training TensorFlow may make before it comes back to Python: they stay below a second.
+    """Returns how many steps of a training TensorFlow makes before it comes back to Python, within about a second.
 
-    What Python does for a step takes about a millisecond, longer than the step of a small network; between executions
-    a training can be interrupted.
+    Coming back takes about a millisecond, longer than a step of a small network. It is then that a training can be
+    interrupted, and is stopped if it diverged.
 
     Args:
         part: what learns.
         batch_size: images in a step.
     """
-    if None in part.inputs[0].shape[1:]:
-        return 1  # what it costs is not known
-    # Forward and twice as much backward; a number that is only read and written counts as ten multiply-adds.
-    numbers = sum(math.prod(node.outputs[0].shape[1:]) for node in find_nodes(part))
-    cost = 3 * batch_size * (sum(map(count_multiply_adds, find_nodes(part))) + 10 * numbers)
+    nodes = find_nodes(part)
+    shapes = [tensor.shape[1:] for node in nodes for tensor in node.outputs]
+    if count_devices() > 1 or any(None in shape for shape in shapes):  # TensorFlow cannot; what it costs is not known
+        return 1
+    # Backward costs twice as much as forward, and to read and write a number as much as ten multiply-adds.
+    cost = 3 * batch_size * (sum(map(count_multiply_adds, nodes)) + 10 * sum(map(math.prod, shapes)))
     return max(int(_EXECUTION // cost), 1)
 
 
