@@ -58,6 +58,44 @@ def test_even_batches_have_one_size_and_hold_every_image(root, rows, batch_size,
     assert rows < 5 or epoch(dataset) != first
 
 
+class Counted:
+    """Rows that tell how often they were read, and what they are in each epoch."""
+
+    def __init__(self, rows: int):
+        self.rows, self.reads = np.arange(rows, dtype="float32"), 0
+        self.shape, self.dtype = self.rows.shape, self.rows.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at_epoch(self, epoch: int) -> "Counted":
+        self.epoch = epoch
+        return self
+
+    def __getitem__(self, rows) -> np.ndarray:
+        self.reads += 1
+        return self.rows[rows] + 1000 * self.epoch
+
+
+@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize(("piece", "reads"), [(10**6, 1), (64, 5), (1, 10)])
+def test_small_rows_are_read_many_at_once_and_make_the_same_batches(monkeypatch, even, piece, reads):
+    monkeypatch.setattr("helpers.data.batches._PIECE", piece)
+    array, labels, asked = Counted(75), np.arange(75) * 3, []
+    options = {"even": even, "epoch": lambda: asked.append(0) or len(asked) + 4}
+    dataset = make_dataset(array, labels, batch_size=8, shuffle=7, **options)
+    for epoch in (5, 6):
+        order = np.random.default_rng([7, epoch]).permutation(75)
+        order = np.resize(order, 80) if even else order
+        batches = list(dataset.as_numpy_iterator())
+        assert len(batches) == len(dataset) == 10 and len(asked) == epoch - 4
+        for number, (rows, codes) in enumerate(batches):
+            chosen = order[number * 8 : (number + 1) * 8]
+            np.testing.assert_array_equal(rows, (chosen + 1000 * epoch).astype("float32"))
+            np.testing.assert_array_equal(codes, labels[chosen])
+    assert array.reads == 2 * reads
+
+
 def test_the_same_batches_when_tensorflow_is_deterministic(root):
     from helpers.training import set_seed
 

@@ -25,6 +25,7 @@ from helpers.training import (
     warmup_cosine,
     weigh_classes,
 )
+from helpers.training.compiling import steps_at_once
 
 PIXELS, LABELS = {}, {}
 PIXELS["train"], LABELS["train"] = coloured_images(40)
@@ -119,6 +120,33 @@ def test_same_seed_same_bits_and_another_seed_another_result(root):
     first, again, other = (tune(seed=seed)[0].get_weights() for seed in (1, 1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+# ---- several steps at once
+
+
+@pytest.mark.parametrize("changes", [{}, {"batch_norm": "train", "lowest_rate": 0.1, "thaw_epochs": 1}])
+def test_several_steps_at_once_change_no_bit(root, monkeypatch, changes):
+    found = []
+    for number in (1, 2, 99):  # of 5 steps: all alone; the last execution incomplete; an epoch
+        monkeypatch.setattr("helpers.training.compiling.steps_at_once", lambda *_, number=number, **__: number)
+        model, _, keep = tune(**changes)
+        assert keep.model.steps_per_execution == min(number, 5)
+        found.append((model.get_weights(), keep.history))
+    (alone, history), *others = found
+    for weights, others_history in others:
+        assert all(np.array_equal(a, b) for a, b in zip(alone, weights, strict=True)) and others_history == history
+
+
+def test_the_larger_the_network_the_fewer_steps_at_once():
+    def steps(size, batch_size=32, filters=8):
+        image = keras.Input((size, size, 3))
+        x = keras.layers.Conv2D(filters, 3)(image)
+        return steps_at_once(keras.Model(image, x), batch_size=batch_size)
+
+    assert steps(8) > steps(32) > 10 * steps(224)
+    assert steps(8) == pytest.approx(10 * steps(8, batch_size=320), rel=0.1)
+    assert steps(224, filters=64) == 1 and steps(None) == 1
 
 
 # ---- rates

@@ -52,11 +52,12 @@ def train(file, model=None, change=None, dropout=0.0, **changes):
     return model, keep
 
 
-def fit(keep, *callbacks, losses=None, epochs=EPOCHS, rate=0.01, before=()):
-    """Trains a linear model; with `losses`, these stand in for the validation losses."""
+def fit(keep, *callbacks, losses=None, epochs=EPOCHS, rate=0.01, before=(), at_once=1):
+    """Trains a linear model, four steps in an epoch; with `losses`, these stand in for the validation losses."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
-    model.compile(keras.optimizers.SGD(rate), cross_entropy(), metrics=[log_loss()])
+    options = {"metrics": [log_loss()], "steps_per_execution": at_once}
+    model.compile(keras.optimizers.SGD(rate), cross_entropy(), **options)
     x, y = np.random.default_rng(0).normal(size=(32, 4)), np.arange(32) % 2
     weights = [copy_weights(model)]
 
@@ -182,16 +183,17 @@ class Interrupt(keras.callbacks.Callback):
         self.epoch = epoch
 
     def on_train_batch_begin(self, batch, logs=None):
-        if self.epoch == self.wanted and batch == 1:
+        if self.epoch == self.wanted and batch == 0:
             for _ in range(self.times):
                 os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_ctrl_c_gives_the_model_its_best_weights():
+@pytest.mark.parametrize("at_once", [1, 3, 4])
+def test_ctrl_c_gives_the_model_its_best_weights(at_once):
     keep, before = KeepBest(None, start=start(1.0), patience=99), signal.getsignal(signal.SIGINT)
     model = None
     with pytest.raises(KeyboardInterrupt, match="Interrupted in epoch 4. The model has the weights of epoch 2"):
-        fit(keep, Interrupt(3), losses=[0.9, 0.5, 0.7, 0.6, 0.4, 0.3])
+        fit(keep, Interrupt(3), losses=[0.9, 0.5, 0.7, 0.6, 0.4, 0.3], at_once=at_once)
     assert signal.getsignal(signal.SIGINT) is before
     model = keep.model
     reference = KeepBest(None, start=start(1.0), patience=99)

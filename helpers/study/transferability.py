@@ -18,7 +18,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from math import log2
 from pathlib import Path
 
@@ -298,6 +298,7 @@ class Transferability:
         """Returns the half that an arm learns: B, but for base A."""
         return self.halves[split].a if arm == "base A" else self.halves[split].b
 
+    @cache  # noqa: B019 (an experiment lives as long as the process)
     def _drawn(self, role: str, split: int) -> list[np.ndarray]:
         """Returns random weights, others for each role: equal in all arms of a split, so that they are pairs."""
         set_seed(self._seed(role, split))

@@ -10,7 +10,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from helpers._keras import keras, on_all_devices
+from helpers._keras import count_devices, keras, on_all_devices
+from helpers.backbones.costs import count_multiply_adds
+from helpers.backbones.graphs import find_nodes
 from helpers.training.calibration import log_loss
 from helpers.training.optimizers import make_optimizer, warmup_cosine
 from helpers.training.recipe import Recipe, thawing
@@ -21,6 +23,9 @@ _COMPILED: WeakKeyDictionary = WeakKeyDictionary()
 
 _MOST = 3
 """For a model, so many are kept: each holds a function and the optimizer's moments."""
+
+_EXECUTION = 2e9
+"""Multiply-adds in one execution: they take a second on a slow core, and a tenth of that on two usual ones."""
 
 
 @dataclass
@@ -46,6 +51,25 @@ class Rate(keras.optimizers.schedules.LearningRateSchedule):
     def get_config(self):
         """Is asked for by `compile`."""
         return {"schedule": self.schedule.get_config(), "highest": float(self.highest)}
+
+
+def steps_at_once(part: keras.Model, *, batch_size: int) -> int:
+    """Returns how many steps of a training TensorFlow makes before it comes back to Python, within about a second.
+
+    Coming back takes about a millisecond, longer than a step of a small network. It is then that a training can be
+    interrupted, and is stopped if it diverged.
+
+    Args:
+        part: what learns.
+        batch_size: images in a step.
+    """
+    nodes = find_nodes(part)
+    shapes = [tensor.shape[1:] for node in nodes for tensor in node.outputs]
+    if count_devices() > 1 or any(None in shape for shape in shapes):  # TensorFlow cannot; what it costs is not known
+        return 1
+    # Backward costs twice as much as forward, and to read and write a number as much as ten multiply-adds.
+    cost = 3 * batch_size * (sum(map(count_multiply_adds, nodes)) + 10 * sum(map(math.prod, shapes)))
+    return max(int(_EXECUTION // cost), 1)
 
 
 def compile_part(model: keras.Model, part: keras.Model, recipe: Recipe, *, stage: str, images: int) -> keras.Model:
@@ -78,7 +102,9 @@ def compile_part(model: keras.Model, part: keras.Model, recipe: Recipe, *, stage
     # Metrics as objects, whose variables are there already: else Keras' function would be traced a second time.
     with on_all_devices():
         metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), log_loss()]
-    part.compile(optimizer, cross_entropy(recipe.label_smoothing), metrics=metrics)
+    at_once = min(steps, steps_at_once(part, batch_size=recipe.batch_size))
+    options = {"metrics": metrics, "steps_per_execution": at_once}
+    part.compile(optimizer, cross_entropy(recipe.label_smoothing), **options)
     with on_all_devices():
         part.optimizer.build(part.trainable_variables)
     if not recipe.pull:  # the start that it pulls to belongs to one training
