@@ -143,6 +143,7 @@ def test_outputs_are_made_where_jupyterlab_makes_them(tmp_path):
     assert notebook.cells[0].metadata == {} and faults(notebook) == []
 
 
+NBVAL = Path(__file__).with_name("nbval.cfg")
 LONG = ["A2_how_transferable.ipynb"]
 """What takes as long as all others together; the walk executes it, too, with less to learn from."""
 
@@ -166,7 +167,7 @@ def test_stored_outputs_come_out_again(tmp_path, names):
         "-q",
         "--rootdir=.",
     ]
-    options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800"]
+    options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800", f"--nbval-sanitize-with={NBVAL}"]
     done = subprocess.run(
         [*command, *options, *names],
         cwd=tree / "notebooks", env=environment(tree), capture_output=True, text=True,
