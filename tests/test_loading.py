@@ -404,3 +404,24 @@ def test_no_network_for_imagenet(monkeypatch):
     monkeypatch.setattr("keras.src.applications.mobilenet.file_utils.get_file", get_file)
     with pytest.raises(ValueError, match='MobileNet could not be downloaded.*Name or service.*weights="path/to'):
         load_backbone("MobileNet", weights="imagenet")
+
+
+def test_a_file_without_its_weights_is_the_same_network_at_random(tmp_path):
+    """What was adapted to the images' values stays: that is preprocessing."""
+    layers = keras.layers
+    normalization = layers.Normalization(mean=[10.0, 20.0, 30.0], variance=[1.0, 4.0, 9.0], name="adapted")
+    adapted = layers.Normalization(name="measured")
+    adapted.adapt(np.random.default_rng(0).normal(5, 2, (50, 8, 8, 3)))
+    images = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="conv1_conv")(adapted(normalization(images)))
+    x = layers.BatchNormalization(name="conv1_bn", moving_mean_initializer="zeros")(x)
+    network = keras.Model(images, layers.GlobalAveragePooling2D()(x))
+    network.get_layer("conv1_bn").set_weights([np.full(4, value) for value in (2.0, 3.0, 4.0, 5.0)])
+    network.save(tmp_path / "own.keras")
+    own = load_backbone(str(tmp_path / "own.keras"), preprocessing="none")
+    drawn = load_backbone(str(tmp_path / "own.keras"), weights="None", preprocessing="none")
+    before, after = ({w.path: np.array(w) for w in model.weights} for model in (own, drawn))
+    assert before.keys() == after.keys()
+    changed = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert {path.split("/")[0] for path in changed} == {"conv1_conv", "conv1_bn"}
+    assert np.all(after["conv1_bn/moving_mean"] == 0) and np.all(after["conv1_bn/gamma"] == 1)

@@ -2,7 +2,9 @@
 
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from helpers.data import find_unlabelled, load_pixels
 from helpers.data.tables import save_images
@@ -16,9 +18,9 @@ def photos(make_images, root):
 def test_all_images_are_found_whatever_the_folders(photos):
     images, problems = find_unlabelled(photos, held_out=0.2)
     assert len(images) == 28 and set(images["label"]) == {""} and len(problems) == 0
-    assert images["split"].value_counts().to_dict() == {"train": 23, "validation": 5}
+    assert images["split"].value_counts().to_dict() == {"train": 22, "validation": 6}
     pixels = load_pixels(images, image_size=(16, 16))
-    assert pixels["train"].shape == (23, 16, 16, 3) and pixels["validation"].shape == (5, 16, 16, 3)
+    assert pixels["train"].shape == (22, 16, 16, 3) and pixels["validation"].shape == (6, 16, 16, 3)
 
 
 def test_the_division_depends_on_the_seed_alone(photos):
@@ -26,9 +28,9 @@ def test_the_division_depends_on_the_seed_alone(photos):
     assert first.equals(again) and not first.equals(other)
 
 
-def test_one_image_is_enough_to_be_held_out(photos):
+def test_two_images_at_least_are_held_out(photos):
     images, _ = find_unlabelled(photos, held_out=0.001)
-    assert (images["split"] == "validation").sum() == 1
+    assert (images["split"] == "validation").sum() == 2
 
 
 def test_copies_are_learned_from_once_and_what_is_no_image_is_reported(photos):
@@ -41,23 +43,47 @@ def test_copies_are_learned_from_once_and_what_is_no_image_is_reported(photos):
     assert named["notes.jpg"] == "left out" and {"000.png", "copy.png"} & named.keys()
 
 
-def test_near_duplicates_are_not_held_out_from_each_other(photos, make_images):
-    from PIL import Image
+@pytest.fixture
+def scenes(root):
+    """Smooth images, large enough for near-duplicates to be found, in a folder without class folders."""
+    (root / "scenes").mkdir()
+    for number in range(12):
+        coarse = np.random.default_rng(number).integers(0, 256, (12, 12, 3), dtype="uint8")
+        scene = Image.fromarray(coarse).resize((96, 96), Image.Resampling.BICUBIC)
+        scene.save(root / "scenes" / f"{number:02d}.png")
+    return root / "scenes"
 
-    for path in sorted(photos.rglob("*.png"))[:10]:  # every image has a slightly smaller twin
-        Image.open(path).resize((23, 23)).save(photos / f"twin-{path.parent.name}-{path.name}")
-    images, _ = find_unlabelled(photos, held_out=0.4)
-    groups = images[images["group"] != ""].groupby("group")["split"].nunique()
-    assert groups.le(1).all()
+
+def test_near_duplicates_are_not_held_out_from_each_other(scenes):
+    for path in sorted(scenes.glob("*.png"))[:6]:
+        Image.open(path).resize((80, 80)).save(scenes / f"{path.stem}-smaller.jpg")
+    for seed in range(5):
+        images, _ = find_unlabelled(scenes, held_out=0.4, seed=seed)
+        groups = images[images["group"] != ""].groupby("group")["split"].nunique()
+        assert len(groups) == 6 and groups.eq(1).all() and len(images) == 18
 
 
-def test_a_runs_test_images_are_not_learned_from(photos, root):
-    images, _ = find_unlabelled(photos)
-    run = images.assign(label="x", split=["test"] * 5 + ["train"] * 23, path="moved/" + images["path"])
-    save_images(run, root / "images.csv")
-    left, _ = find_unlabelled(photos, besides=root / "images.csv")
-    assert len(left) == 23 and not set(left["sha256"]) & set(images["sha256"][:5])
+def test_a_burst_does_not_take_all_places_of_the_held_out_images(scenes):
+    first = Image.open(scenes / "00.png")
+    for number in range(20):  # more than are to be held out
+        first.resize((90 - number, 90 - number)).save(scenes / f"burst-{number}.png")
+    for seed in range(10):
+        images, _ = find_unlabelled(scenes, held_out=0.15, seed=seed)
+        assert (images["split"] == "validation").sum() == 5
+
+
+def test_neither_a_runs_test_images_nor_their_likes_are_learned_from(scenes, root, monkeypatch):
+    images, _ = find_unlabelled(scenes)
+    save_images(images.assign(label="x", split=["test"] * 4 + ["train"] * 8), root / "images.csv")
+    for path in sorted(scenes.glob("*.png"))[:4]:
+        shutil.copy(path, scenes / f"copy-{path.name}")
+        Image.open(path).save(scenes / f"other-format-{path.stem}.bmp")
+        Image.open(path).resize((80, 80)).save(scenes / f"smaller-{path.stem}.jpg")
+    monkeypatch.chdir(scenes)  # a relative path counts from the root
+    left, problems = find_unlabelled("scenes", tested_by="images.csv")
+    assert sorted(left["path"]) == [f"scenes/{number:02d}.png" for number in range(4, 12)]
     assert set(left["split"]) == {"train", "validation"}
+    assert (problems["action"] == "left out").sum() == 12
 
 
 def test_what_cannot_be_divided_is_refused(photos, root):
@@ -66,7 +92,7 @@ def test_what_cannot_be_divided_is_refused(photos, root):
     with pytest.raises(FileNotFoundError, match="no .*nowhere"):
         find_unlabelled(root / "nowhere")
     (root / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty has 0 files, and 0 images"):
+    with pytest.raises(ValueError, match="empty has 0 files, and 0 images that can"):
         find_unlabelled(root / "empty")
     (root / "broken").mkdir()
     for name in "ab":

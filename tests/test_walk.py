@@ -239,6 +239,8 @@ def test_pretraining_on_ones_own_unlabelled_images(tree, make_images, backbone):
     walk(tree, NOTEBOOKS[:1], {"run_dir": "runs/few", "data": "labelled"})
     name = "A3_pretrain_without_labels"
     parameters = {
+        "run_dir": "runs/own network",
+        "full": True,  # no letters: then it changes nothing
         "images": "unlabelled",
         "labelled_run": "runs/few",
         "backbone": backbone,
@@ -249,21 +251,24 @@ def test_pretraining_on_ones_own_unlabelled_images(tree, make_images, backbone):
         "augmentation": "crop,rotate",
         "epochs": 2,
         "learning_rate": 0.01,
-        "batch_size": 8,
+        "batch_size": 4,
         "temperature": 0.5,
         "seed": 4,
     }
     declared = declared_parameters(nbformat.read(tree / "notebooks" / f"{name}.ipynb", as_version=4))
-    assert {key for key, parameter in declared.items() if parameters.get(key) != parameter.default} == set(declared)
-    walk(tree, [name], parameters)
-    about = yaml.safe_load((tree / "runs" / "pretrained" / "network.yaml").read_text())
-    held_out = about["images"] - about["train"]
+    assert {key for key, parameter in declared.items() if parameters[key] != parameter.default} == set(declared)
+    before = (tree / "data" / "letters_without_labels.keras").read_bytes()
+    walk(tree, [name], parameters, cwd=tree / "notebooks")  # as in JupyterLab: relative paths count from the root
+    assert (tree / "data" / "letters_without_labels.keras").read_bytes() == before
+    run = tree / "runs" / "own network"
+    about = yaml.safe_load((run / "network.yaml").read_text())
     tested = (pd.read_csv(tree / "runs" / "few" / "images.csv")["split"] == "test").sum()
-    assert about["images"] == 40 + 30 + len(files) - tested and 1 <= held_out <= 9
-    assert about["augmentation"] == "crop,rotate" and about["candidates"] == 2 * min(8, held_out) - 1
-    problems = pd.read_csv(tree / "runs" / "pretrained" / "problems.csv")
-    assert problems["path"].tolist() == ["unlabelled/damaged.png"]
-    walk(tree, NOTEBOOKS[1:2], {"run_dir": "runs/few", "backbone": "runs/pretrained/network.keras"})
+    assert about["train"] + about["validation"] == 40 + 30 + len(files) - tested
+    assert about["augmentation"] == "crop,rotate" and about["candidates"] == 7 and about["epochs"] == 2
+    problems = pd.read_csv(run / "problems.csv").set_index("path")["action"]
+    assert problems["unlabelled/damaged.png"] == "left out" and (problems == "left out").sum() == 1 + tested
+    assert not (run / "training.npz").exists()
+    walk(tree, NOTEBOOKS[1:2], {"run_dir": "runs/few", "backbone": "runs/own network/network.keras"})
     assert "frozen" in json.loads((tree / "runs" / "few" / "metrics.json").read_text())["arms"]
 
 

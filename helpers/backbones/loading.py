@@ -28,7 +28,7 @@ def load_backbone(
             of KerasHub: its name, or the folder that `save_to_preset` wrote. Of a classifier, the Dense layer with
             softmax or sigmoid, or with a single output, is cut off.
         weights: "imagenet" (downloaded by Keras), None or "None" for random weights, or the path of a
-            weights file. Not used with files and presets, which bring their own.
+            weights file. Files and presets bring their own, which None replaces by random ones, too.
         image_size: height and width of the images in pixels; 0 for the size the network was made for.
         preprocessing: "auto", or a key of `PREPROCESSING`. "auto" is right for `keras.applications`, for files
             whose input is uint8, as the models that this project saves, and for presets with an image converter.
@@ -81,7 +81,18 @@ def load_backbone(
     with on_all_devices():
         model = _rebuild(keras.Model(images, features, name=name))
     model.trainable = True
+    if own and weights in (None, "None"):
+        _draw_anew(model)
     return model
+
+
+def _draw_anew(model: keras.Model) -> None:
+    """Gives the network random weights, but leaves what it knows of its images' values."""
+    measured = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Normalization)]
+    kept = {id(weight) for layer in measured for weight in layer.weights}
+    for weight, drawn in zip(model.weights, keras.models.clone_model(model).weights, strict=True):
+        if id(weight) not in kept:
+            weight.assign(drawn)
 
 
 def _rebuild(model: keras.Model) -> keras.Model:
@@ -89,6 +100,9 @@ def _rebuild(model: keras.Model) -> keras.Model:
     mend_layers(model)
     copy = keras.Model.from_config(model.get_config())
     copy.set_weights(model.get_weights())
+    for layer in copy._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with copies of its weights
     mend_layers(copy)
     return copy
 

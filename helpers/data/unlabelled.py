@@ -12,23 +12,25 @@ from helpers.data.tables import load_images
 
 
 def find_unlabelled(
-    source: str | Path, *, besides: str | Path | None = None, held_out: float = 0.1, seed: int = 0
+    source: str | Path, *, tested_by: str | Path | None = None, held_out: float = 0.1, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns the images below a folder that can be learned from without labels, and what is wrong with the others.
 
     Args:
         source: a folder, with folders in it or not, or an archive of one. Names of folders mean nothing here.
-        besides: the `images.csv` of a run: whatever has the content of one of its test images is left out, for what a
+        tested_by: the `images.csv` of a run. Its test images, their copies and near-duplicates are left out: what a
             classifier is tested on must not be learned from, not even without labels. None for no such run.
-        held_out: share of the images in validation, in (0, 1): about, since near-duplicates come into one part.
+        held_out: share of the images in validation, in (0, 1), but at least two images. Near-duplicates come into one
+            part.
         seed: of the division, any integer of at least 0.
 
     Returns:
         The images, as `load_pixels` takes them: path, label (always ""), split (train or validation), group, width,
-        height, sha256. And the problems, as `check_images` returns them: those found are left out.
+        height, sha256. And the problems, as `check_images` returns them: what is wrong with those left out.
 
     Raises:
-        ValueError: `held_out` is out of range, fewer than two images differ, or an archive cannot be unpacked safely.
+        ValueError: `held_out` is out of range, there are too few images that differ to hold two out, or an archive
+            cannot be unpacked safely.
         FileNotFoundError: no such folder, or no such table.
         OSError: it may not be read.
     """
@@ -37,20 +39,27 @@ def find_unlabelled(
     source = resolve_path(source)
     if not source.exists():
         raise FileNotFoundError(f"Expected a folder of images. There is no {source}.")
-    known = load_images(besides) if besides else None
-    rows = sorted((path, "", "", "", problem, reason) for path, problem, reason in list_files(source))
-    images, problems = check_images(pd.DataFrame(rows, columns=list(COLUMNS), dtype="str"))
+    tested = set()
+    if tested_by:
+        known = load_images(resolve_path(tested_by))
+        tested = set(known.loc[known["split"] == "test", "path"])
+    found = [(path, "", "train", "", problem, reason) for path, problem, reason in list_files(source)]
+    rows = [row for row in found if row[0] not in tested] + [(path, "", "test", "", "", "") for path in tested]
+    images, problems = check_images(pd.DataFrame(sorted(rows), columns=list(COLUMNS), dtype="str"))
     problems = problems[problems["path"] != ""].reset_index(drop=True)  # the others are about classes
-    images = images[~images["path"].isin(problems.loc[problems["action"] == "left out", "path"])]
-    if known is not None:
-        images = images[~images["sha256"].isin(known.loc[known["split"] == "test", "sha256"])]
+    left_out = problems.loc[problems["action"] == "left out", "path"]
+    images = images[~images["path"].isin(left_out) & (images["split"] != "test")]
     groups = images["group"].where(images["group"] != "", images["path"])
-    if groups.nunique() < 2:
-        raise ValueError(
-            f"Expected at least two images that differ. {source} has {len(rows)} files, and {len(images)} images to "
-            f"learn from."
-        )
-    sizes = groups.value_counts().sort_index().sample(frac=1, random_state=seed).cumsum()
-    validation = sizes.index[: max(1, (sizes <= held_out * len(images)).sum())]
+    sizes = groups.value_counts().sort_index().sample(frac=1, random_state=seed)
+    wanted, validation = max(2, round(held_out * len(images))), set()
+    for group, size in sizes.items():
+        if size <= wanted:
+            validation.add(group)
+            wanted -= size
     split = np.where(groups.isin(validation), "validation", "train")
+    if min((split == part).sum() for part in ("train", "validation")) < 2:
+        raise ValueError(
+            f"Expected at least four images that differ, two to learn from and two to be held out. {source} has "
+            f"{len(found)} files, and {len(images)} images that can be learned from."
+        )
     return images.assign(split=split).reset_index(drop=True), problems

@@ -1,7 +1,6 @@
 """One head, one training, and the arms side by side."""
 
 import numpy as np
-import pandas as pd
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from helpers.plots.figures import DescribedFigure, new_figure
@@ -66,27 +65,28 @@ def plot_history(history: dict[str, list[float]], start: dict[str, float], *, ti
     return figure
 
 
-def plot_pretraining(history: pd.DataFrame, *, candidates: int) -> DescribedFigure:
+def plot_pretraining(history: dict[str, list[float]], *, candidates: int) -> DescribedFigure:
     """Returns the share of images whose other view is found, over epochs, for training and held-out images.
 
     Args:
-        history: from `pretrain`: partner_found and val_partner_found, indexed by epoch.
-        candidates: among how many it is to be found.
+        history: `KeepBest.history` from `pretrain`, with partner_found and val_partner_found.
+        candidates: among how many the other view of a held-out image is to be found.
     """
     figure = new_figure(5.5, 3.2)
     axes = figure.subplots()
-    found = 100 * history[["partner_found", "val_partner_found"]]
-    axes.plot(found.index, found["partner_found"], "--", color="0.5", marker="o", label="train")
-    axes.plot(found.index, found["val_partner_found"], "-", color="black", marker="o", label="held out")
+    learned, held_out = (100 * np.array(history.get(f"{part}partner_found", [])) for part in ("", "val_"))
+    epochs = np.arange(1, len(held_out) + 1)
+    axes.plot(epochs, learned, "--", color="0.5", marker="o", label="train")
+    axes.plot(epochs, held_out, "-", color="black", marker="o", label="held out")
     axes.axhline(100 / candidates, color="0.7", linestyle=":", label="guessing")
     axes.set(xlabel="epoch", ylabel="other view found (%)", ylim=(-2, 102))
     axes.set_title(f"Is an image's other view found among {candidates}?")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
+    ends = f": of held-out ones, {held_out[0]:.0f} % after the first, {held_out[-1]:.0f} % after the last"
     figure.description = (
-        f"Curves over {len(found)} epochs of the share of images whose other view is found among {candidates}: of "
-        f"held-out images it is {found['val_partner_found'].iloc[0]:.0f} % in the first epoch and "
-        f"{found['val_partner_found'].iloc[-1]:.0f} % in the last."
+        f"Curves over {len(epochs)} epochs of the share of images whose other view is found among {candidates}"
+        f"{ends if len(epochs) else ''}."
     )
     return figure
 

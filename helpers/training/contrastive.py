@@ -4,22 +4,17 @@ SimCLR (Chen, Kornblith, Norouzi and Hinton 2020, arXiv 2002.05709): two random 
 network and a small projector, and each has to be nearer to its partner than to all others in the batch. What can be
 told from both, such as shape, is learned; what the augmentation changes is not. The projector is thrown away.
 
-Of three usual methods it was the best here. After four passes over 10,000 letters without labels, with 10 digits of
-each class for a head on frozen features, it had 91.5 % of the digits right, VICReg 89.7 %, and predicting by how much
-an image was turned 76.7 %, less than random weights (79.4 %).
+CHOICE
 """
 
-import hashlib
-import shutil
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import numpy as np
-import pandas as pd
 
 from helpers._keras import keras, on_all_devices, set_seed
-from helpers.data import Pairs, content_keys, make_dataset
-from helpers.training.keeping import show_progress
+from helpers.data import Pairs, make_dataset
+from helpers.training.fine_tuning import digest_images, seed_layers, training_batches
+from helpers.training.keeping import KeepBest, return_to_start, show_progress
 from helpers.training.optimizers import warmup_cosine
 
 
@@ -27,100 +22,67 @@ def pretrain(
     backbone: keras.Model,
     images: dict,
     *,
-    folder: Path,
+    file: Path | None = None,
     augmentation: str = "crop,rotate,light",
     epochs: int = 5,
     batch_size: int = 256,
     learning_rate: float = 3e-3,
     temperature: float = 0.1,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> KeepBest:
     """Trains the backbone in place, from images without labels, and returns how it went; shows the time left.
 
     Args:
-        backbone: from raw images to maps (n, h, w, c) or features (n, c). What `freeze` froze stays as it is.
+        backbone: from raw images to features (n, c). What `freeze` froze stays as it is.
         images: "train" and "validation" to uint8 (images, height, width, 3), in memory or stored.
-        folder: keeps the state after each epoch until the training has ended: after an interruption or a crash the
-            same call goes on from there, with the same result.
+        file: keeps the state after each epoch: a killed training goes on from there, with the same result.
         augmentation: names of `AUGMENTATIONS`, separated by commas: what must make no difference.
         epochs: passes over the images.
-        batch_size: images in a step, at most; each has two views, and is to be found among all of them.
+        batch_size: images in a step, at most; each has two views, and is to be found among all of them. Of the
+            validation images, whole batches are looked at.
         learning_rate: the highest of the schedule (`warmup_cosine`), for Adam.
         temperature: of the loss. At a lower one the nearest other images matter more than the rest.
         seed: of everything random.
 
     Returns:
-        A DataFrame with a row for each epoch, from 1 on: loss, partner_found (0..1, see there), and both of the
-        validation images, with "val_".
+        The `KeepBest` that watched the training. Its history has log_loss (the loss, which is one), partner_found
+        (0..1, see there), and both of the validation images, with "val_". The backbone has the weights of the epoch
+        with the lowest val_log_loss, or those of the start if no epoch was better.
 
     Raises:
         ValueError: nothing in the network may learn, a part has fewer than two images or images of another size, an
-            unknown augmentation, a value that is not above 0, or a loss that is no number any more.
-        KeyboardInterrupt: the state of the last epoch that ended is kept.
+            unknown augmentation, or a value that is not above 0.
+        KeyboardInterrupt: after the backbone got its best weights so far.
     """
     _check(backbone, images, batch_size=batch_size, temperature=temperature)
     set_seed(seed)
+    seed_layers(backbone, seed)
     train, validation = (Pairs(images[part], augmentation, seed=seed) for part in ("train", "validation"))
-    batch_size = min(batch_size, len(train), len(validation))  # the same number to be found among
+    labels = {part: np.zeros(len(images[part]), "int64") for part in ("train", "validation")}  # `fit` wants some
     rate = warmup_cosine(learning_rate, images=len(train), batch_size=batch_size, epochs=epochs)
-    model = attach_projector(backbone)
-    model.compile(keras.optimizers.Adam(rate), contrastive_loss(temperature), metrics=[partner_found])
-    settings = [augmentation, epochs, batch_size, learning_rate, temperature, seed]
-    kept = folder / _digest(_STARTS.setdefault(backbone, _digest(backbone.get_weights())), settings, images)
-    kept.mkdir(parents=True, exist_ok=True)
-    epoch = _Epoch()
-    labels = np.zeros(len(train) + len(validation), "int64")  # `fit` wants some
-    order = {"shuffle": seed, "even": True, "epoch": epoch.current}
+    with on_all_devices():
+        model, loss = attach_projector(backbone), contrastive_loss(temperature)
+        metrics = [keras.metrics.MeanMetricWrapper(loss, name="log_loss"), partner_found]
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=metrics)
+    settings = {"augmentation": augmentation, "epochs": epochs, "batch_size": batch_size, "seed": seed}
+    settings |= {"learning_rate": learning_rate, "temperature": temperature}
+    settings["images"] = digest_images({part: images[part] for part in labels}, labels)
+    return_to_start(model, file, settings)
+    whole = min(batch_size, len(validation))
+    held_out = make_dataset(validation.at_epoch(0), labels["validation"], batch_size=whole)
+    held_out = held_out.take(len(validation) // whole)  # in a smaller batch, a partner is found more easily
+    start = {"log_loss": model.evaluate(held_out, verbose=0, return_dict=True)["log_loss"], "temperature": 1.0}
+    keep = KeepBest(file, start=start, patience=epochs, settings=settings)
     model.fit(
-        make_dataset(train, labels[: len(train)], batch_size=batch_size, **order),
-        validation_data=make_dataset(validation.at_epoch(0), labels[len(train) :], batch_size=batch_size),
+        training_batches(train, labels["train"], keep=keep, batch_size=batch_size, seed=seed),
+        validation_data=held_out,
         epochs=epochs,
-        callbacks=[
-            epoch,
-            keras.callbacks.TerminateOnNaN(),
-            keras.callbacks.CSVLogger(kept / "epochs.csv", append=True),
-            keras.callbacks.BackupAndRestore(kept / "state", double_checkpoint=True),
-            show_progress(),
-        ],
+        initial_epoch=keep.first_epoch,
+        callbacks=[keep, show_progress()],
         shuffle=False,  # the batches are shuffled already
         verbose=0,
     )
-    del _STARTS[backbone]
-    history = pd.read_csv(kept / "epochs.csv").drop_duplicates("epoch", keep="last")
-    shutil.rmtree(kept)
-    if not np.isfinite(history["loss"]).all():
-        raise ValueError(f"The loss is no number any more: `learning_rate` {learning_rate:g} is too high.")
-    return history.set_index(history.pop("epoch") + 1).sort_index()
-
-
-_STARTS: WeakKeyDictionary = WeakKeyDictionary()
-"""Backbone to a digest of its weights before a training that has not ended."""
-
-
-def _digest(*things) -> str:
-    """Returns what tells weights, settings and images from others."""
-    found = hashlib.sha256()
-    for thing in things:
-        if isinstance(thing, dict):
-            thing = [content_keys(images) for images in thing.values()]
-        parts = thing if isinstance(thing, list) else [thing]
-        for part in parts:
-            found.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
-    return found.hexdigest()[:16]
-
-
-class _Epoch(keras.callbacks.Callback):
-    """Knows the number of the epoch that is under way, from 0: a training that goes on has its images and orders."""
-
-    def __init__(self):
-        super().__init__()
-        self.number = 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.number = epoch
-
-    def current(self) -> int:
-        return self.number
+    return keep
 
 
 def _check(backbone: keras.Model, images: dict, **values: float) -> None:
@@ -132,10 +94,8 @@ def _check(backbone: keras.Model, images: dict, **values: float) -> None:
     for part in ("train", "validation"):
         size, expected = images[part].shape[1:], backbone.input_shape[1:]
         if len(images[part]) < 2:
-            raise ValueError(
-                f"Expected at least 2 images in {part}: one to be told from. Received {len(images[part])}."
-            )
-        if any(e not in (None, s) for s, e in zip(size, expected, strict=True)):
+            raise ValueError(f"Expected at least 2 images in {part}, to be told apart. Received {len(images[part])}.")
+        if size != expected:
             raise ValueError(f"Expected images of {expected} for {backbone.name}. Received {size} in {part}.")
 
 
@@ -143,19 +103,18 @@ def attach_projector(backbone: keras.Model, *, width: int = 128) -> keras.Model:
     """Returns a model from pairs of images (n, 2, height, width, 3) to float32 unit vectors (n, 2, width).
 
     Two dense layers with batch normalization, as in the paper's code: it keeps the features of all images, which may
-    have much in common, from looking alike to the loss.
+    have much in common, from looking alike to the loss. Its running averages follow fast, as they judge epochs of a
+    few steps.
     """
     size = backbone.input_shape[1:]
     with on_all_devices():
         pairs = keras.Input((2, *size), dtype=backbone.inputs[0].dtype, name="pairs")
         x = backbone(keras.ops.reshape(pairs, (-1, *size)))
-        if len(x.shape) == 4:
-            x = keras.layers.GlobalAveragePooling2D(name="projector_pool")(x)
         x = keras.layers.Dense(x.shape[-1], use_bias=False, name="projector_1")(x)
-        x = keras.layers.BatchNormalization(name="projector_1_bn")(x)
+        x = keras.layers.BatchNormalization(momentum=0.9, name="projector_1_bn")(x)
         x = keras.layers.Activation("relu", name="projector_1_relu")(x)
         x = keras.layers.Dense(width, use_bias=False, name="projector_2")(x)
-        x = keras.layers.BatchNormalization(name="projector_2_bn")(x)
+        x = keras.layers.BatchNormalization(momentum=0.9, name="projector_2_bn")(x)
         x = keras.layers.UnitNormalization(dtype="float32", name="projector_unit")(x)
         return keras.Model(pairs, keras.ops.reshape(x, (-1, 2, width)), name=f"{backbone.name}_pairs")
 

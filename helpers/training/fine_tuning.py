@@ -127,7 +127,7 @@ def fine_tune(
     suffix, inputs = prepare_training(model, parts, stage=stage, half_precision=recipe.half_precision, **changes)
     with computing_in(suffix, recipe.precision):
         suffix = compile_part(model, suffix, recipe, stage=stage, images=len(labels["train"]))
-    settings = asdict(recipe) | {"images": _digest(parts, labels)}
+    settings = asdict(recipe) | {"images": digest_images(parts, labels)}
     return_to_start(suffix, file, settings)
     start = judge(compute_activations(suffix, inputs["validation"]), labels["validation"])
     keep = KeepBest(file, start=start, patience=recipe.patience, settings=settings)
@@ -159,7 +159,7 @@ def seed_layers(model: keras.Model, seed: int) -> None:
             variable.assign([seed, number])
 
 
-def _digest(pixels: dict, labels: dict) -> str:
+def digest_images(pixels: dict, labels: dict) -> str:
     """Returns what tells the images of a training, and their labels, from others."""
     texts = [
         f"{key} {label}"

@@ -1,6 +1,7 @@
 """The head: the best linear classifier on fixed features, solved and not trained."""
 
 import os
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
@@ -11,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
 from helpers._keras import keras, on_all_devices
 from helpers.data import StoredArray
@@ -142,7 +144,7 @@ def head_weights(head: LogisticRegression) -> list[np.ndarray]:
 def score_features(
     features: np.ndarray, labels: np.ndarray, *, labelled: int, test: int = 800, draws: int = 10, seed: int = 0
 ) -> np.ndarray:
-    """Returns what fixed features are worth with few labels: test accuracies 0..1, float64 (draws,).
+    """Returns what fixed features are worth with few labels: test accuracies 0..1, float64 (draws,); shows a bar.
 
     Args:
         features: float (images, features).
@@ -156,12 +158,8 @@ def score_features(
         ValueError: there are too few images.
     """
     splits = StratifiedShuffleSplit(n_splits=draws, train_size=labelled, test_size=test, random_state=seed)
-    return np.array(
-        [
-            fit_head(features[few], labels[few]).score(features[rest], labels[rest])
-            for few, rest in splits.split(features, labels)
-        ]
-    )
+    bar = tqdm(splits.split(features, labels), "scoring features", draws, leave=False, file=sys.stdout)
+    return np.array([fit_head(features[few], labels[few]).score(features[rest], labels[rest]) for few, rest in bar])
 
 
 def attach_head(backbone: keras.Model, head: LogisticRegression, *, class_names: list[str]) -> keras.Model:

@@ -120,7 +120,7 @@ class KeepBest(keras.callbacks.Callback):
             self.history.setdefault(name, []).append(float(value))
         if loss < self.best_loss:
             self.best_epoch, self.best_loss, self._best = self.epoch, loss, self._weights()
-            self.temperature = float(logs["val_temperature"])
+            self.temperature = float(logs.get("val_temperature", 1.0))  # other losses than a classifier's have none
         now = time.perf_counter()
         self.seconds, self._started = self.seconds + now - self._started, now
         if self.epoch - self.best_epoch >= self.patience:
