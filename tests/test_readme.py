@@ -4,6 +4,7 @@ import base64
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from readme import FIGURE, PICTURE, find_figure, replace_between, updated
@@ -39,6 +40,13 @@ def test_the_figure_is_found_in_the_committed_study():
         nbformat.read(ROOT / "notebooks" / "04_freeze_or_fine_tune.ipynb", as_version=4)
     )
     assert picture.startswith(b"\x89PNG") and "frozen" in description
+
+
+def test_the_table_of_pretraining_is_the_one_that_was_measured():
+    table = pd.read_csv(ROOT / "data" / "labels_or_none.csv", dtype="str")
+    assert len(table) == 6
+    for row in [list(table), *table.to_numpy().tolist()]:
+        assert f"| {' | '.join(row)} |" in README
 
 
 def test_one_figure_is_expected():

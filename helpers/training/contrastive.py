@@ -4,7 +4,7 @@ SimCLR (Chen, Kornblith, Norouzi and Hinton 2020, arXiv 2002.05709): two random 
 network and a small projector, and each has to be nearer to its partner than to all others in the batch. What can be
 told from both, such as shape, is learned; what the augmentation changes is not. The projector is thrown away.
 
-CHOICE
+Why this method: `tests/benchmarks/without_labels.py` compares three, on the same letters with the same network.
 """
 
 from pathlib import Path
