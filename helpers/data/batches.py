@@ -12,7 +12,7 @@ from helpers.data.augmentation import Augmented
 from helpers.data.stores import StoredArray
 
 _PIECE = 4_000_000
-"""Bytes that are read at once, or one batch."""
+"""Bytes to be read at once; at least one batch."""
 
 
 def make_dataset(

@@ -5,7 +5,7 @@
 SimCLR (arXiv 2002.05709) is what A3 uses. VICReg (arXiv 2105.04906) wants the two views of an image alike, and its
 outputs to vary and to differ from each other; the weights of its three terms are the paper's. Predicting by which of
 four right angles an image was turned (arXiv 1803.07728) needs no pairs. Of each, the features' worth on digits: a
-solved head on frozen features, 100 digits, ten draws. Each method has its better rate.
+solved head on frozen features, 100 digits, ten draws. Each method has its better rate, by the same digits.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def pairs_model(backbone: keras.Model, method: str):
     model = attach_projector(backbone)
     if method == "SimCLR":
         return model, contrastive_loss()
-    raw = model.get_layer("projector_2_bn").output  # VICReg has no unit vectors
+    raw = model.get_layer("projector_2").output  # VICReg has neither unit vectors nor a normalization at the end
     return keras.Model(model.inputs[0], keras.ops.reshape(raw, (-1, *model.output.shape[1:]))), vicreg
 
 
