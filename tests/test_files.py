@@ -113,7 +113,7 @@ def test_a_saved_backbone_is_the_same_network_with_a_note_on_how_it_was_made(roo
     again = load_backbone(str(root / "network.keras"))
     np.testing.assert_array_equal(again.predict(images, verbose=0), network.predict(images, verbose=0))
     about = yaml.safe_load((root / "network.yaml").read_text())
-    assert about["epochs"] == 3 and about["found"] == 0.5 and about["weights"] == network.count_params()
+    assert about["epochs"] == 3 and about["found"] == 0.5 and about["parameters"] == network.count_params()
     assert about["packages"]["keras"] == keras.__version__ and len(list(root.iterdir())) == 2
 
 

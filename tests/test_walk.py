@@ -84,7 +84,7 @@ def other_parameters(tree, backbone):
         "image_size": 20,
         "resize": "pad",
         "unfreeze_from": "block3",
-        "learning_rate": 0.01,
+        "learning_rate": 0.0003,  # low, so that it gets better than a start that is nearly perfect
         "lowest_rate": 0.5,
         "augmentation": "flip",
         "epochs": 3,
@@ -264,7 +264,7 @@ def test_pretraining_on_ones_own_unlabelled_images(tree, make_images, backbone):
     about = yaml.safe_load((run / "network.yaml").read_text())
     tested = (pd.read_csv(tree / "runs" / "few" / "images.csv")["split"] == "test").sum()
     assert about["train"] + about["validation"] == 40 + 30 + len(files) - tested
-    assert about["augmentation"] == "crop,rotate" and about["candidates"] == 7 and about["epochs"] == 2
+    assert about["augmentation"] == "crop,rotate" and about["candidates"] == 7 and about["weights"] == "None"
     problems = pd.read_csv(run / "problems.csv").set_index("path")["action"]
     assert problems["unlabelled/damaged.png"] == "left out" and (problems == "left out").sum() == 1 + tested
     assert not (run / "training.npz").exists()
@@ -276,7 +276,7 @@ def test_other_parameters_are_refused_and_nothing_is_lost(tree, other_parameters
     run = tree / "runs" / "shapes"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(
-        papermill.PapermillExecutionError, match="learning_rate=0.01, and learning_rate=0.5 was asked for"
+        papermill.PapermillExecutionError, match="learning_rate=0.0003, and learning_rate=0.5 was asked for"
     ):
         walk(tree, NOTEBOOKS[2:3], other_parameters | {"learning_rate": 0.5})
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

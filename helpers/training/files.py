@@ -79,14 +79,14 @@ def save_backbone(backbone: keras.Model, path: str | Path, about: dict) -> None:
     Args:
         backbone: from raw images to features.
         path: of the `.keras` file; each of the two files is written whole or not at all.
-        about: plain values, such as settings. Added are the date, the number of weights and the versions.
+        about: plain values, such as settings. Added are the date, the number of parameters and the versions.
     """
     path = resolve_path(path)
     packages = ("tensorflow", "keras", "numpy", "scipy", "matplotlib", "pillow")
     about = {name: value.item() if isinstance(value, np.generic) else value for name, value in about.items()}
     about |= {
         "date": str(np.datetime64("today")),
-        "weights": backbone.count_params(),
+        "parameters": backbone.count_params(),
         "python": python_version(),
         "packages": {name: version(name) for name in packages},
     }
