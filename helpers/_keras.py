@@ -21,7 +21,7 @@ with silent_stderr():
 
         tensorflow.config.list_physical_devices()  # looks for GPUs now: without one, CUDA complains at length
         tensorflow.get_logger().setLevel("ERROR")  # it warns of every second model that predicts
-__all__ = ["count_devices", "keras", "on_all_devices", "set_seed"]
+__all__ = ["compute_deterministically", "count_devices", "keras", "on_all_devices", "set_seed"]
 
 
 def set_seed(seed: int) -> None:
@@ -30,6 +30,11 @@ def set_seed(seed: int) -> None:
     Sets the seeds of Python, NumPy and Keras, and has TensorFlow use deterministic algorithms only.
     """
     keras.utils.set_random_seed(seed)
+    compute_deterministically()
+
+
+def compute_deterministically() -> None:
+    """Has TensorFlow use deterministic algorithms only, from now on."""
     if keras.backend.backend() == "tensorflow":
         tensorflow.config.experimental.enable_op_determinism()
 

@@ -35,7 +35,7 @@ from helpers.training import (
     load_activations,
     make_optimizer,
     prepare_training,
-    seed_layers,
+    seed_training,
     show_progress,
     warmup_cosine,
 )
@@ -369,8 +369,7 @@ class Experiment:
     def _train_on(self, model: keras.Model, pixels, labels: np.ndarray, trial: Trial, *, stop: int) -> None:
         """Trains in place, without validation images, and ends after some epochs of the schedule."""
         recipe, sizes = self.recipe, {"batch_size": self.recipe.batch_size}
-        set_seed(trial.seed)
-        seed_layers(model, trial.seed)
+        seed_training(model, trial.seed)
         freeze(model, unfreeze_from=trial.stage, batch_norm=recipe.batch_norm)
         changes = {"augmentation": recipe.augmentation, "views": recipe.augment_views, "seed": trial.seed}
         suffix, inputs = prepare_training(model, {"train": pixels}, stage=trial.stage, **changes)

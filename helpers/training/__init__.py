@@ -25,7 +25,7 @@ from helpers.training.calibration import judge, log_loss
 from helpers.training.contrastive import pretrain
 from helpers.training.familiarity import Familiarity, learn_familiarity
 from helpers.training.files import load_classifier, load_familiarity, load_settings, save_backbone, save_model
-from helpers.training.fine_tuning import fine_tune, prepare_training, seed_layers, training_batches
+from helpers.training.fine_tuning import fine_tune, prepare_training, seed_training, training_batches
 from helpers.training.heads import STRENGTHS, attach_head, fit_head, head_weights, score_features
 from helpers.training.keeping import KeepBest, show_progress, tensorboard_logs
 from helpers.training.optimizers import decaying_rates, make_optimizer, warmup_cosine
@@ -64,7 +64,7 @@ __all__ = [
     "save_backbone",
     "save_model",
     "score_features",
-    "seed_layers",
+    "seed_training",
     "set_seed",
     "show_progress",
     "tensorboard_logs",

@@ -13,7 +13,7 @@ import numpy as np
 
 from helpers._keras import keras, on_all_devices, set_seed
 from helpers.data import Pairs, make_dataset
-from helpers.training.fine_tuning import digest_images, seed_layers, training_batches
+from helpers.training.fine_tuning import digest_images, seed_training, training_batches
 from helpers.training.keeping import KeepBest, return_to_start, show_progress
 from helpers.training.optimizers import warmup_cosine
 
@@ -56,7 +56,7 @@ def pretrain(
     """
     _check(backbone, images, batch_size=batch_size, temperature=temperature)
     set_seed(seed)
-    seed_layers(backbone, seed)
+    seed_training(backbone, seed)
     train, validation = (Pairs(images[part], augmentation, seed=seed) for part in ("train", "validation"))
     labels = {part: np.zeros(len(images[part]), "int64") for part in ("train", "validation")}  # `fit` wants some
     rate = warmup_cosine(learning_rate, images=len(train), batch_size=batch_size, epochs=epochs)
