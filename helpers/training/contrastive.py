@@ -4,7 +4,9 @@ SimCLR (Chen, Kornblith, Norouzi and Hinton 2020, arXiv 2002.05709): two random 
 network and a small projector, and each has to be nearer to its partner than to all others in the batch. What can be
 told from both, such as shape, is learned; what the augmentation changes is not. The projector is thrown away.
 
-Why this method: `tests/benchmarks/without_labels.py` compares three, on the same letters with the same network.
+Why this method: after four passes over 10,000 letters, a head on its frozen features, solved from 100 digits, got
+91.3 % of the others right; on those of VICReg 85.8 %, of predicting by how much an image was turned 80.8 %, and of
+random weights 79.6 % (`tests/benchmarks/without_labels.py`).
 """
 
 from pathlib import Path
