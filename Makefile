@@ -109,9 +109,9 @@ pretrain: $(INSTALLED)  ## make the embedded example's network again, from lette
 	@$(call full,A1_pretrain_a_backbone)
 
 pretrain-without-labels: $(INSTALLED)  ## and the one that learned from letters without labels (up to 30 minutes)
-	@$(call full,A3_pretrain_without_labels,-p epochs 6)
+	@$(call full,A3_pretrain_without_labels,-p epochs 6 -p run_dir runs/pretrain)
 
-full = mkdir -p runs/pretrained && "$(PY)" -m papermill notebooks/$(1).ipynb runs/pretrained/$(1).ipynb \
+full = mkdir -p runs/pretrain && "$(PY)" -m papermill notebooks/$(1).ipynb runs/pretrain/$(1).ipynb \
 	  -p full True $(2) --no-progress-bar --stdout-file /dev/stderr
 
 benchmarks: $(INSTALLED)  ## print side-by-side timings

@@ -29,7 +29,7 @@ from helpers.data.reading import RESIZE_RULES, read_image, read_pixels
 from helpers.data.sources import find_images, open_data
 from helpers.data.splits import split_images
 from helpers.data.stores import StoredArray, content_keys, new_store, open_store
-from helpers.data.tables import PARTS, count_images, encode_labels, load_images, save_images
+from helpers.data.tables import PARTS, count_images, encode_labels, load_images, save_images, stored_path
 from helpers.data.unlabelled import find_unlabelled
 
 __all__ = [
@@ -59,5 +59,6 @@ __all__ = [
     "save_problems",
     "shrink_pixels",
     "split_images",
+    "stored_path",
     "summarize_problems",
 ]
