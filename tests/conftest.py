@@ -13,7 +13,7 @@ LONGEST = [
     "test_study",
     "test_transferability",
     "test_fine_tuning",
-    "test_keeping",
+    "test_checkpoint",
     "test_export",
 ]
 

@@ -136,7 +136,7 @@ def test_an_interrupted_pretraining_goes_on_to_the_same_weights(parts, tmp_path,
     for one, other in zip(whole.get_weights(), network.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert keep.history == expected.history and len(keep.history["val_partner_found"]) == 3
-    keep.forget()
+    keep.delete()
     assert not any(tmp_path.iterdir())
 
 

@@ -9,23 +9,30 @@ import pytest
 from networks import call, coloured_images, random_images, stage_network
 
 from helpers.backbones import audit_weights, copy_weights, cut, find_stages, freeze, keras
-from helpers.data import Augmented
+from helpers.data import Augmented, make_dataset
 from helpers.training import (
+    Checkpoint,
     Recipe,
     attach_head,
     blend_weights,
     compute_activations,
     computing_in,
+    cool,
+    count_epochs,
     cross_entropy,
     decaying_rates,
     fine_tune,
     fit_head,
+    judge,
+    log_loss,
     make_optimizer,
     prepare_training,
+    seed_training,
+    training_batches,
     warmup_cosine,
     weigh_classes,
 )
-from helpers.training.compiling import steps_at_once
+from helpers.training.fine_tuning import steps_at_once
 
 PIXELS, LABELS = {}, {}
 PIXELS["train"], LABELS["train"] = coloured_images(40)
@@ -44,7 +51,7 @@ def tune(model=None, *, file=None, **changes):
     before = copy_weights(model)
     usual = {"unfreeze_from": "conv3", "learning_rate": 0.003, "epochs": 3, "patience": 99, "batch_size": 8}
     usual |= {"lowest_rate": 1.0, "label_smoothing": 0.0, "augmentation": ""}
-    keep = fine_tune(model, PIXELS, LABELS, recipe=Recipe(**usual | changes), file=file, progress=False)
+    keep = fine_tune(model, PIXELS, LABELS, recipe=Recipe(**usual | changes), file=file)
     return model, before, keep
 
 
@@ -53,6 +60,58 @@ def distance(model, before, stage: str) -> float:
     paths = [weight.path for layer in find_stages(model)[stage].layers for weight in layer.weights]
     now = copy_weights(model)
     return float(np.sqrt(sum(((now[path] - before[path]) ** 2).sum() for path in paths)))
+
+
+# ---- one way to train
+
+
+def test_what_03_shows_step_by_step_is_what_fine_tune_does(root):
+    whole, _, keep = tune(patience=0, seed=3)
+    model = classifier()
+    start = judge(compute_activations(model, PIXELS["validation"]), LABELS["validation"])
+    seed_training(model, 3)
+    freeze(model, unfreeze_from="conv3")
+    suffix, inputs = prepare_training(model, PIXELS, stage="conv3")
+    rate = warmup_cosine(0.003, images=40, batch_size=8, epochs=3)
+    suffix.compile(make_optimizer(model, rate), "sparse_categorical_crossentropy", metrics=["accuracy", log_loss()])
+    checkpoint = Checkpoint(None, start=start)
+    suffix.fit(
+        training_batches(inputs["train"], LABELS["train"], keep=checkpoint, batch_size=8, seed=3),
+        validation_data=make_dataset(inputs["validation"], LABELS["validation"], batch_size=8),
+        epochs=3,
+        callbacks=[checkpoint],
+        shuffle=False,
+        verbose=0,
+    )
+    assert checkpoint.temperature == keep.temperature
+    for ours, theirs in zip(model.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_without_validation_images_the_training_is_the_same(root):
+    judged, _, keep = tune(patience=0)
+    model = classifier()
+    recipe = Recipe(unfreeze_from="conv3", learning_rate=0.003, epochs=3, batch_size=8, lowest_rate=1.0)
+    alone = fine_tune(model, {"train": PIXELS["train"]}, {"train": LABELS["train"]}, recipe=recipe, show=False)
+    assert alone.temperature == 1 and np.isnan(alone.best_loss) and "val_loss" not in alone.history
+    cool(model, keep.temperature)
+    for ours, theirs in zip(model.get_weights(), judged.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_judged_at_the_end_alone_it_is_the_same(root):
+    model, _, keep = tune(patience=0)
+    other = classifier()
+    usual = {"unfreeze_from": "conv3", "learning_rate": 0.003, "epochs": 3, "batch_size": 8, "lowest_rate": 1.0}
+    quiet = fine_tune(other, PIXELS, LABELS, recipe=Recipe(**usual), show=False)
+    assert quiet.history["val_log_loss"] == keep.history["val_log_loss"][-1:] and quiet.best_epoch == 3
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), other.get_weights(), strict=True))
+
+
+def test_lengths_are_counted_in_steps():
+    assert count_epochs(Recipe(steps=200, batch_size=32), images=400) == 15  # of 13 steps
+    assert count_epochs(Recipe(steps=200, batch_size=32), images=20_000) == 1
+    assert count_epochs(Recipe(steps=200, epochs=7), images=400) == 7
 
 
 # ---- frozen and not
@@ -157,7 +216,7 @@ def test_same_seed_same_bits_and_another_seed_another_result(root):
 def test_several_steps_at_once_change_no_bit(root, monkeypatch, changes):
     found = []
     for number in (1, 2, 99):  # of 5 steps: all alone; the last execution incomplete; an epoch
-        monkeypatch.setattr("helpers.training.compiling.steps_at_once", lambda *_, number=number, **__: number)
+        monkeypatch.setattr("helpers.training.fine_tuning.steps_at_once", lambda *_, number=number, **__: number)
         model, _, keep = tune(**changes)
         assert keep.model.steps_per_execution == min(number, 5)
         found.append((model.get_weights(), keep.history))
@@ -347,7 +406,15 @@ def test_half_precision_is_an_option_of_the_recipe(root):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"patience": 0}, {"start_share": 2}, {"precision": "int8"}, {"label_smoothing": 1}, {"learning_rate": 0}]
+    "bad",
+    [
+        {"patience": -1},
+        {"steps": 0},
+        {"start_share": 2},
+        {"precision": "int8"},
+        {"label_smoothing": 1},
+        {"learning_rate": 0},
+    ],
 )
 def test_a_recipe_that_cannot_be_followed_is_refused_at_once(bad):
     (name,) = bad
@@ -435,13 +502,13 @@ if options["devices"] == 2:
     _keras._strategy = lambda: strategy
 import test_fine_tuning as t
 from helpers.backbones import load_backbone
-from helpers.training import KeepBest, load_classifier, save_model
-write = KeepBest._write
+from helpers.training import Checkpoint, load_classifier, save_model
+write = Checkpoint._write
 def copied(self):
     write(self)
     if self.epoch == 2:
         shutil.copy(self.file, helpers.ROOT / "second_epoch.state")
-KeepBest._write = copied
+Checkpoint._write = copied
 model = t.classifier(load_backbone("network.keras"))
 if options["loaded"]:
     save_model(model, helpers.ROOT / "x.keras", class_names=list("abc"), resize="crop")

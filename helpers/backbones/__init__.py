@@ -22,7 +22,16 @@ from helpers.backbones.files import load_model
 from helpers.backbones.freezing import audit_weights, copy_weights, freeze, weights_by_path
 from helpers.backbones.loading import features_tensor, load_backbone, logits_tensor
 from helpers.backbones.preprocessing import PREPROCESSING, PreprocessingCheck, check_preprocessing, preprocess
-from helpers.backbones.stages import Stage, cut, describe_stages, find_stages, stage_at
+from helpers.backbones.stages import (
+    Stage,
+    cut,
+    cut_points,
+    describe_stages,
+    find_stages,
+    pool_features,
+    stage_at,
+    truncate,
+)
 
 __all__ = [
     "PREPROCESSING",
@@ -32,6 +41,7 @@ __all__ = [
     "check_preprocessing",
     "copy_weights",
     "cut",
+    "cut_points",
     "describe_stages",
     "features_tensor",
     "find_stages",
@@ -40,7 +50,9 @@ __all__ = [
     "load_backbone",
     "logits_tensor",
     "load_model",
+    "pool_features",
     "preprocess",
     "stage_at",
+    "truncate",
     "weights_by_path",
 ]

@@ -244,3 +244,48 @@ def cut(model: keras.Model, stage: str) -> tuple[keras.Model, keras.Model]:
     index = find_stage(model, stage)
     boundary = list(find_stages(model).values())[index - 1].output
     return keras.Model(model.inputs[0], boundary), keras.Model(boundary, model.outputs[0])
+
+
+def cut_points(network: keras.Model) -> dict[str, float]:
+    """Returns where a backbone can end, from early to late, and the share of its forward cost, 0..1, up to there.
+
+    How many of a network's layers are taken is a choice (Yosinski et al. 2014, arXiv 1411.1792). A cut point is named
+    after the stage that begins there and is left out, as in `cut`; the last one, where all layers are taken, is the
+    head's place and is called "head" (or "end" if a stage has that name).
+
+    Args:
+        network: a backbone, from images to features, of a fixed image size.
+    """
+    stages = describe_stages(network)
+    end = next(name for name in ("head", "end", "network's end") if name not in stages.index)
+    return dict(zip([*stages.index[2:], end], stages["cost"].tolist()[1:], strict=True))
+
+
+def truncate(network: keras.Model, cut_point: str) -> keras.Model:
+    """Returns the backbone up to a cut point: its activations there, averaged over positions; layers are shared.
+
+    Args:
+        network: a backbone, from images to features.
+        cut_point: a name in `cut_points(network)`.
+
+    Raises:
+        ValueError: there is no such cut point.
+    """
+    points = list(cut_points(network))
+    if cut_point not in points:
+        nearest = difflib.get_close_matches(cut_point, points, n=1)
+        raise ValueError(
+            f"Expected a cut point of this network. Received {cut_point!r}. "
+            f"{f'Did you mean {nearest[0]!r}? ' if nearest else ''}It can be cut at {', '.join(points)}."
+        )
+    if cut_point == points[-1]:
+        return network
+    return keras.Model(network.inputs[0], pool_features(network, cut_point), name=network.name)
+
+
+def pool_features(network: keras.Model, cut_point: str):
+    """Returns the symbolic features (batch, channels) at an inner cut point: the mean over positions or tokens."""
+    tensor = list(find_stages(network).values())[find_stage(network, cut_point) - 1].output
+    kinds = {4: keras.layers.GlobalAveragePooling2D, 3: keras.layers.GlobalAveragePooling1D}
+    kind = kinds.get(len(tensor.shape))
+    return kind(name=f"pooled_before_{cut_point}")(tensor) if kind else tensor  # no name that the network may have

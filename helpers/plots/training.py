@@ -36,9 +36,9 @@ def plot_history(history: dict[str, list[float]], start: dict[str, float], *, ti
     """Returns the curves of log-loss and accuracy over epochs, for training and validation images.
 
     Args:
-        history: `KeepBest.history`, with log_loss, val_log_loss, accuracy, val_accuracy.
+        history: `Checkpoint.history`, with log_loss, val_log_loss, accuracy, val_accuracy.
         start: log_loss and accuracy of the validation images before the first epoch, from `judge`.
-        title: how the training ended, such as `KeepBest.outcome`.
+        title: how the training ended, such as `Checkpoint.outcome`.
     """
     history = {
         f"{part}{key}": history.get(f"{part}{key}", []) for part in ("", "val_") for key in ("log_loss", "accuracy")
@@ -69,7 +69,7 @@ def plot_pretraining(history: dict[str, list[float]], *, candidates: int) -> Des
     """Returns the share of images whose other view is found, over epochs, for training and held-out images.
 
     Args:
-        history: `KeepBest.history` from `pretrain`, with partner_found and val_partner_found.
+        history: `Checkpoint.history` from `pretrain`, with partner_found and val_partner_found.
         candidates: among how many the other view of a held-out image is to be found.
     """
     figure = new_figure(5.5, 3.2)

@@ -3,7 +3,7 @@
 trials       what has to be done, what is done, and by whom, in Optuna's storage
 experiment   the network and the images, and what each arm makes of them
 plan         what a budget buys
-study        probe, race, final
+study        race, final
 verdict      the paired difference, its interval, and what follows
 halves       images by class, and the classes divided into halves
 transferability  what the layers that learned one half are worth for the other half
@@ -13,7 +13,7 @@ transfer_results  what that experiment's results say
 from helpers.study.experiment import Experiment
 from helpers.study.halves import Halves, LabelledImages, halve_classes, open_classes
 from helpers.study.plan import BUDGETS, Plan, make_plan
-from helpers.study.study import Study, correct_by_arm, paired, summarize
+from helpers.study.study import Study, candidate_cuts, correct_by_arm, paired, summarize
 from helpers.study.transfer_results import (
     compare_arms,
     compare_costs,
@@ -25,7 +25,7 @@ from helpers.study.transfer_results import (
 )
 from helpers.study.transferability import LONGER, TRANSFER_ARMS, Transferability, build_convnet, run_transfer
 from helpers.study.trials import Trial, Trials
-from helpers.study.verdict import accuracy_over_pairs, compare_pairs, decide, describe_verdict, needed
+from helpers.study.verdict import accuracy_over_pairs, compare_pairs, decide, describe_verdict
 
 __all__ = [
     "BUDGETS",
@@ -41,6 +41,7 @@ __all__ = [
     "Trials",
     "accuracy_over_pairs",
     "build_convnet",
+    "candidate_cuts",
     "compare_arms",
     "compare_costs",
     "compare_pairs",
@@ -52,7 +53,6 @@ __all__ = [
     "halve_classes",
     "interval_over_splits",
     "make_plan",
-    "needed",
     "open_classes",
     "paired",
     "published_results",

@@ -1,26 +1,41 @@
-"""What a budget buys: which boundaries and rates race, for how many epochs, and how many pairs the final has."""
+"""What a budget buys: which arms race, for how many steps, on how many splits; and the pairs of the final."""
 
 import math
 from dataclasses import dataclass
 
 from helpers.study.trials import Trial
-from helpers.study.verdict import FEWEST_PAIRS
+from helpers.study.verdict import FIRST_LOOK
 
 BUDGETS = {
-    "quick": {"depths": 3, "learning_rates": (3e-4, 1e-3), "rungs": (2, 6), "pairs": FEWEST_PAIRS},
-    "standard": {"depths": 4, "learning_rates": (1e-4, 3e-4, 1e-3), "rungs": (2, 8), "pairs": FEWEST_PAIRS},
-    "thorough": {"depths": 8, "learning_rates": (1e-4, 3e-4, 1e-3, 3e-3), "rungs": (3, 8, 20), "pairs": 10},
+    "quick": {"depths": 2, "learning_rates": (3e-4, 1e-3), "rungs": ((60, 1), (120, 2)), "pairs": 5},
+    "standard": {"depths": 4, "learning_rates": (1e-4, 3e-4, 1e-3), "rungs": ((60, 1), (200, 3)), "pairs": 6},
+    "thorough": {
+        "depths": 8,
+        "learning_rates": (1e-4, 3e-4, 1e-3, 3e-3),
+        "rungs": ((60, 1), (200, 2), (200, 5)),
+        "pairs": 10,
+    },
 }
-"""How many boundaries and which rates race, how many epochs each rung trains, how many pairs the final has."""
+"""At how many depths learning may begin, at which rates; the steps of each rung of the race and the splits whose
+validation images judge it; how many pairs the final has at most."""
 
 REDUCTION = 3
 """Of the arms in a rung of the race, one in so many goes on to the next (successive halving's eta)."""
 
-_CHEAP, _MOST_FROM_SCRATCH = 5e10, 30
-"""Multiply-adds of a training that takes seconds on any machine, and epochs that are enough for it."""
+RACE_SEED = 1000
+"""Splits of the race beyond the run's own: seeds from here on, which the final does not use."""
+
+_SHARE_OF_CONTROLS = 1 / 3
+"""Of the time that the fine-tuned arm takes in the final: everything and from scratch get at most as much, each."""
+
+_FROM_SCRATCH = {"steps": 1000, "learning_rates": (1e-3, 3e-3)}
+"""A network with random weights is trained in earnest, or not at all."""
 
 _MOST_PAIRS = 20
 """With minutes to spare, more pairs than these are not added: the images, not the seeds, limit the answer then."""
+
+Arm = tuple[str, str, float]
+"""Cut point, first stage that learns, learning rate."""
 
 
 @dataclass(frozen=True)
@@ -28,67 +43,83 @@ class Plan:
     """What a study does.
 
     Attributes:
-        stages: first stages that learn, from late to early: the cheapest arms come first. The last is the network's
-            first: everything learns.
-        learning_rates: ascending.
-        rungs: epochs of each rung of the race; the last ones are those of the final, too.
-        pairs: splits and seeds of the final.
+        arms: cut point, first stage that learns, and rate of each fine-tuned arm, the cheapest first.
+        usual: the arm that 03 trains; it stays in the race to the end.
+        frozen: cut point of the frozen arm.
+        rungs: steps of each rung of the race, and the splits that it is judged on.
+        pairs: splits and seeds of the final, at most.
         measured: what this machine needs (`Experiment.measure`).
-        costs: share of the forward cost below each boundary.
+        costs: share of the forward cost below each stage, and below the end.
     """
 
-    stages: tuple[str, ...]
-    learning_rates: tuple[float, ...]
-    rungs: tuple[int, ...]
+    arms: tuple[Arm, ...]
+    usual: Arm
+    frozen: str
+    rungs: tuple[tuple[int, int], ...]
     pairs: int
     measured: dict
     costs: dict
 
     @property
-    def arms(self) -> list[tuple[str, float]]:
-        """Stages and rates, the cheapest first."""
-        return [(stage, rate) for stage in self.stages for rate in self.learning_rates]
+    def steps(self) -> int:
+        """The length of a whole training, in updates of the weights."""
+        return self.rungs[-1][0]
 
-    def rung(self, number: int, arms: list[tuple[str, float]]) -> list[Trial]:
-        """Returns the trials of a rung of the race, all on the run's own split."""
-        return [Trial("race", "fine-tuned", stage, rate, self.rungs[number]) for stage, rate in arms]
+    @property
+    def first(self) -> str:
+        """The network's first stage: from there on, everything learns."""
+        return next(iter(self.costs))
 
-    def epochs_from_scratch(self, stage: str) -> int:
-        """Returns the epochs of the network with random weights: about as long as fine-tuning from the stage takes.
-
-        Where that is little, it gets more. Its BatchNormalization learns, too, so that a step takes twice as long.
-        """
-        as_long = math.ceil(self.rungs[-1] * (1 - self.costs[stage]) / 2)
-        an_epoch = 3 * self.measured["multiply_adds"] * self.measured["images"]
-        return max(as_long, min(_MOST_FROM_SCRATCH, int(_CHEAP / an_epoch)))
+    def rung(self, number: int, arms: list[Arm]) -> list[Trial]:
+        """Returns the trials of a rung of the race, split by split, so that a stop leaves whole splits."""
+        steps, splits = self.rungs[number]
+        seeds = [0, *range(RACE_SEED + 1, RACE_SEED + splits)]
+        return [Trial("race", "fine-tuned", *arm, steps, seed) for seed in seeds for arm in arms]
 
     def survivors(self, number: int) -> int:
-        """Returns how many arms a rung of the race has."""
+        """Returns how many arms a rung of the race has, if there are no ties."""
         count = len(self.arms)
         for _ in range(number):
-            count = max(math.ceil(count / REDUCTION), 1)
-        return count
+            count = max(math.ceil(count / REDUCTION), 2)
+        return min(count, len(self.arms))
 
-    def final(self, frozen: str, tuned: tuple[str, float], everything: float) -> list[Trial]:
-        """Returns the trials of the final, pair by pair, so that a stop leaves whole pairs.
+    def scratch_race(self) -> list[Trial]:
+        """Returns trainings from random weights that choose the rate; none if they cost too much."""
+        end, steps = list(self.costs)[-1], _FROM_SCRATCH["steps"]
+        rates = _FROM_SCRATCH["learning_rates"]
+        trials = [Trial("race", "from scratch", end, self.first, rate, steps) for rate in rates]
+        allowed = _SHARE_OF_CONTROLS * self._tuned_seconds(self._typical(1)[0])
+        return trials if sum(map(self.seconds, trials)) <= allowed else []
+
+    def final(self, tuned: Arm, everything: Arm | None, scratch: float, *, pairs: range) -> list[Trial]:
+        """Returns the trials of some of the final's pairs, pair by pair, so that a stop leaves whole pairs.
 
         Args:
-            frozen: the boundary of the best frozen arm.
-            tuned: stage and rate of the best fine-tuned arm.
-            everything: the best rate at which everything learns.
+            tuned: the best fine-tuned arm.
+            everything: the best arm in which everything learns; None if there is none.
+            scratch: learning rate of the network with random weights; 0 without.
+            pairs: their numbers, which are seeds, from 1.
         """
-        epochs, first = self.rungs[-1], self.stages[-1]
+        few = self._control_pairs(tuned, everything) if everything and everything != tuned else 0
         trials = []
-        for seed in range(1, self.pairs + 1):
-            trials += [
-                Trial("final", "frozen", frozen, seed=seed),
-                Trial("final", "fine-tuned", *tuned, epochs, seed),
-            ]
-            if tuned[0] != first:
-                trials.append(Trial("final", "everything", first, everything, epochs, seed))
+        for seed in pairs:
+            trials += [Trial("final", "frozen", self.frozen, seed=seed)]
+            trials += [Trial("final", "fine-tuned", *tuned, self.steps, seed)]
+            if seed <= few:
+                trials.append(Trial("final", "everything", *everything, self.steps, seed))
+            if scratch and seed <= 2:
+                end, steps = list(self.costs)[-1], _FROM_SCRATCH["steps"]
+                trials.append(Trial("final", "from scratch", end, self.first, scratch, steps, seed))
             trials += [Trial("final", "majority class", seed=seed), Trial("final", "raw pixels", seed=seed)]
-            trials.append(Trial("final", "from scratch", first, 1e-3, self.epochs_from_scratch(tuned[0]), seed))
         return trials
+
+    def _control_pairs(self, tuned: Arm, everything: Arm) -> int:
+        """Returns how many pairs fit into the share of the controls."""
+        one = self.seconds(Trial("final", "everything", *everything, self.steps, 1))
+        return min(int(_SHARE_OF_CONTROLS * self._tuned_seconds(tuned) / one), FIRST_LOOK)
+
+    def _tuned_seconds(self, tuned: Arm) -> float:
+        return self.pairs * self.seconds(Trial("final", "fine-tuned", *tuned, self.steps, 1))
 
     def seconds(self, trial: Trial) -> float:
         """Returns what one trial is expected to take."""
@@ -99,57 +130,65 @@ class Plan:
             return 0.3 + 2e-3 * m["everything"]
         if trial.arm == "frozen":
             return m["head"] + 0.1
-        above = 1 - self.costs[trial.stage]
-        computing = m["images"] * m["forward"] * above * m["factor"]
+        above = self.costs[trial.cut] - self.costs[trial.stage]
         # with BatchNormalization that learns, a step takes up to twice as long
-        training = trial.epochs * (m["epoch"] + computing * (2 if trial.arm == "from scratch" else 1))
+        factor = m["factor"] * (2 if trial.arm == "from scratch" else 1)
+        epochs = trial.steps / m["batches"]
+        training = epochs * (m["epoch"] + m["images"] * m["forward"] * above * factor)
         scoring = (m["everything"] - m["images"]) * m["forward"] * above
-        return m["begin"] * (1 + above) / 2 + m["head"] / 3 + training + scoring  # three arms share a pair's head
+        return m["begin"] * (1 + above) / 2 + m["head"] / 3 + training + scoring  # several arms share a split's head
 
     @property
-    def steps(self) -> dict[str, tuple[int, float]]:
+    def expected_steps(self) -> dict[str, tuple[int, float]]:
         """Trials and expected seconds of each step: activations, race, final."""
         m = self.measured
-        activations = m["everything"] * m["forward"] * sum(self.costs[stage] for stage in self.stages)
-        race = [
-            trial
-            for number in range(len(self.rungs))
-            for trial in self.rung(number, self._typical(self.survivors(number)))
-        ]
-        middle = self.stages[(len(self.stages) - 1) // 2], self.learning_rates[-1]
-        final = self.final(list(self.costs)[-1], middle, self.learning_rates[-1])
+        stages = sorted({stage for _, stage, _ in self.arms}, key=self.costs.get)
+        activations = m["everything"] * m["forward"] * sum(self.costs[stage] for stage in stages)
+        race = [t for n in range(len(self.rungs)) for t in self.rung(n, self._typical(self.survivors(n)))]
+        race += self.scratch_race()
+        everything = next((arm for arm in self.arms if arm[1] == self.first), None)
+        final = self.final(
+            self._typical(1)[0], everything, 1e-3 if self.scratch_race() else 0.0, pairs=range(1, self.pairs + 1)
+        )
         return {
-            "activations": (len(self.stages), activations),
+            "activations": (len(stages), activations),
             "race": (len(race), self._seconds_of(race)),
             "final": (len(final), self._seconds_of(final)),
         }
 
     def _seconds_of(self, trials: list[Trial]) -> float:
         """Returns what the trials take, one after the other, as expected; those that are alike are compiled once."""
-        kinds = {(trial.arm == "from scratch", trial.stage, trial.epochs) for trial in trials if trial.epochs}
-        building = sum(self.measured["build"] * (1 - self.costs[stage] / 2) for _, stage, _ in kinds)
+        kinds = {(t.arm == "from scratch", t.cut, t.stage, t.steps) for t in trials if t.steps}
+        building = self.measured["build"] * sum(self.costs[cut] - self.costs[stage] / 2 for _, cut, stage, _ in kinds)
         return building + sum(map(self.seconds, trials))
 
-    def _typical(self, count: int) -> list[tuple[str, float]]:
-        """Returns so many arms, spread over all depths: which ones survive is not known yet."""
-        arms = self.arms
-        return [arms[(2 * number + 1) * len(arms) // (2 * count)] for number in range(count)]
+    def _typical(self, count: int) -> list[Arm]:
+        """Returns so many arms, spread over all of them: which ones survive is not known yet."""
+        return [self.arms[(2 * number + 1) * len(self.arms) // (2 * count)] for number in range(count)]
 
     @property
     def expected(self) -> float:
         """Seconds that all of it is expected to take, on one machine like this."""
-        return sum(seconds for _, seconds in self.steps.values())
+        return sum(seconds for _, seconds in self.expected_steps.values())
 
     def describe(self) -> str:
         """Returns the plan in a few lines, with the time that it is expected to take."""
-        steps = self.steps
-        rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
-        rungs = " -> ".join(f"{self.survivors(n)} arms, {epochs} epochs" for n, epochs in enumerate(self.rungs))
+        steps = self.expected_steps
+        cuts, stages, rates = (list(dict.fromkeys(arm[place] for arm in self.arms)) for place in (0, 1, 2))
+        rungs = ", then ".join(
+            f"{self.survivors(n)} for {length} steps on {splits} split{'s' * (splits > 1)}"
+            for n, (length, splits) in enumerate(self.rungs)
+        )
+        if self.scratch_race():
+            rungs += "; and the network from scratch, at two rates"
+        early = f", fewer if the answer is clear after {FIRST_LOOK}" if self.pairs > FIRST_LOOK else ""
         return (
-            f"race:  from {', '.join(self.stages)}; at {rates}: {rungs} (about {_duration(steps['race'][1])})\n"
-            f"final: {self.pairs} splits and seeds, {steps['final'][0]} trainings at most "
-            f"(about {_duration(steps['final'][1])})\n"
-            f"in all about {_duration(self.expected)} on one machine like this"
+            f"frozen: cut at {self.frozen}\n"
+            f"race:   {len(self.arms)} arms: cut at {' or '.join(cuts)}; unfrozen from {', '.join(stages)}; "
+            f"learning rate {', '.join(f'{rate:g}' for rate in sorted(rates))}\n"
+            f"        {rungs} (about {_duration(steps['race'][1])})\n"
+            f"final:  {self.pairs} pairs of trainings{early} (about {_duration(steps['final'][1])})\n"
+            f"in all  about {_duration(self.expected)} on one machine like this"
         )
 
 
@@ -171,48 +210,56 @@ def read_budget(budget: str | float) -> str | float:
     return minutes
 
 
-def make_plan(budget: str | float, *, costs: dict[str, float], measured: dict) -> Plan:
+def make_plan(budget: str | float, *, cuts: list[str], usual: Arm, costs: dict[str, float], measured: dict) -> Plan:
     """Returns what fits into a budget.
 
     Args:
         budget: "quick", "standard", "thorough", or minutes: then the largest of these that fits, with more pairs if
             there is time for them.
-        costs: share of the forward cost below each boundary, in order: `Experiment.costs`.
+        cuts: cut points to try; the first one is the frozen arm's.
+        usual: 03's arm.
+        costs: share of the forward cost below each stage and below the end, in order: `Experiment.costs`.
         measured: `Experiment.measure`.
 
     Raises:
         ValueError: no such budget, or so few minutes that not even a quick race and its final fit into them.
     """
     minutes = read_budget(budget)
+    known = {"cuts": cuts, "usual": usual, "costs": costs, "measured": measured}
     if isinstance(minutes, str):
-        return _plan(minutes, costs, measured)
+        return _plan(minutes, **known)
     available = 0.85 * 60 * minutes  # what was measured in a moment is not exact
     for name in reversed(BUDGETS):
-        plan = _plan(name, costs, measured)
+        plan = _plan(name, **known)
         if plan.expected <= available:
-            a_pair = plan.steps["final"][1] / plan.pairs
+            a_pair = plan.expected_steps["final"][1] / plan.pairs
             more = min(int((available - plan.expected) / a_pair), max(_MOST_PAIRS - plan.pairs, 0))
             return Plan(**(vars(plan) | {"pairs": plan.pairs + more}))
     enough = math.ceil(plan.expected / 0.85 / 60)
     raise ValueError(
-        f"A budget of {minutes:g} minutes is too small for a race and a final of {FEWEST_PAIRS} pairs. On this "
+        f"A budget of {minutes:g} minutes is too small for a race and a final of {plan.pairs} pairs. On this "
         f"machine {enough} minutes are enough with these images and this network (budget={enough}). Fewer or smaller "
         f"images, or a smaller network, need less."
     )
 
 
-def _plan(name: str, costs: dict[str, float], measured: dict) -> Plan:
+def _plan(name: str, *, cuts: list[str], usual: Arm, costs: dict[str, float], measured: dict) -> Plan:
     wanted = BUDGETS[name]
-    stages = _spread(costs, wanted["depths"])
-    return Plan(stages, wanted["learning_rates"], wanted["rungs"], wanted["pairs"], measured, costs)
+    arms = {usual}
+    for number, cut in enumerate(cuts):
+        # All depths where the frozen network ends; elsewhere the middle one, from which on 03 fine-tunes.
+        depths = _spread(costs, cut, wanted["depths"]) if number == 0 else _spread(costs, cut, 2)[:1]
+        arms |= {(cut, stage, rate) for stage in depths for rate in wanted["learning_rates"]}
+    cheapest = sorted(arms, key=lambda arm: (costs[arm[0]] - costs[arm[1]], cuts.index(arm[0]), arm[2]))
+    return Plan(tuple(cheapest), usual, cuts[0], wanted["rungs"], wanted["pairs"], measured, costs)
 
 
-def _spread(costs: dict[str, float], depths: int) -> tuple[str, ...]:
-    """Returns boundaries at even shares of the network's cost, the late ones first, the very first one last."""
-    names = list(costs)[:-1]
+def _spread(costs: dict[str, float], cut: str, depths: int) -> tuple[str, ...]:
+    """Returns stages at even shares of the cost of the network up to a cut point, from late to the first one."""
+    names = list(costs)[: list(costs).index(cut)]
     chosen = []
-    for step in range(depths - 1, -1, -1):
-        nearest = min(names, key=lambda name: abs(costs[name] - step / depths))
+    for step in range(depths - 1, 0, -1):
+        nearest = min(names, key=lambda name: abs(costs[name] - costs[cut] * step / depths))
         if nearest not in chosen and nearest != names[0]:
             chosen.append(nearest)
     return (*chosen, names[0])

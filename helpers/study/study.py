@@ -1,4 +1,4 @@
-"""The study: probe, race, final, verdict, in this order, each from what is stored of it."""
+"""The study: race, final, verdict, in this order, each from what is stored of it."""
 
 import math
 import time
@@ -12,17 +12,18 @@ import pandas as pd
 from helpers._keras import keras
 from helpers.evaluation import ARMS, accuracy_interval
 from helpers.study.experiment import Experiment, unpack
-from helpers.study.plan import Plan, make_plan, read_budget
+from helpers.study.plan import Arm, Plan, make_plan, read_budget
 from helpers.study.trials import Trial, Trials
-from helpers.study.verdict import accuracy_over_pairs, compare_pairs, decide, describe_verdict, needed
+from helpers.study.verdict import FIRST_LOOK, accuracy_over_pairs, compare_pairs, decide, describe_verdict
+from helpers.training import choose_cut
 
 _PLAN = Trial("plan", "plan")
 
-_RACE = ["stage", "cost_before", "learning_rate", "epochs", "log_loss", "accuracy", "low", "high"]
-_RACE += ["best_epoch", "outcome", "seconds"]
+_RACE = ["rung", "cut", "stage", "cost_before", "learning_rate", "steps", "splits", "log_loss", "accuracy", "low"]
+_RACE += ["high", "outcome", "seconds"]
 
-_FINAL = ["arm", "stage", "learning_rate", "pair", "test_accuracy", "log_loss", "seconds", "trainable_weights"]
-_FINAL += ["memory_mb", "best_epoch", "temperature", "outcome", "correct"]
+_FINAL = ["arm", "cut", "stage", "learning_rate", "pair", "test_accuracy", "log_loss", "seconds", "trainable_weights"]
+_FINAL += ["memory_mb", "temperature", "outcome", "correct"]
 
 _DIFFERENCE = {"difference": "difference", "difference_low": "low", "difference_high": "high"}
 
@@ -30,16 +31,18 @@ _DIFFERENCE = {"difference": "difference", "difference_low": "low", "difference_
 class Study:
     """Freeze or fine-tune? Asked of a network and images, with a budget.
 
-    Its trials are kept in a storage of Optuna (`Trials`). The same study, made again, goes on where it was; made in
+    Its trials are kept in a storage of Optuna (`Trials`). The same study, made again, resumes where it was; made in
     several processes or on several machines with one storage, it is shared by them. Ctrl-C (Jupyter's interrupt) and
-    the end of the given minutes end a step with what there is by then, and the next steps go on from that.
+    the end of the given minutes end a step with what there is by then, and the next steps use that.
 
     Args:
         experiment: the network, the images and the recipe.
+        probe: what a linear head reaches at each cut point: `probe_depth`, on the run's own split.
         storage: a journal file or the URL of a database.
         name: the study's, in the storage.
         budget: "quick", "standard", "thorough", or minutes.
         margin: the difference of accuracy that does not matter, in points (hundredths), set beforehand.
+        usual: 03's `unfreeze_from` and `learning_rate`: this arm stays in the race to the end.
 
     Attributes:
         plan: what is done, and how long that is expected to take.
@@ -52,105 +55,125 @@ class Study:
     def __init__(
         self,
         experiment: Experiment,
+        probe: pd.DataFrame,
         *,
         storage: str | Path,
         name: str,
         budget: str | float = "standard",
         margin: float = 1.0,
+        usual: tuple[str, float] = ("auto", 1e-3),
     ):
         if not 0 < margin < 100:
             raise ValueError(f"Expected `margin` in points, above 0 and below 100. Received {margin}.")
         self.experiment, self.margin, self.stopped = experiment, margin / 100, ""
         self._started, self._interrupted_in, self._race_cut = time.monotonic(), "", 0
-        budget = read_budget(budget)
-        self.trials = Trials(storage, name=name, settings=experiment.settings | {"margin": margin})
+        budget, cuts = read_budget(budget), candidate_cuts(probe)
+        arm = (cuts[0], experiment.first_stage(cuts[0], usual[0]), usual[1])
+        settings = experiment.settings | {"margin": margin, "cuts": cuts, "03's arm": arm}
+        self.trials = Trials(storage, name=name, settings=settings)
         work = {"keep_failures": False, "title": "plan"}
-        (found,) = self.trials.carry_out([_PLAN], lambda trial: self._make_plan(budget), **work).values()
+        (found,) = self.trials.run([_PLAN], lambda trial: self._make_plan(budget, cuts, arm), **work).values()
         if found["budget"] != budget and (isinstance(budget, str) or isinstance(found["budget"], str)):
             raise ValueError(
                 f"This study was planned with budget={found['budget']!r}, and {budget!r} was asked for. Choose "
                 f"another `run_dir` or `storage`, or delete this one. (To minutes, more minutes can be added.)"
             )
         kept = found["plan"]
-        self.plan = Plan(**kept | {key: tuple(kept[key]) for key in ("stages", "learning_rates", "rungs")})
+        lists = {"arms": tuple(map(tuple, kept["arms"])), "rungs": tuple(map(tuple, kept["rungs"]))}
+        self.plan = Plan(**kept | lists | {"usual": tuple(kept["usual"])})
         spent = sum(result.get("wall_seconds", 0.0) for result in self.trials.results().values())
         self._deadline = math.inf if isinstance(budget, str) else self._started + 60 * budget - spent
 
-    def _make_plan(self, budget: str | float) -> dict:
+    def _make_plan(self, budget: str | float, cuts: list[str], usual: Arm) -> dict:
         costs = self.experiment.costs
-        middle = min(list(costs)[1:-1] or list(costs)[:1], key=lambda name: abs(costs[name] - 0.5))
-        plan = make_plan(budget, costs=costs, measured=self.experiment.measure(middle))
+        measured = self.experiment.measure(usual[1])
+        plan = make_plan(budget, cuts=cuts, usual=usual, costs=costs, measured=measured)
         return {"plan": asdict(plan), "budget": budget}
 
     # ---- the steps
 
-    def probe(self) -> pd.DataFrame:
-        """Returns the best linear head at each boundary: see `Experiment.probe`."""
-        return self.experiment.probe()
-
     def race(self) -> pd.DataFrame:
-        """Returns the race of boundaries and learning rates, by successive halving on validation log-loss.
+        """Returns the race of the fine-tuned arms, by successive halving on validation log-loss.
 
-        All arms train for few epochs; the best third goes on to the next rung, with more epochs, from the start
-        (Jamieson and Talwalkar 2016, arXiv 1502.07943). A rung is decided when all of its arms are done, so that the
-        choice depends on their results and not on which worker was faster.
+        Every arm is trained through a whole schedule in each rung: a short one at first, a full one for those that
+        are left (Jamieson and Talwalkar 2016, arXiv 1502.07943). 03's arm, and arms that tie with the last one that
+        stays, stay, too. A rung is decided when all of its arms are done, so that the choice depends on their
+        results and not on which worker was faster. The last rung is judged on validation images of several splits.
 
         Returns:
-            A row for each arm and rung with the columns stage, cost_before (share, 0..1), learning_rate, epochs,
-            log_loss, accuracy, low, high (the accuracy's 95 % interval), best_epoch, outcome, seconds.
+            A row for each arm and rung with the columns rung (from 1), cut, stage, cost_before (share, 0..1, of the
+            network's cost below the stage), learning_rate, steps, splits (count), log_loss and accuracy at the end of
+            the training (means over splits), low, high (the accuracy's 95 % interval), outcome, seconds (mean).
         """
-        arms, rows = self.plan.arms, []
+        arms, rows, self._race_cut = list(self.plan.arms), [], 0
         for number in range(len(self.plan.rungs)):
             wanted = self.plan.rung(number, arms)
-            found = self._carry_out("race", wanted, title=f"race, rung {number + 1} of {len(self.plan.rungs)}")
-            rows += [self._race_row(trial, result) for trial, result in found.items()]
+            found = self._run("race", wanted, title=f"race, rung {number + 1} of {len(self.plan.rungs)}")
+            of_arms = {arm: [result for trial, result in found.items() if _arm(trial) == arm] for arm in arms}
+            rows += [self._race_row(number, arm, results) for arm, results in of_arms.items() if results]
             if len(found) < len(wanted):
+                self._race_cut = number + 1
                 break
-            order = sorted(found, key=lambda trial: _loss(found[trial]))
-            kept = [(trial.stage, trial.learning_rate) for trial in order[: self.plan.survivors(number + 1)]]
-            arms = [arm for arm in arms if arm in kept]
-        numbers = dict.fromkeys(_RACE[1:8], float)  # also of a race without a row
-        return pd.DataFrame(rows, columns=_RACE).astype(numbers | {"epochs": int})
+            losses = {arm: np.mean([_loss(result) for result in results]) for arm, results in of_arms.items()}
+            bound = sorted(losses.values())[min(self.plan.survivors(number + 1), len(arms)) - 1]
+            arms = [arm for arm in arms if losses[arm] <= bound or arm == self.plan.usual]
+        numbers = dict.fromkeys(("cost_before", "learning_rate", "log_loss", "accuracy", "low", "high"), float)
+        return pd.DataFrame(rows, columns=_RACE).astype(numbers)  # also of a race without a row
 
-    def final(self, probe: pd.DataFrame, race: pd.DataFrame) -> pd.DataFrame:
+    def final(self, race: pd.DataFrame) -> pd.DataFrame:
         """Returns the final: the best arms and the controls, all on the same fresh splits with the same seeds.
 
-        Test images are scored here for the first time, once for each arm and pair.
+        Test images are scored here for the first time, once for each arm and pair. After a few pairs it ends if the
+        answer is clear (`compare_pairs`).
 
         Args:
-            probe, race: what these steps returned.
+            race: what this step returned.
 
         Returns:
-            A row for each arm and pair with the columns arm, stage, learning_rate, pair (the seed), test_accuracy,
-            log_loss (of the test images), seconds, trainable_weights, memory_mb (by which memory rose), best_epoch,
-            temperature, outcome, correct (bool array, one for each test image).
+            A row for each arm and pair with the columns arm, cut, stage, learning_rate, pair (the seed),
+            test_accuracy, log_loss (of the test images), seconds, trainable_weights, memory_mb (by which memory
+            rose), temperature, outcome, correct (bool array, one for each test image).
         """
         if race.empty:
             return pd.DataFrame(columns=_FINAL)
-        # With one image of a class, nothing can be cross-validated.
-        known = probe[probe["log_loss"].notna()]
-        frozen = known.loc[known["log_loss"].idxmin(), "boundary"] if len(known) else self.experiment.end
-        of_all = race[race["stage"] == self.plan.stages[-1]]
-        everything = self.best_arm(of_all)[1] if len(of_all) else self.plan.learning_rates[0]
-        wanted = self.plan.final(frozen, self.best_arm(race), everything)
-        found = self._carry_out("final", wanted, title="final")
+        tuned, of_all = self.best_arm(race), race[race["stage"] == self.plan.first]
+        everything = self.best_arm(of_all) if len(of_all) else None
+        tried = self._run("race", self.plan.scratch_race(), title="from scratch")
+        scratch = min(tried, key=lambda trial: _loss(tried[trial])).learning_rate if tried else 0.0
+        found, done = {}, 0
+        for look in sorted({min(FIRST_LOOK, self.plan.pairs), self.plan.pairs}):
+            wanted = self.plan.final(tuned, everything, scratch, pairs=range(done + 1, look + 1))
+            results, done = self._run("final", wanted, title="final"), look
+            found |= results
+            comparison = self._compare(self._final_table(found))
+            if len(results) < len(wanted) or comparison.get("clear"):
+                break
+        return self._final_table(found)
+
+    def _final_table(self, found: dict[Trial, dict]) -> pd.DataFrame:
         rows = [asdict(trial) | result | {"pair": trial.seed} for trial, result in found.items()]
         table = pd.DataFrame(rows).rename(columns={"log_loss": "validation_log_loss", "test_log_loss": "log_loss"})
         if "correct" in table:
             table["correct"] = [unpack(result) if "correct" in result else None for result in found.values()]
         return table.reindex(columns=_FINAL)
 
-    def best_arm(self, race: pd.DataFrame) -> tuple[str, float]:
-        """Returns stage and learning rate of the arm with the lowest log-loss in the last rung that was completed.
+    def best_arm(self, race: pd.DataFrame) -> Arm:
+        """Returns the arm with the lowest log-loss in the last rung that was completed: cut, stage, learning rate.
 
         Args:
-            race: what the race returned, or its rows of one stage.
+            race: what the race returned, or some of its rows.
         """
-        complete = race[race["epochs"] != self._race_cut]  # of the rung that was cut there are the cheapest arms only
+        complete = race[race["rung"] != self._race_cut]  # of the rung that was cut there are the cheapest arms only
         rows = complete if len(complete) else race
-        last = rows[rows["epochs"] == rows["epochs"].max()]
+        last = rows[rows["rung"] == rows["rung"].max()]
         best = last.loc[last["log_loss"].idxmin()]
-        return best["stage"], float(best["learning_rate"])
+        return best["cut"], best["stage"], float(best["learning_rate"])
+
+    def _compare(self, final: pd.DataFrame) -> dict:
+        """Returns `compare_pairs` of the two arms; empty with fewer than two pairs of both."""
+        tables = correct_by_arm(final)
+        first, second = paired(tables, "frozen", "fine-tuned")
+        return compare_pairs(first, second, margin=self.margin) if len(first) >= 2 else {}
 
     def verdict(self, final: pd.DataFrame) -> dict:
         """Returns the answer, plain values: what `verdict.json` holds (helpers/study/README.md describes it).
@@ -159,43 +182,37 @@ class Study:
             final: what this step returned. With fewer than two pairs of both arms there is no verdict; then the
                 frozen arm is chosen, which is cheaper.
         """
-        test_images = int((self.experiment.images["split"] == "test").sum())
+        comparison = self._compare(final)
+        arms = {name: row.dropna().to_dict() for name, row in summarize(final).iterrows()}
+        for arm in arms.values():
+            arm["all_layers"] = arm.get("cut", self.experiment.end) == self.experiment.end
         answer = {
-            "verdict": "none",
+            "verdict": decide(comparison) if comparison else "none",
             "stopped": self.stopped,
             "pairs_planned": self.plan.pairs,
-            "test_images": test_images,
+            "test_images": int((self.experiment.images["split"] == "test").sum()),
             "margin": self.margin,
-            "arms": {name: row.dropna().to_dict() for name, row in summarize(final).iterrows()},
+            "arms": arms,
             "failed": [f"{row.arm}, pair {row.pair}: {row.outcome}" for row in _failed(final).itertuples()],
-            "comparison": {},
-            "needed": {},
+            "comparison": comparison,
         }
-        tables = correct_by_arm(final)
-        if "fine-tuned" in tables:
-            first, second = paired(tables, "frozen", "fine-tuned")
-            if len(first) >= 2:
-                comparison = compare_pairs(first, second, margin=self.margin)
-                enough = needed(comparison, difference=max(abs(comparison["difference"]), self.margin))
-                answer |= {"verdict": decide(comparison), "comparison": comparison, "needed": enough}
         answer["chosen"] = "fine-tuned" if answer["verdict"] == "fine-tune" else "frozen"
-        return answer | {"paragraph": describe_verdict(answer)}
+        words = describe_verdict(answer)
+        return answer | words | {"paragraph": f"{words['headline']} {words['explanation']}"}
 
     def retrain(self, final: pd.DataFrame, verdict: dict) -> keras.Model:
         """Returns the chosen arm, trained on train and validation images together: `Experiment.retrain`."""
         rows = final[(final["arm"] == verdict["chosen"]) & final["correct"].notna()]
         if rows.empty:  # the study was stopped before
-            return self.experiment.retrain(Trial("chosen", "frozen", self.experiment.end), epochs=[], temperatures=[])
+            return self.experiment.retrain(Trial("chosen", "frozen", self.plan.frozen))
         row = rows.iloc[0]
-        trial = Trial("chosen", row["arm"], row["stage"], row["learning_rate"], self.plan.rungs[-1], 0)
-        trained = rows[["best_epoch", "temperature"]].dropna()
-        return self.experiment.retrain(
-            trial, epochs=trained["best_epoch"].tolist(), temperatures=trained["temperature"].tolist()
-        )
+        trial = Trial("chosen", row["arm"], row["cut"], row["stage"], row["learning_rate"], self.plan.steps)
+        temperatures = rows["temperature"].dropna()
+        return self.experiment.retrain(trial, temperature=median(temperatures) if len(temperatures) else 1.0)
 
     # ---- what they need
 
-    def _carry_out(self, step: str, wanted: list[Trial], *, title: str) -> dict[Trial, dict]:
+    def _run(self, step: str, wanted: list[Trial], *, title: str) -> dict[Trial, dict]:
         """Returns the results of the trials; fewer of them if the step is stopped."""
         if self._interrupted_in not in ("", step):  # an earlier step was: what there is has to do
             return self.trials.results(wanted)
@@ -203,26 +220,45 @@ class Study:
         if step == "race" or not self._race_cut:
             self.stopped = ""
         # The race leaves the final its time.
-        deadline = self._deadline - (self.plan.steps["final"][1] if step == "race" else 0)
+        deadline = self._deadline - (self.plan.expected_steps["final"][1] if step == "race" else 0)
         options = {"expected": self.plan.seconds, "deadline": deadline, "title": title}
         try:
-            found = self.trials.carry_out(wanted, self.experiment.carry_out, **options)
+            found = self.trials.run(wanted, self.experiment.run, **options)
             if len(found) < len(wanted):
                 self.stopped = f"the minutes given were over in the {step}"
         except KeyboardInterrupt:
             found = self.trials.results(wanted)
             self.stopped, self._interrupted_in = f"the {step} was interrupted", step
-        if step == "race":
-            self._race_cut = wanted[0].epochs if len(found) < len(wanted) else 0
         return found
 
-    def _race_row(self, trial: Trial, result: dict) -> dict:
-        row = asdict(trial) | result | {"log_loss": _loss(result)}
-        row["cost_before"] = self.experiment.costs[trial.stage]
-        if "accuracy" in result:
-            total = int((self.experiment.images["split"] == "validation").sum())
-            row["low"], row["high"] = accuracy_interval(round(result["accuracy"] * total), total)
-        return {name: row.get(name) for name in _RACE}
+    def _race_row(self, number: int, arm: Arm, results: list[dict]) -> dict:
+        known = [result for result in results if "accuracy" in result]
+        row = dict(zip(("cut", "stage", "learning_rate"), arm, strict=True))
+        row |= {"rung": number + 1, "cost_before": self.experiment.costs[arm[1]], "steps": self.plan.rungs[number][0]}
+        row |= {"splits": len(results), "log_loss": np.mean([_loss(result) for result in results])}
+        row["outcome"] = next((r["outcome"] for r in results if _loss(r) == math.inf), results[0]["outcome"])
+        row["seconds"] = np.mean([result.get("seconds", np.nan) for result in results])
+        if known:
+            row["accuracy"] = np.mean([result["accuracy"] for result in known])
+            total = len(known) * int((self.experiment.images["split"] == "validation").sum())
+            row["low"], row["high"] = accuracy_interval(round(row["accuracy"] * total), total)
+        return row
+
+
+def candidate_cuts(probe: pd.DataFrame) -> list[str]:
+    """Returns the cut points that a study tries, two at most: the one that 02 takes (`choose_cut`), and another.
+
+    The other one is the network's end or, where that is taken, the best of the earlier ones.
+    """
+    taken, end = choose_cut(probe), probe["cut"].iloc[-1]
+    earlier = probe.iloc[:-1].dropna(subset="log_loss")
+    if taken != end:
+        return [taken, end]
+    return [taken, *earlier.loc[[earlier["log_loss"].idxmin()], "cut"]] if len(earlier) else [taken]
+
+
+def _arm(trial: Trial) -> Arm:
+    return trial.cut, trial.stage, trial.learning_rate
 
 
 def _loss(result: dict) -> float:
@@ -251,14 +287,15 @@ def summarize(final: pd.DataFrame) -> pd.DataFrame:
     """Returns the final's arms, from the controls to the one in which most learns.
 
     Returns:
-        A DataFrame indexed by arm with the columns stage, learning_rate, pairs (count), test_accuracy, low, high (its
-        95 % interval over images and seeds), difference (to the frozen arm), difference_low, difference_high, and the
-        medians of seconds, trainable_weights and memory_mb.
+        A DataFrame indexed by arm with the columns cut, stage, learning_rate, pairs (count), test_accuracy, low, high
+        (its 95 % interval over images and seeds), difference (to the frozen arm), difference_low, difference_high
+        and the medians of seconds, trainable_weights and memory_mb.
     """
     tables, rows = correct_by_arm(final), {}
     for arm in (name for name in ARMS if name in tables):
         trials, table = final[final["arm"] == arm], tables[arm].to_numpy()
         row = {
+            "cut": trials["cut"].iloc[0],
             "stage": trials["stage"].iloc[0],
             "learning_rate": trials["learning_rate"].iloc[0],
             "pairs": len(table),
@@ -266,15 +303,19 @@ def summarize(final: pd.DataFrame) -> pd.DataFrame:
         row["test_accuracy"] = float(table.mean())
         if len(table) > 1:
             row["test_accuracy"], row["low"], row["high"] = accuracy_over_pairs(table)
+        else:
+            row["low"], row["high"] = accuracy_interval(table.sum(), table.size)
         first, second = paired(tables, "frozen", arm)
         if arm != "frozen" and len(first) > 1:
             found = compare_pairs(first, second)
             row |= {name: found[key] for name, key in _DIFFERENCE.items()}
         row |= {name: median(trials[name].dropna()) for name in ("seconds", "trainable_weights", "memory_mb")}
         rows[arm] = row
-    columns = ("stage", "learning_rate", "pairs", "test_accuracy", "low", "high", *_DIFFERENCE)
+    columns = ("cut", "stage", "learning_rate", "pairs", "test_accuracy", "low", "high", *_DIFFERENCE)
     columns = [*columns, "seconds", "trainable_weights", "memory_mb"]
-    numbers = dict.fromkeys((name for name in columns if name not in ("stage", "pairs")), float)  # also without a row
+    numbers = dict.fromkeys(
+        (name for name in columns if name not in ("cut", "stage", "pairs")), float
+    )  # also without a row
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).astype(numbers).rename_axis("arm")
 
 

@@ -30,7 +30,6 @@ from helpers._keras import keras, on_all_devices, set_seed
 from helpers.backbones import describe_stages, find_stages
 from helpers.data import PARTS
 from helpers.evaluation import evaluate
-from helpers.study.experiment import PATIENCE
 from helpers.study.halves import Halves, LabelledImages
 from helpers.study.trials import Trial, Trials
 from helpers.training import Recipe, compute_activations, fine_tune, load_activations
@@ -40,6 +39,9 @@ TRANSFER_ARMS = ("BnB", "BnB+", "AnB", "AnB+", "random frozen")
 
 LONGER = "base B, twice as long"
 """The control that the paper lacks."""
+
+PATIENCE = 1000
+"""Epochs without a lower validation log-loss before a training stops: never. The best one is the result."""
 
 NETWORKS = ("plain", "batch_norm")
 
@@ -178,8 +180,11 @@ class Transferability:
         return wanted
 
     def _trial(self, arm: str, split: int, n: int = 0) -> Trial:
-        epochs = self.recipe.epochs * (2 if arm == LONGER else 1)
-        return Trial("transfer", arm, self.stages[n] if n else "", self.recipe.learning_rate, epochs, split)
+        stage = self.stages[n] if n else ""
+        return Trial("transfer", arm, stage=stage, learning_rate=self.recipe.learning_rate, seed=split)
+
+    def _epochs(self, trial: Trial) -> int:
+        return self.recipe.epochs * (2 if trial.arm == LONGER else 1)
 
     def run(self, storage: str | Path, *, name: str) -> pd.DataFrame:
         """Carries out what is not done yet, with progress, and returns the results.
@@ -199,7 +204,7 @@ class Transferability:
         """
         trials = Trials(storage, name=f"{name}, {self.network}", settings=self.settings)
         options = {"expected": self._expected, "title": self.network}
-        found = trials.carry_out(self.trials, self.carry_out, **options)
+        found = trials.run(self.trials, self.run_trial, **options)
         base = {trial.seed: result.get("accuracy") for trial, result in found.items() if trial.arm == "base B"}
         rows = []
         for trial, result in found.items():
@@ -217,7 +222,7 @@ class Transferability:
         """Returns how long a trial takes, in forward passes of an image, roughly: for the time left."""
         frozen = trial.arm in TRANSFER_ARMS and not trial.arm.endswith("+")
         below = self._costs[self._copied(trial)] if frozen else 0.0
-        return trial.epochs * (3 * (1 - below) + 0.3) + below
+        return self._epochs(trial) * (3 * (1 - below) + 0.3) + below
 
     @cached_property
     def _costs(self) -> list[float]:
@@ -226,7 +231,7 @@ class Transferability:
 
     # ---- one trial
 
-    def carry_out(self, trial: Trial) -> dict:
+    def run_trial(self, trial: Trial) -> dict:
         """Returns the result of one trial, plain values: accuracy (of the test images), seconds and others."""
         if trial.arm == LONGER:
             return self._learn(trial, self._drawn("base B", trial.seed))
@@ -246,13 +251,13 @@ class Transferability:
         model = self._model(len(classes))
         model.trainable = True
         model.set_weights(weights)
-        recipe, before = replace(self.recipe, epochs=trial.epochs, seed=self._seed("order", trial.seed)), 0.0
+        recipe, before = replace(self.recipe, epochs=self._epochs(trial), seed=self._seed("order", trial.seed)), 0.0
         if frozen:
             recipe = replace(recipe, unfreeze_from=self.stages[frozen])
             learning = {part: pixels[part] for part in ("train", "validation")}
             entering = load_activations(model, learning, stage=recipe.unfreeze_from)
             before = sum(activations.seconds for activations in entering.values())
-        keep = fine_tune(model, pixels, labels, recipe=recipe, progress=False)
+        keep = fine_tune(model, pixels, labels, recipe=recipe, show=False)
         found = evaluate(compute_activations(model, pixels["test"]), labels["test"])
         return {
             "accuracy": found["test_accuracy"],

@@ -28,6 +28,9 @@ HEARTBEAT = 10.0
 SILENCE = 60.0
 """Seconds without one, after which its trial is given to another worker."""
 
+_VERSION = 2
+"""To be raised when trials are described or trained otherwise: their results are not comparable then."""
+
 _ATTEMPTS = 6
 """How often a new database is tried: of workers that start together, one makes its tables."""
 
@@ -39,21 +42,23 @@ class Trial:
     Attributes:
         phase: "plan", "race", "final" or "chosen"; "transfer" of the transferability experiment.
         arm: such as "frozen" or "fine-tuned".
-        stage: the first stage that learns; of a frozen arm, the one before which features are taken; "" for none.
+        cut: where the layers that are taken end (`cut_points`); "" for none.
+        stage: the first stage that learns; "" where only the head does.
         learning_rate: the highest of the schedule; 0 where nothing is trained.
-        epochs: passes over the training images, at most.
+        steps: length of the training, in updates of the weights.
         seed: of the split and of everything random; 0 for the run's own split.
     """
 
     phase: str
     arm: str
+    cut: str = ""
     stage: str = ""
     learning_rate: float = 0.0
-    epochs: int = 0
+    steps: int = 0
     seed: int = 0
 
     def __str__(self) -> str:
-        parts = [self.arm, self.stage, f"{self.learning_rate:.3g}" if self.learning_rate else ""]
+        parts = [self.arm, self.cut, self.stage, f"{self.learning_rate:.3g}" if self.learning_rate else ""]
         return " ".join(part for part in parts if part)
 
 
@@ -80,7 +85,7 @@ class Trials:
         self.seconds_in_storage = 0.0
         self._watched: dict[int, tuple] = {}
         self._storage, self._name = storage, name
-        self._settings = json.loads(json.dumps(settings, default=str))
+        self._settings = json.loads(json.dumps({"version": _VERSION} | settings, default=str))
         self.study = _open(str(storage), name)
         with self._storing():
             if "settings" not in self.study.user_attrs:
@@ -97,7 +102,7 @@ class Trials:
             }
         return finished if wanted is None else {trial: finished[trial] for trial in wanted if trial in finished}
 
-    def carry_out(
+    def run(
         self,
         wanted: list[Trial],
         work: Callable[[Trial], dict],
@@ -151,6 +156,11 @@ class Trials:
         """Refuses a study of something else. Of two workers that begin together, the last one's settings count."""
         with self._storing():
             kept = self.study.user_attrs["settings"]
+        if kept.get("version") != _VERSION:
+            raise ValueError(
+                f"The storage {_shown(self._storage)} holds a study by another version of this repository, whose "
+                f"results are not comparable. Delete it, or choose another `run_dir` or another `storage`."
+            )
         if kept != self._settings:
             differing = [key for key in self._settings if kept.get(key) != self._settings[key]]
             wanted = self._settings
@@ -281,7 +291,7 @@ def _ranges() -> dict:
 
     return {
         "learning_rate": FloatDistribution(1e-12, 1e32, log=True),
-        "epochs": IntDistribution(1, 10_000),
+        "steps": IntDistribution(1, 10_000_000),
         "seed": IntDistribution(0, 2**32),
     }
 

@@ -5,17 +5,23 @@ table of differences, pairs x images: 1 where only the second arm is right, -1 w
 Another study would have drawn other splits and seeds, and other test images. Pairs and images are therefore crossed
 random effects, and the difference's variance is estimated from the table's analysis of variance; its degrees of
 freedom are three quarters of Satterthwaite's (1946, doi:10.2307/3002019), see `_variance`.
-"""
 
-from bisect import bisect_left
+A study looks twice: after a few pairs, where it ends if the answer is clear, and when all planned pairs are done. Two
+looks are two chances to be wrong, so the first one asks for more (group-sequential testing: O'Brien and Fleming 1979,
+doi:10.2307/2530245). tests/test_verdict.py simulates both looks together.
+"""
 
 import numpy as np
 from scipy.stats import chi2, t
 
-FEWEST_PAIRS = 6
-"""With fewer, the sign-flip test of paired differences cannot reach p < 0.05."""
+FIRST_LOOK = 4
+"""Pairs after which a study may end."""
 
-CHANCE = 0.8
+FIRST_LEVEL = 0.98
+"""Of the first look's interval. It also counts as many degrees of freedom as pairs less one, at most: how much
+trainings vary cannot be estimated well from four."""
+
+POWER = 0.8
 """The probability with which the smallest detectable difference would have been shown."""
 
 FEWEST_IMAGES = 2
@@ -23,9 +29,6 @@ FEWEST_IMAGES = 2
 
 CAUTION = 0.75
 """Share of Satterthwaite's degrees of freedom that is counted on."""
-
-_MOST = {"pairs": 100, "images": 100_000}
-"""How far `needed` looks."""
 
 
 def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01) -> dict:
@@ -42,7 +45,8 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01
         probability of 80 %; better: the probability that the second arm is better (the difference's t distribution;
         nothing known beforehand); variances: those of images, of pairs and of the rest; pairs, images: counts;
         differences: one for each pair; shown: "second", "first" or "" (the interval's position to 0); equivalent:
-        whether the whole interval lies within the margin; margin.
+        whether the whole interval lies within the margin; clear: whether both or one of them also hold by the first
+        look's wider interval, so that a study may end there; margin.
 
     Raises:
         ValueError: the shapes differ, or there are fewer than two pairs or two images.
@@ -60,6 +64,7 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01
     error = float(np.sqrt(variance))
     reach = t.ppf(0.975, freedom) * error
     low, high = max(-1.0, difference - reach), min(1.0, difference + reach)
+    wide = t.ppf((1 + FIRST_LEVEL) / 2, min(freedom, pairs - 1)) * error
     return {
         "difference": difference,
         "low": float(low),
@@ -73,6 +78,7 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01
         "differences": table.mean(axis=1).tolist(),
         "shown": "second" if low > 0 else "first" if high < 0 else "",
         "equivalent": bool(-margin < low and high < margin),
+        "clear": bool(abs(difference) > wide or abs(difference) + wide < margin),
         "margin": margin,
     }
 
@@ -88,87 +94,64 @@ def decide(comparison: dict) -> str:
     return "freeze" if comparison["shown"] == "first" else "no difference shown"
 
 
-def needed(comparison: dict, *, difference: float) -> dict:
-    """Returns how many pairs, or else how many test images, would show a true difference with 80 % probability.
+def describe_verdict(answer: dict) -> dict[str, str]:
+    """Returns the answer in plain words: headline, the recommendation in a sentence, and explanation, a paragraph.
 
     Args:
-        comparison: from `compare_pairs`.
-        difference: to be shown, as a fraction.
-
-    Returns:
-        difference; pairs (with as many images as there are) and images (with as many pairs): at least as many as
-        this study had, None where 100 pairs or 100,000 images would not be enough.
-    """
-    variances = {name: max(value, 0.0) for name, value in comparison["variances"].items()}
-    counts = {name: comparison[name] for name in _MOST}
-
-    def enough(**more: int) -> bool:
-        variance, freedom = _variance(variances, **(counts | more))
-        return np.sqrt(variance) * _factor(freedom) <= difference
-
-    found = {"difference": difference}
-    for name, most in _MOST.items():
-        sizes = range(counts[name], max(most, counts[name]) + 1)
-        first = bisect_left(sizes, True, key=lambda size, name=name: bool(enough(**{name: size})))
-        found[name] = sizes[first] if first < len(sizes) else None
-    return found
-
-
-def describe_verdict(answer: dict) -> str:
-    """Returns the answer in a paragraph of plain words.
-
-    Args:
-        answer: what `verdict.json` holds, without the paragraph.
+        answer: what `verdict.json` holds, without these two.
     """
     comparison, arms = answer["comparison"], answer["arms"]
     stopped = f" The study is not complete: {answer['stopped']}." if answer["stopped"] else ""
     if not comparison:
-        return f"There is no verdict: fewer than two splits have results of both arms.{stopped}"
-    tuned = arms["fine-tuned"]
-    points = {name: f"{100 * comparison[name]:+z.1f}" for name in ("difference", "low", "high")}
-    basis = f"{comparison['images']:,} test images that chose nothing, over {comparison['pairs']} splits and seeds"
-    gained = f"{points['difference'][1:]} points {'more' if comparison['difference'] > 0 else 'fewer'} right than"
-    if points["difference"] == "+0.0":
-        gained = "as many right as"
-    size = (
-        f"Of {basis}, the network that is fine-tuned gets {gained} the frozen one (95 % interval {points['low']} to "
-        f"{points['high']}); the probability that it is better at all is {_percent(comparison['better'])}."
-    )
-    costs = " and ".join(
-        f"{arms[name]['seconds']:.1f} s with {arms[name]['trainable_weights']:,.0f} trainable weights ({name})"
-        for name in ("frozen", "fine-tuned")
-    )
-    cost = f" A training takes {costs}."
-    margin, detectable = 100 * comparison["margin"], 100 * comparison["detectable"]
+        headline = "No verdict: fewer than two splits have results of both arms."
+        return {"headline": headline, "explanation": stopped.strip() or "Run the notebook again to complete it."}
+    frozen, tuned = arms["frozen"], arms["fine-tuned"]
+    points = {name: 100 * comparison[name] for name in ("difference", "low", "high", "margin", "detectable")}
+    times = tuned["seconds"] / max(frozen["seconds"], 1e-9)
+    longer = f"takes {times:.0f} times as long" if times >= 1.5 else "takes about as long"
+    between = f"95 % interval {points['low']:+z.1f} to {points['high']:+z.1f} points"
     if answer["verdict"] == "fine-tune":
-        first = f"Fine-tune, from {tuned['stage']} on, at a learning rate of {tuned['learning_rate']:g}."
-        return f"{first} {size}{cost}{stopped}"
-    if answer["verdict"] == "freeze":
-        return f"Freeze. {size}{cost}{stopped}"
-    if comparison["equivalent"]:
-        first = (
-            f"No difference that would matter ({margin:g} {'point' if margin == 1 else 'points'} or more), so freeze,"
+        headline = (
+            f"Fine-tune: {_describe_layers(tuned)}, unfreeze from {tuned['stage']}, learning rate "
+            f"{tuned['learning_rate']:g}: {points['difference']:.1f} points more accurate (95 % interval "
+            f"{points['low']:.1f} to {points['high']:.1f})."
         )
-        return f"{first} which is cheaper. {size}{cost}{stopped}"
-    first = "No difference is shown, so freeze, which is cheaper."
-    shown = f" A true difference of about {detectable:.1f} points would have been shown (with a probability of 80 %)."
-    return f"{first} {size}{shown}{_more(answer)}{cost}{stopped}"
+    elif answer["verdict"] == "freeze":
+        headline = (
+            f"Freeze: fine-tuning is {-points['difference']:.1f} points less accurate (95 % interval "
+            f"{-points['high']:.1f} to {-points['low']:.1f}), and {longer}."
+        )
+    elif comparison["equivalent"]:
+        headline = f"Freeze: the difference is too small to matter ({between}), and fine-tuning {longer}."
+    else:
+        headline = f"Freeze: fine-tuning is not shown to be better here ({between}), and {longer}."
+    accuracy = {name: f"{100 * arm['test_accuracy']:.1f} %" for name, arm in arms.items()}
+    sentences = [
+        f"On {comparison['images']:,} held-out test images (used for no decision), the frozen network, "
+        f"{_describe_layers(frozen, past=True)}, has an accuracy of {accuracy['frozen']}, and the fine-tuned one, "
+        f"{_describe_layers(tuned, past=True)} and unfrozen from {tuned['stage']}, of {accuracy['fine-tuned']}: "
+        f"{points['difference']:+z.1f} points on average over {comparison['pairs']} splits and seeds ({between}).",
+        f"The probability that fine-tuning is better at all is {_percent(comparison['better'])}.",
+    ]
+    if answer["verdict"] == "no difference shown" and not comparison["equivalent"]:
+        detectable = f"{points['detectable']:.1f} points or more"
+        sentences.append(f"Only a difference of about {detectable} would likely have been shown.")
+    sentences.append(
+        "A training takes "
+        + " and ".join(
+            f"{arm['seconds']:.1f} s with {arm['trainable_weights']:,.0f} trainable weights ({name})"
+            for name, arm in (("frozen", frozen), ("fine-tuned", tuned))
+        )
+        + "."
+    )
+    return {"headline": headline, "explanation": " ".join(sentences) + stopped}
 
 
-def _more(answer: dict) -> str:
-    """Returns a sentence on how much more would settle it."""
-    enough, comparison = answer["needed"], answer["comparison"]
-    ways = []
-    if enough["pairs"] and enough["pairs"] > comparison["pairs"]:
-        ways.append(f"about {enough['pairs']} splits and seeds")
-    if enough["images"] and enough["images"] > comparison["images"]:
-        ways.append(f"about {enough['images']:,} test images")
-    size = f"a difference of {100 * enough['difference']:.1f} points"
-    if None not in enough.values() and not ways:
-        return ""  # this study was large enough, and did not show it
-    if not ways:
-        return f" To show {size}, more test images and more splits would both be needed."
-    return f" To show {size}, it would take {' or '.join(ways)}."
+def _describe_layers(arm: dict, *, past: bool = False) -> str:
+    """Returns how many of the network's layers an arm takes."""
+    if arm.get("all_layers", True):
+        return "with all layers taken" if past else "take all layers"
+    return f"cut before {arm['cut']}" if past else f"cut the network before {arm['cut']}"
 
 
 def _percent(probability: float) -> str:
@@ -226,4 +209,4 @@ def _factor(freedom: float) -> float:
     """Returns the true difference, in standard errors, that an interval excludes 0 at with 80 % probability."""
     # An error that is estimated with few degrees of freedom is too small more often than too large.
     median = np.sqrt(freedom / CAUTION / chi2.median(freedom / CAUTION))
-    return median * (t.ppf(0.975, freedom) + t.ppf(CHANCE, freedom))
+    return median * (t.ppf(0.975, freedom) + t.ppf(POWER, freedom))

@@ -2,9 +2,9 @@
 
 activations   images and a frozen prefix  ->  activations at a boundary, kept on disk
 heads         features and labels         ->  the best linear head, and the classifier with it
+probing       what each depth of the network knows already
 optimizers    how large the steps are: over time, from stage to stage
-keeping       the best epoch is kept, and a stopped training goes on
-compiling     a part of a model compiled once for many trainings
+checkpoint    nothing of a training is lost, and its result is recalibrated
 weights       class weights, blends of weights, precision
 recipe        the defaults of fine-tuning, and why
 fine_tuning   all of it in one call
@@ -21,28 +21,32 @@ from helpers.training.activations import (
     half_precision_error,
     load_activations,
 )
-from helpers.training.calibration import judge, log_loss
+from helpers.training.calibration import cool, judge, log_loss
+from helpers.training.checkpoint import Checkpoint, show_progress, tensorboard_logs
 from helpers.training.contrastive import pretrain
 from helpers.training.familiarity import Familiarity, learn_familiarity
 from helpers.training.files import load_classifier, load_familiarity, load_settings, save_backbone, save_model
 from helpers.training.fine_tuning import fine_tune, prepare_training, seed_training, training_batches
 from helpers.training.heads import STRENGTHS, attach_head, fit_head, head_weights, score_features
-from helpers.training.keeping import KeepBest, show_progress, tensorboard_logs
 from helpers.training.optimizers import decaying_rates, make_optimizer, warmup_cosine
-from helpers.training.recipe import Recipe, first_stage
+from helpers.training.probing import choose_cut, load_features, probe_depth
+from helpers.training.recipe import Recipe, count_epochs, first_stage
 from helpers.training.weights import blend_weights, computing_in, cross_entropy, weigh_classes
 
 __all__ = [
     "STRENGTHS",
     "Activations",
     "Familiarity",
-    "KeepBest",
+    "Checkpoint",
     "Recipe",
     "attach_head",
     "blend_weights",
+    "choose_cut",
     "compute_activations",
     "computing_in",
     "content_digest",
+    "cool",
+    "count_epochs",
     "cross_entropy",
     "decaying_rates",
     "fine_tune",
@@ -55,12 +59,14 @@ __all__ = [
     "load_activations",
     "load_classifier",
     "load_familiarity",
+    "load_features",
     "load_settings",
     "log_loss",
     "make_optimizer",
     "on_all_devices",
     "prepare_training",
     "pretrain",
+    "probe_depth",
     "save_backbone",
     "save_model",
     "score_features",

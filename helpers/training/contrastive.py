@@ -15,8 +15,8 @@ import numpy as np
 
 from helpers._keras import keras, on_all_devices, set_seed
 from helpers.data import Pairs, make_dataset
+from helpers.training.checkpoint import Checkpoint, return_to_start, show_progress
 from helpers.training.fine_tuning import digest_images, seed_training, training_batches
-from helpers.training.keeping import KeepBest, return_to_start, show_progress
 from helpers.training.optimizers import warmup_cosine
 
 
@@ -31,7 +31,7 @@ def pretrain(
     learning_rate: float = 3e-3,
     temperature: float = 0.1,
     seed: int = 0,
-) -> KeepBest:
+) -> Checkpoint:
     """Trains the backbone in place, from images without labels, and returns how it went; shows the time left.
 
     Args:
@@ -47,7 +47,7 @@ def pretrain(
         seed: of everything random.
 
     Returns:
-        The `KeepBest` that watched the training. Its history has log_loss (the loss, which is one), partner_found
+        The `Checkpoint` that watched the training. Its history has log_loss (the loss, which is one), partner_found
         (0..1, see there), and both of the validation images, with "val_". The backbone has the weights of the epoch
         with the lowest val_log_loss, or those of the start if no epoch was better.
 
@@ -74,7 +74,7 @@ def pretrain(
     held_out = make_dataset(validation.at_epoch(0), labels["validation"], batch_size=whole)
     held_out = held_out.take(len(validation) // whole)  # in a smaller batch, a partner is found more easily
     start = {"log_loss": model.evaluate(held_out, verbose=0, return_dict=True)["log_loss"], "temperature": 1.0}
-    keep = KeepBest(file, start=start, patience=epochs, settings=settings)
+    keep = Checkpoint(file, start=start, patience=epochs, settings=settings)
     model.fit(
         training_batches(train, labels["train"], keep=keep, batch_size=batch_size, seed=seed),
         validation_data=held_out,

@@ -9,7 +9,6 @@ from time import perf_counter
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
@@ -47,8 +46,9 @@ def fit_head(
 
     Returns:
         A fitted scikit-learn LogisticRegression that takes the features as they are, with the added
-        attributes `strength_` (the chosen C), `losses_` (a dict: strength tried to log-loss, ascending) and
-        `seconds_` (what the search and the solution took).
+        attributes `strength_` (the chosen C), `losses_` (a dict: strength tried to log-loss, ascending),
+        `held_out_losses_` (of each image, by the head that was fitted without its fold, at the chosen C; float
+        (images,), NaN where nothing could be held out) and `seconds_` (what the search and the solution took).
 
     Raises:
         ValueError: features are not finite, there are fewer than two classes, or a class has no weight.
@@ -77,10 +77,14 @@ def fit_head(
             # penalty does not see it, and the problem shrinks.
             left, singular, rotation = np.linalg.svd(scaled, full_matrices=False)
             scaled = left * singular
-        losses = _cross_validate(scaled.astype("float32"), labels, strengths, parts=parts, class_weight=class_weight)
+        of_images = _cross_validate(
+            scaled.astype("float32"), labels, strengths, parts=parts, class_weight=class_weight
+        )
+        weight = np.ones(len(labels)) if class_weight is None else [class_weight[label] for label in labels.tolist()]
+        losses = {tried: float(np.average(each, weights=weight)) for tried, each in of_images.items()}
         strength = min(losses, key=losses.get)
         head = _solve(scaled, labels, strength, class_weight=class_weight)
-    head.strength_, head.losses_ = strength, losses
+    head.strength_, head.losses_, head.held_out_losses_ = strength, losses, of_images[strength]
     kernel = head.coef_ if rotation is None else head.coef_ @ rotation
     head.coef_ = kernel / (scale or 1.0)
     head.intercept_ = head.intercept_ - head.coef_ @ mean
@@ -101,33 +105,32 @@ def _solve(features, labels, strength: float, *, class_weight=None, start=None) 
         return head.fit(features, labels)
 
 
-def _cross_validate(features, labels, strengths, *, parts: list, class_weight) -> dict[float, float]:
-    """Returns the mean log-loss on held-out parts for each strength tried, from the middle to both sides."""
+def _cross_validate(features, labels, strengths, *, parts: list, class_weight) -> dict[float, np.ndarray]:
+    """Returns each held-out image's log-loss for each strength tried, from the middle to both sides."""
     middle = len(strengths) // 2 - 1 if len(strengths) > 2 else 0
     if not parts:  # a class with one image cannot be held out: the middle of the range is as good as any
-        return {strengths[len(strengths) // 2]: np.nan}
-    classes = np.unique(labels)
-    weight = None if class_weight is None else np.array([class_weight[label] for label in labels.tolist()])
+        return {strengths[len(strengths) // 2]: np.full(len(labels), np.nan)}
     heads, losses = [None] * len(parts), {}
+    place = np.unique(labels, return_inverse=True)[1]
+    weight = np.ones(len(labels)) if class_weight is None else [class_weight[label] for label in labels.tolist()]
 
-    def loss_of(fold: int, strength: float) -> float:
+    def losses_of(fold: int, strength: float) -> np.ndarray:
         fit, held_out = parts[fold]
         head = _solve(features[fit], labels[fit], strength, class_weight=class_weight, start=heads[fold])
         heads[fold] = head
-        weights = None if weight is None else weight[held_out]
-        return log_loss(
-            labels[held_out], head.predict_proba(features[held_out]), labels=classes, sample_weight=weights
-        )
+        of_truth = head.predict_proba(features[held_out])[np.arange(len(held_out)), place[held_out]]
+        return -np.log(np.clip(of_truth, np.finfo("float32").eps, None))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for side in (strengths[middle:], (strengths[middle], *reversed(strengths[:middle]))):
             tried = []
             for strength in side:
                 if strength not in losses:
-                    losses[strength] = float(
-                        np.mean([*pool.map(loss_of, range(len(parts)), [strength] * len(parts))])
-                    )
-                tried.append(losses[strength])
+                    losses[strength] = np.empty(len(labels))
+                    found = pool.map(losses_of, range(len(parts)), [strength] * len(parts))
+                    for (_, held_out), each in zip(parts, found, strict=True):
+                        losses[strength][held_out] = each
+                tried.append(np.average(losses[strength], weights=weight))
                 if len(tried) > 2 and min(tried[-2:]) >= min(tried[:-2]):
                     break
     return dict(sorted(losses.items()))

@@ -35,6 +35,23 @@ def warmup_cosine(
     )
 
 
+class AdjustableRate(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule whose highest rate can still be changed after `compile`."""
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, highest: float):
+        """Takes a schedule with a highest rate of 1, and the rate."""
+        self.schedule = schedule
+        with on_all_devices():
+            self.highest = keras.Variable(highest, trainable=False, dtype="float32", name="highest_rate")
+
+    def __call__(self, step):
+        return self.highest * self.schedule(step)
+
+    def get_config(self):
+        """Is asked for by `compile`."""
+        return {"schedule": self.schedule.get_config(), "highest": float(self.highest)}
+
+
 def decaying_rates(model: keras.Model, lowest: float) -> dict[str, float]:
     """Returns the factor of each stage's learning rate: 1 at the top, `lowest` at the bottom, even steps between.
 

@@ -18,6 +18,7 @@ and within the training photos of ants and bees, with MobileNetV2 at 128 and 224
 - *20 epochs at most, patience 5, batches of 32, Adam*: usual values that were not searched.
 """
 
+import math
 from dataclasses import dataclass
 
 from helpers._keras import keras
@@ -33,8 +34,10 @@ class Recipe:
         unfreeze_from: the first stage that learns, "auto" or "all": see `first_stage`.
         learning_rate: the highest rate of the schedule (`warmup_cosine`).
         lowest_rate: the factor of the learning rate at the network's first stage (`decaying_rates`); 1 for one rate.
-        epochs: passes over the training images, at most.
-        patience: epochs without a lower validation log-loss before the training stops.
+        steps: length of the training, in updates of the weights: as many epochs as come nearest (`count_epochs`).
+        epochs: length in passes over the training images; 0 for what `steps` says.
+        patience: with 1 or more, the training stops early, and its best epoch is the result: see `Checkpoint`. With
+            0 it is the last one.
         batch_size: images per step.
         seed: of the order of the images, of dropout and of augmentation.
         label_smoothing: share of each label that the loss spreads over all classes (`cross_entropy`).
@@ -54,8 +57,9 @@ class Recipe:
     unfreeze_from: str = "auto"
     learning_rate: float = 1e-3
     lowest_rate: float = 0.01
-    epochs: int = 20
-    patience: int = 5
+    steps: int = 200
+    epochs: int = 0
+    patience: int = 0
     batch_size: int = 32
     seed: int = 0
     label_smoothing: float = 0.0
@@ -72,9 +76,12 @@ class Recipe:
 
     def __post_init__(self):
         """Raises ValueError now, and not after an hour."""
-        for name in ("learning_rate", "lowest_rate", "epochs", "patience", "batch_size"):
+        for name in ("learning_rate", "lowest_rate", "steps", "batch_size"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Expected `{name}` above 0. Received {getattr(self, name)}.")
+        for name in ("epochs", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Expected `{name}` of at least 0. Received {getattr(self, name)}.")
         for name, top in (("start_share", 1), ("label_smoothing", 0.99)):
             if not 0 <= getattr(self, name) <= top:
                 raise ValueError(f"Expected `{name}` within 0 to {top}. Received {getattr(self, name)}.")
@@ -94,6 +101,15 @@ def first_stage(model: keras.Model, unfreeze_from: str) -> str:
     if unfreeze_from == "all":
         return list(find_stages(model))[1]
     return stage_at(model, 0.5) if unfreeze_from == "auto" else unfreeze_from
+
+
+def count_epochs(recipe: Recipe, *, images: int) -> int:
+    """Returns how many passes over so many training images the recipe makes, at least 1.
+
+    >>> count_epochs(Recipe(steps=200, batch_size=32), images=400)  # 13 steps each
+    15
+    """
+    return recipe.epochs or max(1, round(recipe.steps / math.ceil(images / recipe.batch_size)))
 
 
 def thawing(model: keras.Model, recipe: Recipe, *, steps_per_epoch: int) -> dict[str, int]:

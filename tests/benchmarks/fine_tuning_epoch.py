@@ -5,7 +5,7 @@
 MobileNetV2 at 224 pixels on noise: the time does not depend on what the images show. For each boundary the same
 batches of 32 are trained on in turns, in one process, by the same optimizer:
 
-    stored       `fit` as 03 does it: what is frozen is read from its store, `KeepBest` watches
+    stored       `fit` as 03 does it: what is frozen is read from its store, `Checkpoint` watches
     recomputed   `fit` as the guides do it: the whole network on the same images, with the same layers frozen
     bare         `train_on_batch` on an array that lies in memory
 
@@ -25,7 +25,7 @@ from helpers.backbones import describe_stages, freeze, keras, load_backbone, sta
 from helpers.data import make_dataset
 from helpers.training import (
     Activations,
-    KeepBest,
+    Checkpoint,
     attach_head,
     fit_head,
     load_activations,
@@ -71,7 +71,7 @@ def compare(model, pixels, labels, *, stage: str, repeats: int, ways: tuple[str,
         return epochs.seconds
 
     def stored() -> float:
-        keep = KeepBest(None, start={"log_loss": 99.0, "temperature": 1.0}, patience=9)
+        keep = Checkpoint(None, start={"log_loss": 99.0, "temperature": 1.0}, patience=9)
         batches = training_batches(train, labels, keep=keep, batch_size=BATCH, seed=0)
         return second_epoch(suffix, batches, keep)
 

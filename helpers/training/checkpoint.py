@@ -1,4 +1,4 @@
-"""A training that loses nothing: the best weights are kept, also of one that is interrupted, killed or diverges."""
+"""A training that loses nothing, also when it is interrupted, killed, or diverges."""
 
 import importlib.util
 import json
@@ -21,38 +21,56 @@ from helpers._keras import keras, on_all_devices
 from helpers.training.calibration import cool
 
 
-class KeepBest(keras.callbacks.Callback):
-    """A Keras callback that stops a training when it no longer helps, and leaves the model at its best epoch.
+class Checkpoint(keras.callbacks.Callback):
+    """A Keras callback after which nothing of a training is lost, and which recalibrates its result.
 
-    The best epoch is the one with the lowest validation log-loss, by the metric `log_loss()`; the start counts as
-    epoch 0. At the end the head's logits are divided by the temperature that the metric found for that epoch. The
-    state after each epoch goes to a file: a killed training, started again with `initial_epoch=keep.first_epoch`
-    and data that ask `keep.current_epoch`, ends with the same weights as one that was not, to the last bit. On
-    Ctrl-C, or the interrupt button, the model gets its best weights so far before `KeyboardInterrupt` is raised. At
-    the first loss that is not finite the training stops, and the best weights are kept.
+    The last epoch of the schedule is the result: its learning rate has faded out by then, and to choose among epochs
+    by few validation images would be to choose by luck (helpers/study/README.md shows what that gains). At the end
+    the head's logits are divided by the temperature that the metric `log_loss()` found for it on the validation
+    images, if there are any.
+
+    The state after each epoch goes to a file: a killed training, started again with
+    `initial_epoch=checkpoint.first_epoch` and data that ask `checkpoint.current_epoch`, ends with the same weights as
+    one that was not, to the last bit. Ctrl-C, or the interrupt button, ends it after the batch, with
+    `KeyboardInterrupt`. At the first loss that is not finite the training stops, and the model gets its weights from
+    before the training.
+
+    Args:
+        file: where the state is kept until `delete`; None keeps it in memory alone.
+        start: log_loss and temperature of the validation images before the first epoch (`judge`); None without
+            validation images.
+        patience: with 1 or more, the training stops early: after so many epochs without a lower validation log-loss.
+            Its result is then the epoch with the lowest one; the start counts as epoch 0. An interrupted training
+            leaves the model with its best weights so far.
+        settings: plain values that the training depends on. The state of another training is not taken up.
 
     Attributes:
-        start: of the validation images, as given.
+        start: as given.
         epoch: epochs that are done, 0 at first.
-        best_epoch: the best so far.
-        temperature: of the best epoch.
+        best_epoch: the one that is the result: the last so far, or with `patience` the best.
+        best_loss: its validation log-loss; NaN without validation images.
+        temperature: of that epoch.
         history: dict of lists with an entry for each epoch, as Keras' own, those before a stop included.
         seconds: what the epochs have taken, without those that a stop has cost.
         outcome: one plain sentence, once the training has ended.
-
-    Args:
-        file: where the state is kept until `forget`; None keeps it in memory alone.
-        start: log_loss and temperature of the validation images before the first epoch (`judge`).
-        patience: epochs without a better one after which the training stops.
-        settings: plain values that the training depends on. The state of another training is not taken up.
     """
 
-    def __init__(self, file: Path | None, *, start: dict[str, float], patience: int, settings: dict | None = None):
+    def __init__(
+        self,
+        file: Path | None,
+        *,
+        start: dict[str, float] | None = None,
+        patience: int = 0,
+        settings: dict | None = None,
+    ):
         super().__init__()
         self.file, self.patience = file, patience
-        self.settings = json.dumps([settings or {}, round(start["log_loss"], 6)], sort_keys=True, default=str)
-        self.epoch, self.best_epoch, self.start = 0, 0, start
-        self.best_loss, self.temperature = start["log_loss"], start["temperature"]
+        self.start = start or {"log_loss": math.nan, "temperature": 1.0}
+        self._validates = start is not None
+        loss = round(start["log_loss"], 6) if start else None
+        self.settings = json.dumps([settings or {}, loss], sort_keys=True, default=str)
+        self.epoch, self.best_epoch = 0, 0
+        self.best_loss, self.temperature = self.start["log_loss"], self.start["temperature"]
         self.history: dict[str, list[float]] = {}
         self.seconds, self.outcome = 0.0, ""
         self._start: list[np.ndarray] = []
@@ -82,8 +100,9 @@ class KeepBest(keras.callbacks.Callback):
             for name, variable in self._variables().items():
                 variable.assign(self._state[name])
             self._state = {}
-        elif not self._best:
-            self._start = self._best = self._weights()
+        elif not self._start:
+            self._start = self._weights()
+            self._best = self._start if self.patience else []
             self._write()
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._interrupt)
@@ -92,11 +111,8 @@ class KeepBest(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if self._interrupted:
             self._end()
-            goes_on = " Execute the same again, and the training goes on." if self.file else ""
-            raise KeyboardInterrupt(
-                f"Interrupted in epoch {self.epoch + 1}. The model has the weights of "
-                f"{self._named(self.best_epoch)}, the best so far.{goes_on}"
-            )
+            goes_on = " Execute the same again, and the training resumes." if self.file else ""
+            raise KeyboardInterrupt(f"Interrupted in epoch {self.epoch + 1}. {self._describe_weights()}{goes_on}")
         if not math.isfinite(float(logs["loss"])):
             self._diverged()
 
@@ -106,24 +122,26 @@ class KeepBest(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self.outcome:  # it diverged within this epoch
             return
-        if "val_log_loss" not in logs:
+        judged = self._validates and (self.patience or epoch + 1 == self.params["epochs"] or "val_log_loss" in logs)
+        if judged and "val_log_loss" not in logs:
             raise ValueError(
-                f"Expected validation data in `fit`, and `log_loss()` among the metrics in `compile`: they tell the "
-                f"best epoch. Received {', '.join(logs)}."
+                f"Expected validation data in `fit`, and `log_loss()` among the metrics in `compile`: they say how "
+                f"good an epoch is. Received {', '.join(logs)}."
             )
-        loss = float(logs["val_log_loss"])
-        if not math.isfinite(loss):
+        loss = float(logs.get("val_log_loss", math.nan))
+        if judged and not math.isfinite(loss):
             self._diverged()
             return
         self.epoch = epoch + 1
         for name, value in logs.items():
             self.history.setdefault(name, []).append(float(value))
-        if loss < self.best_loss:
-            self.best_epoch, self.best_loss, self._best = self.epoch, loss, self._weights()
+        if not self.patience or loss < self.best_loss:
+            self.best_epoch, self.best_loss = self.epoch, loss
+            self._best = self._weights() if self.patience else []
             self.temperature = float(logs.get("val_temperature", 1.0))  # other losses than a classifier's have none
         now = time.perf_counter()
         self.seconds, self._started = self.seconds + now - self._started, now
-        if self.epoch - self.best_epoch >= self.patience:
+        if self.patience and self.epoch - self.best_epoch >= self.patience:
             self.outcome = f"stopped early, after {self.patience} epochs without a lower validation log-loss"
             self.model.stop_training = True
         self._write()
@@ -134,13 +152,12 @@ class KeepBest(keras.callbacks.Callback):
         self._end()
         if self._interrupted:  # after the last batch: nobody else would raise it
             raise KeyboardInterrupt(
-                f"Interrupted when the training had ended ({self.outcome}). The model has the weights of "
-                f"{self._named(self.best_epoch)}, the best."
+                f"Interrupted when the training had ended ({self.outcome}). {self._describe_weights()}"
             )
 
     # ---- what it does
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Removes the file, once the results are saved elsewhere."""
         if self.file:
             self.file.unlink(missing_ok=True)
@@ -148,11 +165,19 @@ class KeepBest(keras.callbacks.Callback):
     def _named(self, epoch: int) -> str:
         return f"epoch {epoch}" if epoch else "the start"
 
+    def _describe_weights(self) -> str:
+        """Returns a sentence on the weights that the model has."""
+        if self.patience:
+            return f"The model has the weights of {self._named(self.best_epoch)}, the best so far."
+        if self.outcome:
+            return "The training is complete."
+        return "The model's weights are those of an unfinished training."
+
     def _end(self) -> None:
         """Gives the model its best weights, and the interrupt back to whom it belonged."""
-        for variable, value in zip(self.model.weights, self._best, strict=True):
+        for variable, value in zip(self.model.weights, self._best, strict=False):  # none where the last epoch counts
             variable.assign(value)
-        if self.temperature != 1:
+        if self.temperature != 1 and (self.patience or self.outcome):
             cool(self.model, self.temperature)
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
@@ -170,6 +195,9 @@ class KeepBest(keras.callbacks.Callback):
 
     def _diverged(self) -> None:
         rate = float(np.asarray(self.model.optimizer.learning_rate))
+        if not self.patience:
+            self.best_epoch, self.best_loss, self._best = 0, self.start["log_loss"], self._start
+            self.temperature = self.start["temperature"]
         self.outcome = (
             f"diverged: the loss was not finite in epoch {self.epoch + 1}, at a learning rate of {rate:.1g}. The "
             f"weights are those of {self._named(self.best_epoch)}. Try a tenth of the `learning_rate`"
@@ -201,8 +229,8 @@ class KeepBest(keras.callbacks.Callback):
         except OSError as error:
             self._end()
             raise OSError(
-                f"The state of the training could not be written to {self.file}: {error}. The model has the weights "
-                f"of {self._named(self.best_epoch)}, the best so far. With more space, the training can go on."
+                f"The state of the training could not be written to {self.file}: {error}. "
+                f"{self._describe_weights()} With more space, the training can resume."
             ) from error
         finally:
             partial.unlink(missing_ok=True)

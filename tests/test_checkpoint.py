@@ -1,4 +1,4 @@
-"""The best epoch is kept, the start counted; what is stopped, killed or diverges loses nothing and goes on."""
+"""The last epoch is the result, or with patience the best; what is stopped or killed resumes to the same bits."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from networks import coloured_images, stage_network
 
 from helpers.backbones import copy_weights, keras
 from helpers.training import (
-    KeepBest,
+    Checkpoint,
     Recipe,
     attach_head,
     compute_activations,
@@ -21,7 +21,7 @@ from helpers.training import (
     log_loss,
     set_seed,
 )
-from helpers.training.keeping import show_progress, tensorboard_logs
+from helpers.training.checkpoint import show_progress, tensorboard_logs
 
 EPOCHS = 6
 
@@ -44,10 +44,7 @@ def train(file, model=None, change=None, dropout=0.0, **changes):
     made, pixels, labels = task(dropout)
     model = model or made
     labels = labels | (change or {})
-    recipe = Recipe(
-        **{"unfreeze_from": "conv3", "learning_rate": 0.01, "epochs": EPOCHS, "patience": 99, "batch_size": 8}
-        | changes
-    )
+    recipe = Recipe(**{"unfreeze_from": "conv3", "learning_rate": 0.01, "epochs": EPOCHS, "batch_size": 8} | changes)
     keep = fine_tune(model, pixels, labels, recipe=recipe, file=file)
     return model, keep
 
@@ -76,6 +73,23 @@ def equal(model, weights) -> bool:
     return all(np.array_equal(weights[path], value) for path, value in copy_weights(model).items())
 
 
+# ---- the last
+
+
+def test_the_last_epoch_is_the_result_however_good_others_were():
+    keep = Checkpoint(None, start=start(0.01))
+    model, weights = fit(keep, losses=[0.9, 0.5, 0.7, 0.6, 0.8, 0.9])
+    assert keep.best_epoch == EPOCHS and keep.best_loss == 0.9 and equal(model, weights[EPOCHS])
+    assert keep.outcome == "all 6 epochs"
+
+
+def test_an_unfinished_training_is_not_calibrated(root):
+    keep = Checkpoint(root / "x.npz", start=start(1.0) | {"temperature": 2.0})
+    with pytest.raises(KeyboardInterrupt, match="those of an unfinished training. Execute the same again"):
+        fit(keep, Interrupt(3), losses=[0.9, 0.5, 0.7, 0.6, 0.4, 0.3])
+    assert keep.epoch == 3 and keep.outcome == ""
+
+
 # ---- the best
 
 
@@ -84,7 +98,7 @@ def equal(model, weights) -> bool:
     [([0.9, 0.5, 0.7, 0.6, 0.8, 0.9], 2), ([1.5, 1.2, 1.1, 1.1, 1.3, 2.0], 0), ([9, 8, 7, 6, 5, 0.1], 6)],
 )
 def test_the_best_epoch_is_kept_and_the_start_counts(losses, best):
-    keep = KeepBest(None, start=start(1.0), patience=99)
+    keep = Checkpoint(None, start=start(1.0), patience=99)
     model, weights = fit(keep, losses=losses)
     assert keep.best_epoch == best and equal(model, weights[best])
     assert keep.history["val_log_loss"] == losses and keep.outcome == "all 6 epochs"
@@ -92,7 +106,7 @@ def test_the_best_epoch_is_kept_and_the_start_counts(losses, best):
 
 
 def test_it_stops_when_patience_is_out():
-    keep = KeepBest(None, start=start(1.0), patience=2)
+    keep = Checkpoint(None, start=start(1.0), patience=2)
     model, weights = fit(keep, losses=[0.9, 0.5, 0.7, 0.6, 0.4, 0.3])
     assert keep.epoch == 4 and keep.best_epoch == 2 and equal(model, weights[2])
     assert keep.outcome == "stopped early, after 2 epochs without a lower validation log-loss"
@@ -104,7 +118,7 @@ def test_the_best_epochs_temperature_is_in_the_weights_in_the_end():
         def on_epoch_end(self, epoch, logs=None):
             logs["val_temperature"] = [1.0, 2.0, 4.0, 1.0, 1.0, 1.0][epoch]
 
-    keep = KeepBest(None, start=start(1.0), patience=99)
+    keep = Checkpoint(None, start=start(1.0), patience=99)
     hot, weights = fit(keep, losses=[0.9, 0.5, 0.7, 0.6, 0.8, 0.9], before=[Temperatures()])
     assert keep.temperature == 2.0 and keep.best_epoch == 2
     for path, value in copy_weights(hot).items():
@@ -118,7 +132,7 @@ def test_without_what_it_judges_by_it_says_so():
         ValueError, match=r"validation data in `fit`, and `log_loss\(\)` among the metrics.*Received loss"
     ):
         model.fit(
-            np.ones((4, 4)), np.zeros(4, int), verbose=0, callbacks=[KeepBest(None, start=start(1), patience=1)]
+            np.ones((4, 4)), np.zeros(4, int), verbose=0, callbacks=[Checkpoint(None, start=start(1), patience=1)]
         )
 
 
@@ -137,10 +151,10 @@ def test_the_same_callback_goes_on_after_an_interrupt(root):
         return model
 
     whole = compiled()
-    run(KeepBest(None, start=start(1.0), patience=99), whole)
+    run(Checkpoint(None, start=start(1.0), patience=99), whole)
     for epoch in (0, 3):
-        model, keep = compiled(), KeepBest(root / f"{epoch}.npz", start=start(1.0), patience=99)
-        with pytest.raises(KeyboardInterrupt, match="Execute the same again, and the training goes on"):
+        model, keep = compiled(), Checkpoint(root / f"{epoch}.npz", start=start(1.0), patience=99)
+        with pytest.raises(KeyboardInterrupt, match="Execute the same again, and the training resumes"):
             run(keep, model, Interrupt(epoch))
         run(keep, model)
         assert len(keep.history["loss"]) == EPOCHS
@@ -163,7 +177,7 @@ def test_a_rate_that_diverges_is_stopped_and_the_last_good_weights_stay(root, op
 
 
 def test_a_validation_loss_that_is_not_finite_stops_it_too():
-    keep = KeepBest(None, start=start(1.0), patience=99)
+    keep = Checkpoint(None, start=start(1.0), patience=99)
     model, weights = fit(keep, losses=[0.9, 0.8, float("nan"), 0.1, 0.1, 0.1])
     assert keep.epoch == 2 and keep.best_epoch == 2 and equal(model, weights[2])
     assert "not finite in epoch 3" in keep.outcome and "those of epoch 2" in keep.outcome
@@ -190,13 +204,13 @@ class Interrupt(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("at_once", [1, 3, 4])
 def test_ctrl_c_gives_the_model_its_best_weights(at_once):
-    keep, before = KeepBest(None, start=start(1.0), patience=99), signal.getsignal(signal.SIGINT)
+    keep, before = Checkpoint(None, start=start(1.0), patience=99), signal.getsignal(signal.SIGINT)
     model = None
     with pytest.raises(KeyboardInterrupt, match="Interrupted in epoch 4. The model has the weights of epoch 2"):
         fit(keep, Interrupt(3), losses=[0.9, 0.5, 0.7, 0.6, 0.4, 0.3], at_once=at_once)
     assert signal.getsignal(signal.SIGINT) is before
     model = keep.model
-    reference = KeepBest(None, start=start(1.0), patience=99)
+    reference = Checkpoint(None, start=start(1.0), patience=99)
     second = fit(reference, losses=[0.9, 0.5, 0.7, 0.6, 0.4, 0.3])[1][2]
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), second.values(), strict=True))
 
@@ -208,20 +222,20 @@ def test_ctrl_c_after_the_last_batch_is_not_swallowed(patience, ended):
             if epoch == EPOCHS - 1:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    keep, before = KeepBest(None, start=start(1.0), patience=patience), signal.getsignal(signal.SIGINT)
+    keep, before = Checkpoint(None, start=start(1.0), patience=patience), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match=rf"had ended \({ended}.*\)\. The model has the weights of epoch 2"):
         fit(keep, losses=[0.9, 0.5, 0.7, 0.6, 0.8, 0.9], before=[Late()])
     assert signal.getsignal(signal.SIGINT) is before and len(keep.history["loss"]) == EPOCHS
 
 
 def test_ctrl_c_twice_ends_at_once_and_an_error_gives_the_interrupt_back():
-    keep = KeepBest(None, start=start(1.0), patience=99)
+    keep = Checkpoint(None, start=start(1.0), patience=99)
     with pytest.raises(KeyboardInterrupt) as caught:
         fit(keep, Interrupt(0, times=2))
     assert "Interrupted in epoch" not in str(caught.value)
 
     with pytest.raises(RuntimeError, match="something else"):
-        fit(KeepBest(None, start=start(1.0), patience=99), Fails())
+        fit(Checkpoint(None, start=start(1.0), patience=99), Fails())
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         signal.sigtimedwait([], 0.1)
@@ -235,22 +249,24 @@ import os, pathlib, signal, sys
 import helpers
 helpers.ROOT = pathlib.Path(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
-import test_keeping
-from helpers.training import KeepBest
-write = KeepBest._write
+import test_checkpoint
+from helpers.training import Checkpoint
+write = Checkpoint._write
 def killed(self):
     if self.epoch == int(sys.argv[3]):
         os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     write(self)
-KeepBest._write = killed
-test_keeping.train(helpers.ROOT / "state.npz", **eval(sys.argv[4]))
+Checkpoint._write = killed
+test_checkpoint.train(helpers.ROOT / "state.npz", **eval(sys.argv[4]))
 """
 
 ALL = {"dropout": 0.3, "augmentation": "flip,crop", "augment_views": 0, "pull": 0.01, "lowest_rate": 0.3}
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"optimizer": "sgd", "batch_norm": "train"}, ALL], ids=["plain", "sgd", "all"]
+    "changes",
+    [{}, {"patience": 99}, {"optimizer": "sgd", "batch_norm": "train"}, ALL],
+    ids=["plain", "best", "sgd", "all"],
 )
 def test_a_killed_training_ends_with_the_same_bits_as_one_that_was_not(root, changes):
     whole, kept = train(root / "whole.npz", **changes)
@@ -263,7 +279,7 @@ def test_a_killed_training_ends_with_the_same_bits_as_one_that_was_not(root, cha
     assert equal(resumed, copy_weights(whole))
     assert keep.history == kept.history and keep.best_epoch == kept.best_epoch and len(keep.history["loss"]) == EPOCHS
     assert keep.seconds > 0
-    keep.forget()
+    keep.delete()
     assert not (root / "state.npz").exists()
 
 
@@ -282,7 +298,7 @@ def test_dropouts_random_states_go_on(tmp_path):
         model = keras.Sequential(layers)
         model.compile(keras.optimizers.Adam(0.1), cross_entropy(), metrics=[log_loss()])
         x, y = np.random.default_rng(0).normal(size=(32, 4)), np.arange(32) % 2
-        keep = KeepBest(file, start=start(9.0), patience=99)
+        keep = Checkpoint(file, start=start(9.0), patience=99)
         options = {"initial_epoch": keep.first_epoch, "epochs": 4, "shuffle": False, "verbose": 0}
         model.fit(x, y, validation_data=(x, y), callbacks=[keep, *callbacks], **options)
         return copy_weights(model), keep.history
@@ -304,14 +320,14 @@ def test_a_training_that_had_ended_is_not_repeated(root):
 def test_after_an_interrupt_the_same_call_on_the_same_model_goes_on(root, monkeypatch):
     whole, kept = train(root / "whole.npz")
     model, pixels, labels = task()
-    begin = KeepBest.on_epoch_end
+    begin = Checkpoint.on_epoch_end
 
     def interrupted(self, epoch, logs=None):
         begin(self, epoch, logs)
         if epoch == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(KeepBest, "on_epoch_end", interrupted)
+    monkeypatch.setattr(Checkpoint, "on_epoch_end", interrupted)
     with pytest.raises(KeyboardInterrupt, match="Execute the same again"):
         train(root / "state.npz", model=model)
     monkeypatch.undo()
@@ -340,7 +356,7 @@ def test_a_damaged_state_lets_the_training_start_anew(root, content):
 
 
 def test_progress_ends_and_leaves_nothing(capsys):
-    fit(KeepBest(None, start=start(1.0), patience=99), show_progress())
+    fit(Checkpoint(None, start=start(1.0), patience=99), show_progress())
     assert capsys.readouterr().out.strip() == ""
 
 
@@ -365,8 +381,8 @@ def test_there_are_no_logs_unless_asked_for(tmp_path, monkeypatch, value):
 
 def test_logs_hold_every_epoch_and_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD", "1")
-    plain, _ = fit(KeepBest(None, start=start(9), patience=99))
-    keep = KeepBest(None, start=start(9), patience=99)
+    plain, _ = fit(Checkpoint(None, start=start(9), patience=99))
+    keep = Checkpoint(None, start=start(9), patience=99)
     model, _ = fit(keep, *tensorboard_logs(tmp_path / "logs"))
     epochs, losses = zip(*logged(tmp_path / "logs" / "validation"), strict=True)
     assert epochs == tuple(range(EPOCHS)) and losses == pytest.approx(keep.history["val_log_loss"], rel=1e-6)

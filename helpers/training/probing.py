@@ -1,0 +1,82 @@
+"""What each depth of a pretrained network knows: a linear head at every cut point, from one pass over the images."""
+
+import numpy as np
+import pandas as pd
+
+from helpers._keras import keras
+from helpers.backbones import cut_points, pool_features
+from helpers.training.activations import load_activations
+from helpers.training.calibration import judge
+from helpers.training.heads import fit_head
+
+CLEARLY = 2.0
+"""Standard errors by which an earlier cut point has to be better than the network's end to be preferred to it."""
+
+
+def load_features(network: keras.Model, pixels: dict) -> dict[str, dict]:
+    """Returns the features at each cut point, from one forward pass that is kept on disk: `load_activations`.
+
+    Args:
+        network: a backbone, from images to features.
+        pixels: part to uint8 (images, height, width, 3).
+
+    Returns:
+        Cut point (`cut_points`) to part to float32 (images, features); see `truncate`.
+    """
+    *inner, end = cut_points(network)
+    tensors = [*(pool_features(network, name) for name in inner), network.outputs[0]]
+    joined = keras.layers.Concatenate(name="all_cut_points", dtype="float32")(tensors) if inner else tensors[0]
+    stored = load_activations(keras.Model(network.inputs[0], joined, name=network.name), pixels)
+    values = {part: np.asarray(array) for part, array in stored.items()}
+    stops = np.cumsum([tensor.shape[-1] for tensor in tensors]).tolist()
+    places = zip([*inner, end], [0, *stops[:-1]], stops, strict=True)
+    return {name: {part: array[:, a:b] for part, array in values.items()} for name, a, b in places}
+
+
+def probe_depth(network: keras.Model, pixels: dict, labels: dict) -> pd.DataFrame:
+    """Returns how well a linear head does at each cut point: linear probes (Alain and Bengio 2016, arXiv 1610.01644).
+
+    Args:
+        network: a backbone, from images to features.
+        pixels: "train" and "validation" to uint8 (images, height, width, 3).
+        labels: the same parts to int (images,).
+
+    Returns:
+        A row for each cut point, from early to late, with the columns cut, cost (share, 0..1, of the network's
+        forward cost up to there), features (count), log_loss (cross-validated within the training images), behind
+        and error (by how much that is above the lowest, a mean over images, and its standard error) and accuracy (of
+        the validation images).
+    """
+    costs, features = cut_points(network), load_features(network, pixels)
+    heads = {name: fit_head(parts["train"], labels["train"]) for name, parts in features.items()}
+    losses = {name: head.losses_[head.strength_] for name, head in heads.items()}
+    best = min(losses, key=losses.get)
+    rows = []
+    for name, head in heads.items():
+        difference = head.held_out_losses_ - heads[best].held_out_losses_
+        rows.append(
+            {
+                "cut": name,
+                "cost": costs[name],
+                "features": head.n_features_in_,
+                "log_loss": losses[name],
+                "behind": difference.mean(),
+                "error": difference.std(ddof=1) / np.sqrt(len(difference)),
+                "accuracy": judge(head.predict_proba(features[name]["validation"]), labels["validation"])["accuracy"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def choose_cut(probe: pd.DataFrame) -> str:
+    """Returns the cut point to take: the network's end, unless an earlier one is clearly better.
+
+    Clearly: the end's cross-validated log-loss is more than two standard errors above the lowest one.
+
+    Args:
+        probe: from `probe_depth`.
+    """
+    end = probe.iloc[-1]
+    if not end["behind"] > CLEARLY * end["error"]:  # also where nothing could be cross-validated
+        return end["cut"]
+    return probe.loc[probe["log_loss"].idxmin(), "cut"]

@@ -1,0 +1,118 @@
+"""How to fine-tune: length, rate, layer-wise factor, augmentation, and which epoch counts; on training images alone.
+
+    REAL_DATA_DIR=... python tests/benchmarks/recipe.py [flowers scans ...] [--folds 3]
+
+One choice at a time is changed from the defaults in helpers/training/recipe.py, on folds of the images that are not
+test images: each training learns from four fifths of them and is judged on the fifth. A row of recipe.csv is a
+training: its log-loss (at the best temperature) and accuracy at the end and in the best epoch, and those of the frozen network
+that it starts from. Test images are not looked at. What is in the table is not done again; `--part 0/2` and
+`--part 1/2` share the work between two processes.
+
+REAL_DATA_DIR names a folder with the photos and the weights.
+"""
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from sklearn.model_selection import StratifiedKFold
+
+from helpers.backbones import keras, load_backbone, truncate
+from helpers.data import check_images, encode_labels, exclude_problems, find_images, load_pixels, split_images
+from helpers.training import (
+    Recipe,
+    attach_head,
+    choose_cut,
+    compute_activations,
+    count_epochs,
+    fine_tune,
+    first_stage,
+    fit_head,
+    probe_depth,
+)
+
+TABLE = Path(__file__).parent / "recipe.csv"
+SETS = {"flowers": ("flowers", 96), "ants and bees": ("hymenoptera", 128), "scans": ("scans", 128)}
+CHOICES = {
+    "defaults": {},
+    "rate 1e-4": {"learning_rate": 1e-4},
+    "rate 3e-4": {"learning_rate": 3e-4},
+    "rate 3e-3": {"learning_rate": 3e-3},
+    "60 steps": {"steps": 60},
+    "120 steps": {"steps": 120},
+    "400 steps": {"steps": 400},
+    "800 steps": {"steps": 800},
+    "factor 0.1": {"lowest_rate": 0.1},
+    "factor 0.1, rate 3e-4": {"lowest_rate": 0.1, "learning_rate": 3e-4},
+    "factor 1, rate 1e-4": {"lowest_rate": 1.0, "learning_rate": 1e-4},
+    "factor 1, rate 3e-4": {"lowest_rate": 1.0, "learning_rate": 3e-4},
+    "everything": {"unfreeze_from": "all", "augmentation": ""},
+    "everything, crop and light": {"unfreeze_from": "all", "augmentation": "crop,light"},
+    "everything, 400 steps": {"unfreeze_from": "all", "augmentation": "", "steps": 400},
+    "everything, crop and light, 400 steps": {"unfreeze_from": "all", "augmentation": "crop,light", "steps": 400},
+}
+
+
+def load(name: str):
+    """Returns the network, the images that are not test images, and their labels."""
+    real, (folder, size) = Path(os.environ["REAL_DATA_DIR"]).resolve(), SETS[name]
+    checked, problems = check_images(find_images(real / "data" / folder))
+    images = split_images(exclude_problems(checked, problems), test_fraction=0.5)
+    images = images[images["split"] != "test"].assign(split="train")
+    weights = real / "weights" / "mobilenet_v2_1.0_224_notop.weights.h5"
+    network = load_backbone("MobileNetV2", weights=str(weights), image_size=size)
+    return network, load_pixels(images, image_size=(size, size))["train"], encode_labels(images)
+
+
+def train(network: keras.Model, cut: str, pixels: dict, labels: dict, names: list, recipe: Recipe) -> dict:
+    """Returns what came of one training."""
+    pretrained = network.get_weights()
+    backbone = truncate(network, cut)
+    head = fit_head(compute_activations(backbone, pixels["train"]), labels["train"])
+    model = attach_head(backbone, head, class_names=names)
+    keep = fine_tune(model, pixels, labels, recipe=recipe)
+    network.set_weights(pretrained)
+    network.trainable = True
+    losses, accuracies = keep.history["val_log_loss"], keep.history["val_accuracy"]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    row = {"frozen_log_loss": keep.start["log_loss"], "frozen_accuracy": keep.start["accuracy"]}
+    row |= {"log_loss": losses[-1], "accuracy": accuracies[-1], "best_epoch": best + 1}
+    return row | {"best_log_loss": losses[best], "best_epochs_accuracy": accuracies[best], "seconds": keep.seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sets", nargs="*", default=list(SETS), help=f"of {', '.join(SETS)}")
+    parser.add_argument("--folds", type=int, default=3, help="of five")
+    parser.add_argument("--part", default="0/1", help="which of how many processes this is")
+    options = parser.parse_args()
+    if not os.environ.get("REAL_DATA_DIR"):
+        print("Left out: REAL_DATA_DIR names no folder with photos and weights.")
+        return
+    part, parts = map(int, options.part.split("/"))
+    file = TABLE if parts == 1 else TABLE.with_stem(f"recipe-{part}")
+    known = [pd.read_csv(path) for path in {TABLE, file} if path.exists()]
+    done = {tuple(row) for table in known for row in table[["set", "choice", "fold"]].to_numpy().tolist()}
+    for name in options.sets:
+        network, pixels, (labels, names) = load(name)
+        splits = list(StratifiedKFold(5, shuffle=True, random_state=1).split(labels["train"], labels["train"]))
+        for fold, (fit, held_out) in enumerate(splits[: options.folds]):
+            both = {"train": pixels[fit], "validation": pixels[held_out]}
+            codes = {"train": labels["train"][fit], "validation": labels["train"][held_out]}
+            cut = choose_cut(probe_depth(network, both, codes))
+            for number, (choice, changes) in enumerate(CHOICES.items()):
+                if (number + fold) % parts != part or (name, choice, fold) in done:
+                    continue
+                recipe = replace(Recipe(seed=fold), **changes)
+                stage = first_stage(truncate(network, cut), recipe.unfreeze_from)
+                epochs = count_epochs(recipe, images=len(fit))
+                row = {"set": name, "choice": choice, "fold": fold, "images": len(held_out), "cut": cut}
+                row |= {"stage": stage, "epochs": epochs} | train(network, cut, both, codes, names, recipe)
+                pd.DataFrame([row]).round(4).to_csv(file, mode="a", header=not file.exists(), index=False)
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
