@@ -37,7 +37,7 @@ def open_run(run_dir: str | Path, parameters: dict) -> Path:
         ValueError: Results in the folder were made with another value of one of them.
     """
     run = resolve_path(run_dir)
-    if differences := _differences(_read_parameters(run), _plain(parameters)):
+    if differences := _differences(kept_parameters(run), _plain(parameters)):
         raise ValueError(f"{_shown(run)} was made with {differences}: {CHOICES}.")
     run.mkdir(parents=True, exist_ok=True)
     return run
@@ -50,7 +50,7 @@ def keep_parameters(run: Path, parameters: dict) -> None:
     a mistyped parameter can be corrected in the same folder. What the results were computed with, versions and
     machine, goes to `environment.json`.
     """
-    kept = _read_parameters(run) | _plain(parameters)
+    kept = kept_parameters(run) | _plain(parameters)
     write_atomically(Path(run) / "parameters.yaml", yaml.safe_dump(kept, allow_unicode=True))
     environments = add_environment(Record(run).environments, describe_environment())
     write_json(Path(run) / "environment.json", environments)
@@ -96,7 +96,8 @@ def write_json(path: Path, values: dict | list) -> None:
     write_atomically(Path(path), text + "\n")
 
 
-def _read_parameters(run: Path) -> dict:
+def kept_parameters(run: Path) -> dict:
+    """Returns what the run's results were made with so far: the contents of `parameters.yaml`, by name."""
     path = run / "parameters.yaml"
     return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
 
@@ -317,7 +318,7 @@ def _remaining(run: Path, steps: list[Step]) -> list[Step]:
         Refused: The folder holds results of other parameters or of another version of a notebook.
     """
     asked = {name: value for step in steps for name, value in step.values.items()}
-    if differences := _differences(_read_parameters(run), asked):
+    if differences := _differences(kept_parameters(run), asked):
         raise Refused(f"{_shown(run)} was made with {differences}: {CHOICES}.")
     for number, step in enumerate(steps):
         saved = read_executed(step.saved)

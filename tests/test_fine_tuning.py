@@ -109,9 +109,9 @@ def test_judged_at_the_end_alone_it_is_the_same(root):
 
 
 def test_lengths_are_counted_in_steps():
-    assert count_epochs(Recipe(steps=200, batch_size=32), images=400) == 15  # of 13 steps
-    assert count_epochs(Recipe(steps=200, batch_size=32), images=20_000) == 1
-    assert count_epochs(Recipe(steps=200, epochs=7), images=400) == 7
+    assert count_epochs(200, images=400, batch_size=32) == 15  # of 13 steps
+    assert count_epochs(200, images=20_000, batch_size=32) == 1
+    assert len(tune(steps=12, epochs=0)[2].history["loss"]) == 2  # of 5 steps
 
 
 # ---- frozen and not

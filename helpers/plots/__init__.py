@@ -25,7 +25,7 @@ from helpers.plots.images import (
     plot_sizes,
     plot_steps,
 )
-from helpers.plots.study import plot_costs, plot_depth, plot_differences, plot_rates
+from helpers.plots.study import plot_costs, plot_depth, plot_differences, plot_probe, plot_rates
 from helpers.plots.training import plot_history, plot_pretraining, plot_results, plot_strengths
 from helpers.plots.transferability import plot_transfer
 
@@ -44,6 +44,7 @@ __all__ = [
     "plot_image_rows",
     "plot_mistakes",
     "plot_pretraining",
+    "plot_probe",
     "plot_problems",
     "plot_rates",
     "plot_reliability",

@@ -11,31 +11,71 @@ _NAMES_APART = 0.028
 """Share of a 7-inch axis that a name written upwards takes."""
 
 
-def plot_depth(probe: pd.DataFrame, race: pd.DataFrame) -> DescribedFigure:
-    """Returns the accuracy on validation images over depth: frozen up to there, and fine-tuned from there on.
+def plot_probe(probe: pd.DataFrame, taken: str) -> DescribedFigure:
+    """Returns the log-loss of a linear head over the depth at which the network is cut.
 
     Args:
-        probe: a row per boundary, with boundary (the stage that begins there, or "head"), cost_before (share of
-            the network's cost, 0..1), accuracy, low and high (fractions): the best linear head on what is there.
-        race: a row per arm and rung, with stage, cost_before, learning_rate, epochs, log_loss, accuracy, low and
-            high. For each stage the arm with the lowest log-loss of those that went through most epochs is shown.
+        probe: a row per cut point: cut, cost (share of the network's cost, 0..1), log_loss (cross-validated), error
+            (standard error of its difference to the lowest).
+        taken: the cut point that is taken.
     """
-    probe = probe.sort_values("cost_before", ignore_index=True)
+    known = probe[np.isfinite(probe["log_loss"])]
+    if known.empty:
+        return say("With so few images of a class, nothing can be cross-validated.")
+    figure = new_figure(8, 4)
+    axes = figure.subplots()
+    errors = known["error"].fillna(0)
+    style = {"color": "black", "marker": "o", "markerfacecolor": "white", "capsize": 3, "elinewidth": 1}
+    axes.errorbar(
+        known["cost"],
+        known["log_loss"],
+        yerr=errors,
+        label="its difference to the lowest: one standard error",
+        **style,
+    )
+    chosen = known[known["cut"] == taken]
+    axes.plot(chosen["cost"], chosen["log_loss"], "D", color="black", markersize=10, label=f"taken: {shorten(taken)}")
+    axes.set(
+        xlim=(-0.03, 1.03),
+        yscale="log",
+        xlabel="share of the network's cost up to the cut (1: all layers are taken)",
+        ylabel="log-loss, cross-validated",
+        title="What each depth of the frozen network knows: lower is better",
+    )
+    axes.yaxis.set_major_formatter(FuncFormatter("{:g}".format))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    names = _thin_out(dict(zip(probe["cut"], probe["cost"], strict=True)), first=pd.Series([taken]))
+    costs = probe.set_index("cut")["cost"]
+    axes.secondary_xaxis("top").set_xticks(
+        [costs[name] for name in names], [shorten(name) for name in names], rotation=90, fontsize=8
+    )
+    axes.grid(axis="y", color="0.9")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    best = known.loc[known["log_loss"].idxmin()]
+    figure.description = (
+        f"Cross-validated log-loss of a linear head over the depth of the cut ({len(known)} cut points): lowest at "
+        f"{best['cut']}, {best['log_loss']:.3f}; with all layers {known.iloc[-1]['log_loss']:.3f}. Taken: {taken}."
+    )
+    return figure
+
+
+def plot_depth(probe: pd.DataFrame, race: pd.DataFrame) -> DescribedFigure:
+    """Returns the accuracy on validation images over depth: cut and frozen there, and fine-tuned from there on.
+
+    Args:
+        probe: a row per cut point: cut, cost (share of the network's cost, 0..1), accuracy of a linear head there.
+        race: a row per arm and rung: rung, cut, stage, cost_before, learning_rate, log_loss, accuracy, low and high.
+            For each stage the arm with the lowest log-loss of those that went through most rungs is shown.
+    """
+    probe = probe.sort_values("cost", ignore_index=True)
     tuned = _rank(race).drop_duplicates("stage").sort_values("cost_before")
     figure = new_figure(8, 4.5)
     axes = figure.subplots()
-    for arms, right, style in (
-        (probe, 0, {"marker": "o", "linestyle": "-", "label": "frozen: linear head on what this depth gives"}),
-        (tuned, 0.008, {"marker": "D", "linestyle": "--", "label": "fine-tuned from here on, at its best rate"}),
-    ):  # a little to the right, else one interval hides the other
-        draw_intervals(
-            axes,
-            arms["cost_before"] + right,
-            arms["accuracy"],
-            arms[["low", "high"]],
-            markerfacecolor="white" if right else "black",
-            **style,
-        )
+    style = {"color": "black", "marker": "o", "markerfacecolor": "black", "markersize": 5}
+    axes.plot(probe["cost"], probe["accuracy"], label="frozen: cut here, with a linear head", **style)
+    style = {"marker": "D", "linestyle": "--", "label": "fine-tuned from here on, at its best rate and cut"}
+    spans = tuned[["low", "high"]]
+    draw_intervals(axes, tuned["cost_before"], tuned["accuracy"], spans, markerfacecolor="white", **style)
     diverged = race[~race["stage"].isin(tuned["stage"])].drop_duplicates("stage")
     if len(diverged):
         bottom = np.zeros(len(diverged))
@@ -43,22 +83,19 @@ def plot_depth(probe: pd.DataFrame, race: pd.DataFrame) -> DescribedFigure:
         axes.plot(diverged["cost_before"], bottom, "X", label="diverged", **style)
     axes.set(
         xlim=(-0.03, 1.03),
-        xlabel="share of the network's cost that stays frozen (0: none, 1: all)",
+        xlabel="share of the network's cost up to here",
         ylabel="accuracy on validation images",
-        title="Accuracy over depth: frozen up to here, or fine-tuned from here on",
+        title="Accuracy over depth: cut and frozen here, or fine-tuned from here on",
     )
-    places = dict(
-        zip([*race["stage"], *probe["boundary"]], [*race["cost_before"], *probe["cost_before"]], strict=True)
-    )
+    places = dict(zip([*race["stage"], *probe["cut"]], [*race["cost_before"], *probe["cost"]], strict=True))
     names = _thin_out(places, first=race["stage"])
     axes.secondary_xaxis("top").set_xticks(
         [places[name] for name in names], [shorten(name) for name in names], rotation=90, fontsize=8
     )
     axes.grid(axis="y", color="0.9")
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
-    figure.description = (
-        f"Accuracy on validation images over depth, 95 % intervals. {_describe_depth(probe, tuned)}"
-        + (f" Diverged at every rate: {', '.join(diverged['stage'])}." if len(diverged) else "")
+    figure.description = f"Accuracy on validation images over depth. {_describe_depth(probe, tuned)}" + (
+        f" Diverged at every rate: {', '.join(diverged['stage'])}." if len(diverged) else ""
     )
     return figure
 
@@ -67,17 +104,17 @@ def _describe_depth(probe: pd.DataFrame, tuned: pd.DataFrame) -> str:
     known = probe.dropna(subset="accuracy")
     sentences = []
     if len(known):
-        best = known.loc[known["accuracy"].idxmax()]
-        last = known.iloc[-1]
+        best, last = known.loc[known["accuracy"].idxmax()], known.iloc[-1]
         sentences.append(
-            f"Frozen, with a linear head: best at {best['boundary']}, {best['accuracy']:.3f} ({best['low']:.3f} to "
-            f"{best['high']:.3f}); deepest, at {last['boundary']}, {last['accuracy']:.3f}."
+            f"Frozen, with a linear head: best when cut at {best['cut']}, {best['accuracy']:.3f}; with all layers "
+            f"{last['accuracy']:.3f}."
         )
     if len(tuned):
         sentences.append(
-            "Fine-tuned from a stage on: "
+            "Fine-tuned from a stage on, with 95 % intervals: "
             + "; ".join(
-                f"{arm.stage} {arm.accuracy:.3f} ({arm.low:.3f} to {arm.high:.3f}) at rate {arm.learning_rate:g}"
+                f"{arm.stage} {arm.accuracy:.3f} ({arm.low:.3f} to {arm.high:.3f}) at rate {arm.learning_rate:g}, cut "
+                f"at {arm.cut}"
                 for arm in tuned.itertuples()
             )
             + "."
@@ -86,9 +123,9 @@ def _describe_depth(probe: pd.DataFrame, tuned: pd.DataFrame) -> str:
 
 
 def _rank(race: pd.DataFrame) -> pd.DataFrame:
-    """Returns the rows that did not diverge, the best first: most epochs, and of those the lowest log-loss."""
+    """Returns the rows that did not diverge, the best first: of the last rung the lowest log-loss."""
     return race[np.isfinite(race["log_loss"].astype(float))].sort_values(
-        ["epochs", "log_loss"], ascending=[False, True]
+        ["rung", "log_loss"], ascending=[False, True]
     )
 
 
@@ -102,33 +139,39 @@ def _thin_out(places: dict[str, float], first: pd.Series) -> list[str]:
 
 
 def plot_rates(race: pd.DataFrame) -> DescribedFigure:
-    """Returns a heat map of the validation log-loss, stages by learning rates, each arm at its last rung.
+    """Returns a heat map of the validation log-loss, cuts and stages by learning rates, each arm at its last rung.
 
     Args:
-        race: a row per arm and rung, with stage, cost_before, learning_rate, epochs (gone through) and log_loss
-            (infinite or NaN if it diverged).
+        race: a row per arm and rung, with rung, cut, stage, cost_before, learning_rate, steps and log_loss (infinite
+            or NaN if it diverged).
     """
     if race.empty:
         return say("No arm has raced.")
-    arms = race.sort_values("epochs", kind="stable", ignore_index=True)
-    arms = arms.drop_duplicates(["stage", "learning_rate"], keep="last")
-    stages = list(arms.sort_values("cost_before")["stage"].unique())
+    arms = race.sort_values("rung", kind="stable", ignore_index=True)
+    arms = arms.drop_duplicates(["cut", "stage", "learning_rate"], keep="last").sort_values(
+        "cost_before", kind="stable"
+    )
+    cuts = list(race["cut"].unique())
+    order = {stage: number for number, stage in enumerate(arms["stage"].unique())}
+    columns = sorted(
+        set(zip(arms["cut"], arms["stage"], strict=True)), key=lambda pair: (cuts.index(pair[0]), order[pair[1]])
+    )
     rates = sorted(arms["learning_rate"].unique())
     ranked = _rank(arms)
     worth = np.log(ranked["log_loss"].clip(lower=1e-4))  # so that one arm far off leaves the others apart
     darkest, span = worth.min(), max(worth.max() - worth.min(), 1e-9)
     figure = new_figure(8, min(max(2 + 0.5 * len(rates), 3.5), 8))
     axes = figure.subplots()
-    shades = np.full((len(rates), len(stages)), np.nan)
-    crowded = len(stages) > 9
+    shades = np.full((len(rates), len(columns)), np.nan)
+    crowded, last = len(columns) > 9, arms["rung"].max()
     for arm in arms.itertuples():
-        row, column = rates.index(arm.learning_rate), stages.index(arm.stage)
+        row, column = rates.index(arm.learning_rate), columns.index((arm.cut, arm.stage))
         lines = ["diverged"]
         if arm.Index in worth.index:
             shades[row, column] = 0.2 + 0.75 * (worth[arm.Index] - darkest) / span
             lines = [f"{arm.log_loss:.3f}" if arm.log_loss < 100 else f"{arm.log_loss:.0e}"]
-        if arm.epochs < arms["epochs"].max():
-            lines.append(_epochs(arm.epochs))
+        if arm.rung < last:
+            lines.append(f"{arm.steps} steps")
         axes.text(
             column,
             row,
@@ -142,20 +185,22 @@ def plot_rates(race: pd.DataFrame) -> DescribedFigure:
     axes.imshow(shades, cmap="gray", vmin=0, vmax=1, origin="lower", aspect="auto")
     if len(ranked):
         best = ranked.iloc[0]
-        corner = stages.index(best["stage"]) - 0.46, rates.index(best["learning_rate"]) - 0.46
+        place = columns.index((best["cut"], best["stage"])), rates.index(best["learning_rate"])
         for color, width in (("white", 6), ("black", 3)):  # seen on dark cells and on light ones
+            corner = place[0] - 0.46, place[1] - 0.46
             axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=color, linewidth=width))
-    tilt = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, stages)) > 60 else {}
-    axes.set_xticks(range(len(stages)), [shorten(stage) for stage in stages], **tilt)
+    labels = [f"{shorten(stage)}\ncut at {shorten(cut)}" for cut, stage in columns]
+    tilt = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, labels)) > 90 else {}
+    axes.set_xticks(range(len(columns)), labels, **tilt)
     axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+    steps = arms.loc[arms["rung"] == last, "steps"].max()
     axes.set(
-        xlabel="first stage that is fine-tuned",
+        xlabel="first stage that is fine-tuned, and where the network is cut",
         ylabel="learning rate",
-        title="Log-loss on validation images: darker is better, framed the best\n"
-        f"{_epochs(arms['epochs'].max())}, or as many as the cell says",
+        title=f"Log-loss on validation images: darker is better, framed the best\n{steps} steps, or what the cell says",
     )
     figure.description = (
-        f"Heat map of the validation log-loss by stage ({len(stages)}) and learning rate ({len(rates)}). "
+        f"Heat map of the validation log-loss by cut and stage ({len(columns)}) and learning rate ({len(rates)}). "
         + _describe_race(arms, ranked)
     )
     return figure
@@ -165,16 +210,12 @@ def _describe_race(arms: pd.DataFrame, ranked: pd.DataFrame) -> str:
     if ranked.empty:
         return "All diverged."
     best, worst = ranked.iloc[0], ranked.loc[ranked["log_loss"].idxmax()]
-    most = arms["epochs"].max()
     return (
-        f"Best: {best['log_loss']:.3f}, from {best['stage']} on at rate {best['learning_rate']:g}; highest: "
-        f"{worst['log_loss']:.3f}, from {worst['stage']} on at rate {worst['learning_rate']:g}. "
-        f"{(arms['epochs'] < most).sum()} stopped before {_epochs(most)}, {len(arms) - len(ranked)} diverged."
+        f"Best: {best['log_loss']:.3f}, cut at {best['cut']}, from {best['stage']} on at rate "
+        f"{best['learning_rate']:g}; highest: {worst['log_loss']:.3f}, cut at {worst['cut']}, from {worst['stage']} on "
+        f"at rate {worst['learning_rate']:g}. {(arms['rung'] < arms['rung'].max()).sum()} stopped at an earlier rung, "
+        f"{len(arms) - len(ranked)} diverged."
     )
-
-
-def _epochs(count: float) -> str:
-    return f"{count:g} epoch{'' if count == 1 else 's'}"
 
 
 def plot_costs(arms: pd.DataFrame) -> DescribedFigure:

@@ -25,11 +25,17 @@ REDUCTION = 3
 RACE_SEED = 1000
 """Splits of the race beyond the run's own: seeds from here on, which the final does not use."""
 
-_SHARE_OF_CONTROLS = 1 / 3
-"""Of the time that the fine-tuned arm takes in the final: everything and from scratch get at most as much, each."""
+_SHARE_OF_EVERYTHING = 0.5
+"""Of the time that the fine-tuned arm takes in the final: the control that fine-tunes everything gets at most as much."""
 
-_FROM_SCRATCH = {"steps": 1000, "learning_rates": (1e-3, 3e-3)}
+_FROM_SCRATCH = {"steps": 600, "learning_rates": (1e-3, 3e-3)}
 """A network with random weights is trained in earnest, or not at all."""
+
+_FEW = 2
+"""Pairs of the controls in the final."""
+
+_SMALL = 1e7
+"""Multiply-adds of a network whose trainings take seconds on any machine: it gets all controls."""
 
 _MOST_PAIRS = 20
 """With minutes to spare, more pairs than these are not added: the images, not the seeds, limit the answer then."""
@@ -48,6 +54,7 @@ class Plan:
         frozen: cut point of the frozen arm.
         rungs: steps of each rung of the race, and the splits that it is judged on.
         pairs: splits and seeds of the final, at most.
+        scratch: whether the network is trained from random weights, too.
         measured: what this machine needs (`Experiment.measure`).
         costs: share of the forward cost below each stage, and below the end.
     """
@@ -57,6 +64,7 @@ class Plan:
     frozen: str
     rungs: tuple[tuple[int, int], ...]
     pairs: int
+    scratch: bool
     measured: dict
     costs: dict
 
@@ -84,12 +92,10 @@ class Plan:
         return min(count, len(self.arms))
 
     def scratch_race(self) -> list[Trial]:
-        """Returns trainings from random weights that choose the rate; none if they cost too much."""
+        """Returns the trainings from random weights that choose their rate; none if there are none."""
         end, steps = list(self.costs)[-1], _FROM_SCRATCH["steps"]
-        rates = _FROM_SCRATCH["learning_rates"]
-        trials = [Trial("race", "from scratch", end, self.first, rate, steps) for rate in rates]
-        allowed = _SHARE_OF_CONTROLS * self._tuned_seconds(self._typical(1)[0])
-        return trials if sum(map(self.seconds, trials)) <= allowed else []
+        rates = _FROM_SCRATCH["learning_rates"] if self.scratch else ()
+        return [Trial("race", "from scratch", end, self.first, rate, steps) for rate in rates]
 
     def final(self, tuned: Arm, everything: Arm | None, scratch: float, *, pairs: range) -> list[Trial]:
         """Returns the trials of some of the final's pairs, pair by pair, so that a stop leaves whole pairs.
@@ -100,26 +106,24 @@ class Plan:
             scratch: learning rate of the network with random weights; 0 without.
             pairs: their numbers, which are seeds, from 1.
         """
-        few = self._control_pairs(tuned, everything) if everything and everything != tuned else 0
+        few = self._everything_pairs(tuned, everything) if everything and everything != tuned else 0
         trials = []
         for seed in pairs:
             trials += [Trial("final", "frozen", self.frozen, seed=seed)]
             trials += [Trial("final", "fine-tuned", *tuned, self.steps, seed)]
             if seed <= few:
                 trials.append(Trial("final", "everything", *everything, self.steps, seed))
-            if scratch and seed <= 2:
+            if scratch and seed <= _FEW:
                 end, steps = list(self.costs)[-1], _FROM_SCRATCH["steps"]
                 trials.append(Trial("final", "from scratch", end, self.first, scratch, steps, seed))
             trials += [Trial("final", "majority class", seed=seed), Trial("final", "raw pixels", seed=seed)]
         return trials
 
-    def _control_pairs(self, tuned: Arm, everything: Arm) -> int:
-        """Returns how many pairs fit into the share of the controls."""
-        one = self.seconds(Trial("final", "everything", *everything, self.steps, 1))
-        return min(int(_SHARE_OF_CONTROLS * self._tuned_seconds(tuned) / one), FIRST_LOOK)
-
-    def _tuned_seconds(self, tuned: Arm) -> float:
-        return self.pairs * self.seconds(Trial("final", "fine-tuned", *tuned, self.steps, 1))
+    def _everything_pairs(self, tuned: Arm, everything: Arm) -> int:
+        """Returns how many pairs fit into its share: by counts and not by seconds, the same on every machine."""
+        cost, most = (self.costs[cut] - self.costs[stage] for cut, stage, _ in (tuned, everything))
+        fitting = int(_SHARE_OF_EVERYTHING * self.pairs * cost / most)
+        return min(max(fitting, _FEW if self.measured["multiply_adds"] <= _SMALL else 0), FIRST_LOOK)
 
     def seconds(self, trial: Trial) -> float:
         """Returns what one trial is expected to take."""
@@ -148,7 +152,7 @@ class Plan:
         race += self.scratch_race()
         everything = next((arm for arm in self.arms if arm[1] == self.first), None)
         final = self.final(
-            self._typical(1)[0], everything, 1e-3 if self.scratch_race() else 0.0, pairs=range(1, self.pairs + 1)
+            self._typical(1)[0], everything, 1e-3 if self.scratch else 0.0, pairs=range(1, self.pairs + 1)
         )
         return {
             "activations": (len(stages), activations),
@@ -179,7 +183,7 @@ class Plan:
             f"{self.survivors(n)} for {length} steps on {splits} split{'s' * (splits > 1)}"
             for n, (length, splits) in enumerate(self.rungs)
         )
-        if self.scratch_race():
+        if self.scratch:
             rungs += "; and the network from scratch, at two rates"
         early = f", fewer if the answer is clear after {FIRST_LOOK}" if self.pairs > FIRST_LOOK else ""
         return (
@@ -251,7 +255,8 @@ def _plan(name: str, *, cuts: list[str], usual: Arm, costs: dict[str, float], me
         depths = _spread(costs, cut, wanted["depths"]) if number == 0 else _spread(costs, cut, 2)[:1]
         arms |= {(cut, stage, rate) for stage in depths for rate in wanted["learning_rates"]}
     cheapest = sorted(arms, key=lambda arm: (costs[arm[0]] - costs[arm[1]], cuts.index(arm[0]), arm[2]))
-    return Plan(tuple(cheapest), usual, cuts[0], wanted["rungs"], wanted["pairs"], measured, costs)
+    scratch = name == "thorough" or measured["multiply_adds"] <= _SMALL
+    return Plan(tuple(cheapest), usual, cuts[0], wanted["rungs"], wanted["pairs"], scratch, measured, costs)
 
 
 def _spread(costs: dict[str, float], cut: str, depths: int) -> tuple[str, ...]:

@@ -146,7 +146,7 @@ def fine_tune(
     if "validation" in parts:
         start = judge(compute_activations(suffix, inputs["validation"]), labels["validation"])
         validation = make_dataset(inputs["validation"], labels["validation"], **sizes)
-    epochs = count_epochs(recipe, images=len(labels["train"]))
+    epochs = recipe.epochs or count_epochs(recipe.steps, images=len(labels["train"]), **sizes)
     keep = Checkpoint(file, start=start, patience=recipe.patience, settings=settings)
     with computing_in(suffix, recipe.precision):
         suffix.fit(
@@ -202,10 +202,9 @@ def _compile(model: keras.Model, part: keras.Model, recipe: Recipe, *, stage: st
         for variable, value in zip(kept.optimizer.variables, kept.beginning, strict=True):
             variable.assign(value)
         return kept.part or model
-    epochs, steps = count_epochs(recipe, images=images), math.ceil(images / recipe.batch_size)
-    rate = AdjustableRate(
-        warmup_cosine(1.0, images=images, batch_size=recipe.batch_size, epochs=epochs), recipe.learning_rate
-    )
+    sizes, steps = {"images": images, "batch_size": recipe.batch_size}, math.ceil(images / recipe.batch_size)
+    epochs = recipe.epochs or count_epochs(recipe.steps, **sizes)
+    rate = AdjustableRate(warmup_cosine(1.0, **sizes, epochs=epochs), recipe.learning_rate)
     options = {"rates": recipe.lowest_rate, "pull": recipe.pull}
     options["thaw"] = thawing(model, recipe, steps_per_epoch=steps) if recipe.thaw_epochs else None
     optimizer = make_optimizer(model, rate, name=recipe.optimizer, **options)

@@ -9,9 +9,6 @@ from helpers.training.activations import load_activations
 from helpers.training.calibration import judge
 from helpers.training.heads import fit_head
 
-CLEARLY = 2.0
-"""Standard errors by which an earlier cut point has to be better than the network's end to be preferred to it."""
-
 
 def load_features(network: keras.Model, pixels: dict) -> dict[str, dict]:
     """Returns the features at each cut point, from one forward pass that is kept on disk: `load_activations`.
@@ -71,12 +68,13 @@ def probe_depth(network: keras.Model, pixels: dict, labels: dict) -> pd.DataFram
 def choose_cut(probe: pd.DataFrame) -> str:
     """Returns the cut point to take: the network's end, unless an earlier one is clearly better.
 
-    Clearly: the end's cross-validated log-loss is more than two standard errors above the lowest one.
+    Clearly: the end's cross-validated log-loss is more than one standard error above the lowest one (the
+    one-standard-error rule of Breiman et al. 1984, on differences image by image).
 
     Args:
         probe: from `probe_depth`.
     """
     end = probe.iloc[-1]
-    if not end["behind"] > CLEARLY * end["error"]:  # also where nothing could be cross-validated
+    if not end["behind"] > end["error"]:  # also where nothing could be cross-validated
         return end["cut"]
     return probe.loc[probe["log_loss"].idxmin(), "cut"]

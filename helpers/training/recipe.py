@@ -103,13 +103,13 @@ def first_stage(model: keras.Model, unfreeze_from: str) -> str:
     return stage_at(model, 0.5) if unfreeze_from == "auto" else unfreeze_from
 
 
-def count_epochs(recipe: Recipe, *, images: int) -> int:
-    """Returns how many passes over so many training images the recipe makes, at least 1.
+def count_epochs(steps: int, *, images: int, batch_size: int) -> int:
+    """Returns the number of passes over the training images that comes nearest to so many steps, at least 1.
 
-    >>> count_epochs(Recipe(steps=200, batch_size=32), images=400)  # 13 steps each
+    >>> count_epochs(200, images=400, batch_size=32)  # 13 steps each
     15
     """
-    return recipe.epochs or max(1, round(recipe.steps / math.ceil(images / recipe.batch_size)))
+    return max(1, round(steps / math.ceil(images / batch_size)))
 
 
 def thawing(model: keras.Model, recipe: Recipe, *, steps_per_epoch: int) -> dict[str, int]:

@@ -107,7 +107,7 @@ def main() -> None:
                     continue
                 recipe = replace(Recipe(seed=fold), **changes)
                 stage = first_stage(truncate(network, cut), recipe.unfreeze_from)
-                epochs = count_epochs(recipe, images=len(fit))
+                epochs = count_epochs(recipe.steps, images=len(fit), batch_size=recipe.batch_size)
                 row = {"set": name, "choice": choice, "fold": fold, "images": len(held_out), "cut": cut}
                 row |= {"stage": stage, "epochs": epochs} | train(network, cut, both, codes, names, recipe)
                 pd.DataFrame([row]).round(4).to_csv(file, mode="a", header=not file.exists(), index=False)
