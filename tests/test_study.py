@@ -19,15 +19,16 @@ import helpers
 from helpers.backbones import weights_by_path
 from helpers.data import check_images, find_images, split_images
 from helpers.plots import plot_costs, plot_depth, plot_differences, plot_rates
-from helpers.study import Experiment, Plan, Study, Trial, make_plan, summarize
+from helpers.study import Experiment, Plan, Study, Trial, candidate_cuts, make_plan, summarize
 from helpers.study import plan as planning
 from helpers.study.experiment import unpack
 from helpers.training import compute_activations, fit_head
 
 MEASURED = {"forward": 1e-3, "factor": 3.0, "build": 2.0, "head": 0.5, "images": 100, "everything": 400}
-MEASURED |= {"multiply_adds": 10**9, "epoch": 0.1, "begin": 0.5}
+MEASURED |= {"multiply_adds": 10**9, "epoch": 0.1, "begin": 0.5, "batches": 4}
 COSTS = {"conv1": 0.0, "conv2": 0.2, "conv3": 0.5, "conv4": 0.7, "head": 1.0}
-SMALL = {"depths": 3, "learning_rates": (1e-3, 1e-2), "rungs": (1, 2), "pairs": 3}
+SMALL = {"depths": 3, "learning_rates": (1e-3, 1e-2), "rungs": ((4, 1), (8, 2)), "pairs": 3}
+ARMS = {"cuts": ["head", "conv4"], "usual": ("head", "conv3", 2e-3), "costs": COSTS, "measured": MEASURED}
 
 
 def write_images(folder: Path, count: int = 120) -> Path:
@@ -46,20 +47,22 @@ def make_experiment(folder: Path, **recipe) -> Experiment:
 
 
 def make_study(folder: Path, storage: Path, **options) -> Study:
-    return Study(make_experiment(folder), storage=storage, name="study", **({"budget": "small"} | options))
+    experiment = make_experiment(folder)
+    options = {"budget": "small", "usual": ("all", 2e-3)} | options
+    return Study(experiment, experiment.probe(), storage=storage, name="study", **options)
 
 
 def whole(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict]:
-    probe, race = study.probe(), study.race()
-    final = study.final(probe, race)
-    return probe, race, final, study.verdict(final)
+    race = study.race()
+    final = study.final(race)
+    return race, final, study.verdict(final)
 
 
 def comparable(result) -> str:
     """Returns the tables without what another execution measures anew: seconds and memory."""
-    probe, race, final, verdict = result
+    race, final, verdict = result
     final = final.assign(correct=final["correct"].map(lambda c: "".join(map(str, c.astype(int)))))
-    tables = [probe, race.drop(columns="seconds"), final.drop(columns=["seconds", "memory_mb"])]
+    tables = [race.drop(columns="seconds"), final.drop(columns=["seconds", "memory_mb"])]
     return "\n".join(table.to_csv() for table in tables) + json.dumps(verdict["comparison"])
 
 
@@ -112,25 +115,26 @@ def test_groups_stay_together_when_validation_images_are_redrawn(folder, root):
 
 
 def test_a_trial_does_not_depend_on_those_before_it(folder, root):
-    trials = [Trial("final", "fine-tuned", "conv2", 1e-2, 2, 1), Trial("final", "everything", "conv1", 1e-3, 1, 1)]
-    trials += [Trial("final", "from scratch", "conv1", 1e-2, 2, 1), Trial("final", "frozen", "conv3", seed=1)]
+    trials = [Trial("final", "fine-tuned", "conv3", "conv2", 1e-2, 8, 1)]
+    trials += [Trial("final", "everything", "head", "conv1", 1e-3, 4, 1)]
+    trials += [Trial("final", "from scratch", "head", "conv1", 1e-2, 8, 1), Trial("final", "frozen", "conv3", seed=1)]
 
     def results(order: list[Trial]) -> dict:
         experiment = make_experiment(folder)
-        found = {trial: experiment.carry_out(trial) for trial in order}
+        found = {trial: experiment.run(trial) for trial in order}
         timed = ("seconds", "wall_seconds", "memory_mb")
         return {t: {k: v for k, v in found[t].items() if k not in timed} for t in trials}
 
-    forwards = results([*trials, Trial("race", "fine-tuned", "conv2", 1e-3, 2, 2)])
-    assert results([Trial("race", "fine-tuned", "conv2", 1e-1, 2, 2), *reversed(trials)]) == forwards
-    assert forwards[trials[0]]["correct"] != forwards[trials[2]]["correct"]
+    forwards = results([*trials, Trial("race", "fine-tuned", "head", "conv2", 1e-3, 8, 2)])
+    assert results([Trial("race", "fine-tuned", "conv3", "conv2", 1e-1, 8, 2), *reversed(trials)]) == forwards
+    assert forwards[trials[0]]["correct"] != forwards[trials[3]]["correct"]
 
 
 def test_the_pretrained_weights_come_back(folder, root):
     experiment = make_experiment(folder)
     before = {path: np.array(value) for path, value in weights_by_path(experiment.network).items()}
-    experiment.carry_out(Trial("race", "fine-tuned", "conv1", 1e-1, 2, 1))
-    experiment.carry_out(Trial("final", "from scratch", "conv1", 1e-1, 2, 1))
+    experiment.run(Trial("race", "fine-tuned", "head", "conv1", 1e-1, 8, 1))
+    experiment.run(Trial("final", "from scratch", "head", "conv1", 1e-1, 8, 1))
     experiment.probe()
     for path, value in weights_by_path(experiment.network).items():
         if "seed_generator" not in path:
@@ -140,19 +144,41 @@ def test_the_pretrained_weights_come_back(folder, root):
 def test_the_probe_at_the_end_is_the_frozen_network(folder, root):
     experiment = make_experiment(folder)
     pixels, labels = experiment.split(0)
-    probe = experiment.probe().set_index("boundary")
-    assert list(probe.index) == ["conv2", "conv3", "head"] and probe["cost_before"].is_monotonic_increasing
+    probe = experiment.probe().set_index("cut")
+    assert list(probe.index) == ["conv2", "conv3", "head"] and probe["cost"].is_monotonic_increasing
     head = fit_head(compute_activations(experiment.network, pixels["train"]), labels["train"])
     features = compute_activations(experiment.network, pixels["validation"])
     assert probe.loc["head", "accuracy"] == (head.predict(features) == labels["validation"]).mean()
     assert probe.loc["head", "log_loss"] == pytest.approx(head.losses_[head.strength_], rel=1e-3)
-    assert (probe["low"] < probe["accuracy"]).all() and (probe["accuracy"] < probe["high"]).all()
+    assert probe["behind"].min() == 0 and (probe["behind"] >= 0).all() and probe.isna().sum().sum() == 0
+
+
+def test_an_arm_ends_at_its_cut(folder, root):
+    """What lies behind the cut has no part in it: with other weights there, the results are the same."""
+    found = []
+    for factor in (1.0, 3.0):
+        experiment = make_experiment(folder)
+        layer = experiment.network.get_layer("conv3_conv")
+        layer.set_weights([factor * weight for weight in layer.get_weights()])
+        experiment._pretrained = experiment.network.get_weights()
+        arms = (Trial("final", "frozen", "conv3", seed=1), Trial("final", "fine-tuned", "conv3", "conv2", 1e-2, 8, 1))
+        arms += (Trial("final", "fine-tuned", "head", "conv2", 1e-2, 8, 1),)
+        found.append([experiment.run(arm)["log_loss"] for arm in arms])
+    assert found[0][:2] == found[1][:2] and found[0][2] != found[1][2]
+
+
+def test_two_cuts_are_tried_the_one_that_02_takes_first():
+    probe = pd.DataFrame({"cut": ["a", "b", "head"], "log_loss": [0.5, 0.3, 0.4]})
+    assert candidate_cuts(probe.assign(behind=[0.2, 0.0, 0.1], error=[0.1, 0.0, 0.05])) == ["b", "head"]
+    assert candidate_cuts(probe.assign(behind=[0.2, 0.0, 0.1], error=[0.1, 0.0, 0.15])) == ["head", "b"]
+    assert candidate_cuts(probe.assign(log_loss=np.nan, behind=np.nan, error=np.nan)) == ["head"]
+    assert candidate_cuts(probe.iloc[2:].assign(behind=0.0, error=0.0)) == ["head"]
 
 
 def test_scores_are_those_of_the_test_images(folder, root):
     experiment = make_experiment(folder)
     labels = experiment.split(1)[1]["test"]
-    result = experiment.carry_out(Trial("final", "majority class", seed=1))
+    result = experiment.run(Trial("final", "majority class", seed=1))
     np.testing.assert_array_equal(unpack(result), labels == np.bincount(experiment.split(1)[1]["train"]).argmax())
     assert result["test_accuracy"] == unpack(result).mean()
 
@@ -161,79 +187,140 @@ def test_scores_are_those_of_the_test_images(folder, root):
 
 
 def test_cheap_arms_come_first_and_everything_last():
-    plan = make_plan("standard", costs=COSTS, measured=MEASURED)
-    assert plan.stages == ("conv4", "conv3", "conv2", "conv1")
-    assert [plan.survivors(number) for number in (0, 1, 2)] == [12, 4, 2]
-    seconds = [plan.seconds(trial) for trial in plan.rung(0, plan.arms)]
+    plan = make_plan("standard", **ARMS)
+    assert plan.frozen == "head" and plan.arms[-1][1] == "conv1"
+    arms = set(plan.arms)
+    assert {(cut, stage) for cut, stage, _ in arms} == {
+        *(("head", stage) for stage in ("conv4", "conv3", "conv2", "conv1")),
+        ("conv4", "conv2"),
+    }
+    assert ARMS["usual"] in arms and len(arms) == 5 * 3 + 1
+    assert [plan.survivors(number) for number in (0, 1)] == [16, 6]
+    seconds = [plan.seconds(trial) for trial in plan.rung(0, list(plan.arms))]
     assert seconds == sorted(seconds)
 
 
-def test_the_final_has_all_arms_on_the_same_seeds_pair_by_pair():
-    plan = make_plan("quick", costs=COSTS, measured=MEASURED)
-    final = plan.final("head", ("conv3", 1e-3), 1e-4)
-    arms = ["frozen", "fine-tuned", "everything", "majority class", "raw pixels", "from scratch"]
-    assert [(trial.seed, trial.arm) for trial in final] == [(seed, arm) for seed in range(1, 7) for arm in arms]
-    again = plan.final("head", ("conv1", 1e-3), 1e-3)  # then fine-tuned is everything
-    assert {trial.arm for trial in again} == {*arms} - {"everything"}
+def test_a_rung_is_judged_on_the_splits_that_the_budget_says():
+    plan = make_plan("standard", **ARMS)
+    steps, splits = plan.rungs[-1]
+    trials = plan.rung(1, [ARMS["usual"]])
+    seeds = [trial.seed for trial in trials]
+    assert len(set(seeds)) == splits == 3 and seeds[0] == 0 and {trial.steps for trial in trials} == {steps}
+    final = plan.final(ARMS["usual"], None, 0.0, pairs=range(1, 21))
+    assert not set(seeds) & {trial.seed for trial in final}, "the final's splits are fresh ones"
 
 
-def test_from_scratch_takes_as_long_as_the_others_and_longer_where_that_is_seconds():
-    plan = make_plan("standard", costs=COSTS, measured=MEASURED)
-    assert plan.epochs_from_scratch("conv1") == 4  # half of the epochs, with steps that take twice as long
-    assert plan.epochs_from_scratch("conv3") == 2
-    for multiply_adds, epochs in ((10**7, 16), (10**6, 30)):  # as many as are cheap, and 30 at most
-        cheap = make_plan("standard", costs=COSTS, measured=MEASURED | {"multiply_adds": multiply_adds})
-        assert cheap.epochs_from_scratch("conv3") == epochs
+def test_the_final_has_both_arms_on_the_same_seeds_and_fewer_pairs_of_the_controls():
+    plan = make_plan("thorough", **ARMS)
+    everything = ("head", "conv1", 1e-4)
+    final = plan.final(("head", "conv3", 1e-3), everything, 1e-3, pairs=range(1, 11))
+    seeds = {arm: [trial.seed for trial in final if trial.arm == arm] for arm in {trial.arm for trial in final}}
+    assert seeds["frozen"] == seeds["fine-tuned"] == seeds["majority class"] == [*range(1, 11)]
+    assert seeds["everything"] == [1, 2] and seeds["from scratch"] == [1, 2], "half of the cost, half of the time"
+    assert [trial.seed for trial in final] == sorted(trial.seed for trial in final)
+    again = plan.final(everything, everything, 0.0, pairs=range(1, 11))  # then fine-tuned is everything
+    assert {trial.arm for trial in again} == {"frozen", "fine-tuned", "majority class", "raw pixels"}
+
+
+def test_from_scratch_is_trained_in_earnest_or_not_at_all():
+    assert make_plan("standard", **ARMS).scratch_race() == []
+    small = ARMS | {"measured": MEASURED | {"multiply_adds": 10**6}}
+    for plan in (make_plan("thorough", **ARMS), make_plan("quick", **small)):
+        race = plan.scratch_race()
+        assert len({trial.learning_rate for trial in race}) == 2 and {trial.seed for trial in race} == {0}
+        final = plan.final(ARMS["usual"], None, 1e-3, pairs=range(1, 4))
+        assert all(trial.steps >= 600 for trial in (*race, *final) if trial.arm == "from scratch")
 
 
 def test_minutes_buy_the_largest_plan_that_fits(monkeypatch):
     monkeypatch.delitem(planning.BUDGETS, "small")
-    plans = {name: make_plan(name, costs=COSTS, measured=MEASURED) for name in ("quick", "standard", "thorough")}
+    plans = {name: make_plan(name, **ARMS) for name in ("quick", "standard", "thorough")}
     assert plans["quick"].expected < plans["standard"].expected < plans["thorough"].expected
     minutes = plans["standard"].expected / 60 / 0.8
-    bought = make_plan(minutes, costs=COSTS, measured=MEASURED)
-    assert bought.stages == plans["standard"].stages and bought.expected <= 60 * minutes
-    assert make_plan(str(minutes), costs=COSTS, measured=MEASURED) == bought  # as the command line gives it
-    assert make_plan(1e4, costs=COSTS, measured=MEASURED).pairs == 20
+    bought = make_plan(minutes, **ARMS)
+    assert bought.arms == plans["standard"].arms and bought.expected <= 60 * minutes
+    assert make_plan(str(minutes), **ARMS) == bought  # as the command line gives it
+    assert make_plan(1e4, **ARMS).pairs == 20
 
 
 def test_a_budget_that_is_too_small_says_what_would_be_enough(monkeypatch):
     monkeypatch.delitem(planning.BUDGETS, "small")
-    quick = make_plan("quick", costs=COSTS, measured=MEASURED).expected
-    with pytest.raises(ValueError, match=r"1 minutes is too small for a race and a final of 6 pairs") as refused:
-        make_plan(1, costs=COSTS, measured=MEASURED)
+    quick = make_plan("quick", **ARMS).expected
+    with pytest.raises(ValueError, match=r"minutes is too small for a race and a final of 5 pairs") as refused:
+        make_plan(0.1, **ARMS)
     enough = int(str(refused.value).split("budget=")[1].split(")")[0])
-    assert make_plan(enough, costs=COSTS, measured=MEASURED) and enough < 2 * quick / 60 + 1
+    assert make_plan(enough, **ARMS) and enough < 2 * quick / 60 + 1
     for wrong in ("huge", 0, -5, float("nan")):
         with pytest.raises(ValueError, match='"quick", "standard", "thorough"'):
-            make_plan(wrong, costs=COSTS, measured=MEASURED)
+            make_plan(wrong, **ARMS)
 
 
-def test_a_network_with_a_single_boundary_has_a_plan():
-    plan = make_plan("standard", costs={"conv1": 0.0, "head": 1.0}, measured=MEASURED)
-    assert plan.stages == ("conv1",) and len(plan.arms) == 3
+def test_a_network_with_a_single_cut_point_has_a_plan():
+    costs = {"conv1": 0.0, "head": 1.0}
+    known = {"cuts": ["head"], "usual": ("head", "conv1", 1e-3), "costs": costs, "measured": MEASURED}
+    plan = make_plan("standard", **known)
+    assert {arm[:2] for arm in plan.arms} == {("head", "conv1")} and len(plan.arms) == 3
+    assert plan.describe() and plan.expected > 0
 
 
 # ---- the study
 
 
 def test_the_race_halves_and_the_best_goes_into_the_final(undisturbed):
-    study, (probe, race, final, verdict) = undisturbed
-    assert race["epochs"].tolist() == [1] * 6 + [2] * 2
-    first = race[race["epochs"] == 1].set_index(["stage", "learning_rate"])["log_loss"]
-    last = race[race["epochs"] == 2]
-    kept = set(zip(last["stage"], last["learning_rate"], strict=True))
-    assert kept == set(first.nsmallest(2).index)
-    assert (last["low"] <= last["accuracy"]).all() and np.isfinite(race["log_loss"]).all()
-    tuned = final[final["arm"] == "fine-tuned"]
-    assert {(row.stage, row.learning_rate) for row in tuned.itertuples()} == {study.best_arm(race)}
-    frozen = final[final["arm"] == "frozen"]
-    assert set(frozen["stage"]) == {probe.loc[probe["log_loss"].idxmin(), "boundary"]}
-    assert sorted(frozen["pair"]) == [1, 2, 3]
+    study, (race, final, verdict) = undisturbed
+    arm = ["cut", "stage", "learning_rate"]
+    first, last = (race[race["rung"] == number].set_index(arm)["log_loss"] for number in (1, 2))
+    assert set(first.index) == set(study.plan.arms) and np.isfinite(race["log_loss"]).all()
+    assert set(last.index) == {*first.nsmallest(study.plan.survivors(1)).index, study.plan.usual}
+    assert set(race.loc[race["rung"] == 2, "splits"]) == {2} and set(race["steps"]) == {4, 8}
+    assert (race["low"] <= race["accuracy"]).all()
+    tuned, frozen = (final[final["arm"] == name] for name in ("fine-tuned", "frozen"))
+    assert {(row.cut, row.stage, row.learning_rate) for row in tuned.itertuples()} == {study.best_arm(race)}
+    assert last.idxmin() == study.best_arm(race)
+    assert set(frozen["cut"]) == {study.plan.frozen} and sorted(frozen["pair"]) == [1, 2, 3]
+
+
+def test_03s_arm_and_ties_stay_in_the_race(folder, root, monkeypatch):
+    study = make_study(folder, root / "study.journal")
+    usual, losses = study.plan.usual, {}
+
+    def run(trial: Trial) -> dict:
+        place = study.plan.arms.index((trial.cut, trial.stage, trial.learning_rate))
+        losses[trial] = 9.0 if study.plan.arms[place] == usual else 0.25 if place < 5 else 1.0
+        return {"outcome": "all 1 epochs", "log_loss": losses[trial], "accuracy": 0.5, "seconds": 1.0}
+
+    monkeypatch.setattr(study.experiment, "run", run)
+    race = study.race()
+    kept = race[race["rung"] == 2]
+    assert set(zip(kept["cut"], kept["stage"], kept["learning_rate"], strict=True)) == {
+        *(arm for number, arm in enumerate(study.plan.arms) if number < 5),
+        usual,
+    }, "five arms tie for three places, and 03's stays however it did"
+
+
+def test_the_final_ends_early_if_the_answer_is_clear(folder, root, monkeypatch):
+    monkeypatch.setitem(planning.BUDGETS, "small", SMALL | {"pairs": 6})
+    for seed, (right, pairs) in enumerate([((0.6, 0.95), 4), ((0.8, 0.8), 6)]):
+        study = make_study(folder, root / f"{right}.journal")
+        rng = np.random.default_rng(seed)
+
+        def run(trial: Trial, right=right, rng=rng) -> dict:
+            from helpers.study.experiment import _scores
+
+            share = right[trial.arm == "fine-tuned"]
+            correct = rng.random(48) < share
+            scores = _scores((~correct).astype(int), np.zeros(48, int)) if trial.phase == "final" else {}
+            known = {"outcome": "x", "log_loss": 1.0, "accuracy": 0.5, "seconds": 1.0, "memory_mb": 1.0}
+            return known | {"trainable_weights": 1, "temperature": 1.0} | scores
+
+        monkeypatch.setattr(study.experiment, "run", run)
+        final = study.final(study.race())
+        answer = study.verdict(final)
+        assert answer["comparison"]["pairs"] == pairs and answer["pairs_planned"] == 6, answer["headline"]
 
 
 def test_the_verdict_says_what_the_tables_say(undisturbed):
-    study, (_, _, final, verdict) = undisturbed
+    study, (_, final, verdict) = undisturbed
     arms = summarize(final)
     assert list(arms.index) == [arm for arm in arms.index if arm in verdict["arms"]]
     assert verdict["verdict"] in ("fine-tune", "freeze", "no difference shown")
@@ -248,7 +335,7 @@ def test_the_verdict_says_what_the_tables_say(undisturbed):
 
 
 def test_the_chosen_arm_learns_from_train_and_validation_images(undisturbed, monkeypatch):
-    study, (_, _, final, verdict) = undisturbed
+    study, (_, final, verdict) = undisturbed
     monkeypatch.setattr(helpers, "ROOT", Path(study.trials.study._storage._backend._file_path).parent)
     for chosen in ("frozen", "fine-tuned"):
         model = study.retrain(final, verdict | {"chosen": chosen})
@@ -259,17 +346,17 @@ def test_the_chosen_arm_learns_from_train_and_validation_images(undisturbed, mon
 
 def test_a_stopped_study_ends_with_the_same_table(undisturbed, folder, root):
     def stop_after(study: Study, trials: int) -> None:
-        carry_out = study.experiment.carry_out
+        run = study.experiment.run
 
         def interrupted(trial: Trial) -> dict:
             if len(study.trials.done) == trials:
                 raise KeyboardInterrupt
-            return carry_out(trial)
+            return run(trial)
 
-        study.experiment.carry_out = interrupted
+        study.experiment.run = interrupted
 
     _, expected = undisturbed
-    for trials in (4, 6):  # the first stop is in the race, the second one in the final
+    for trials in (4, 12):  # the first stop is in the race, the second one in the final
         study = make_study(folder, root / "study.journal")
         stop_after(study, trials)
         *_, verdict = whole(study)
@@ -277,18 +364,18 @@ def test_a_stopped_study_ends_with_the_same_table(undisturbed, folder, root):
     study = make_study(folder, root / "study.journal")
     result = whole(study)
     assert comparable(result) == comparable(expected)
-    assert 0 < len(study.trials.done) < 20
+    assert 0 < len(study.trials.done) < 30
 
 
 def test_after_the_given_minutes_it_ends_with_what_there_is(folder, root):
     study = make_study(folder, root / "study.journal")
-    probe = study.probe()
+    probe = study.experiment.probe()
     study._deadline = -math.inf
     race = study.race()
     assert race.empty and study.stopped == "the minutes given were over in the race"
-    final = study.final(probe, race)
+    final = study.final(race)
     verdict = study.verdict(final)
-    assert verdict["verdict"] == "none" and verdict["paragraph"].startswith("There is no verdict")
+    assert verdict["verdict"] == "none" and verdict["headline"].startswith("No verdict")
     assert "minutes given were over" in verdict["paragraph"]
     figures = [plot_rates(race), plot_depth(probe, race), plot_costs(summarize(final))]
     assert all(figure.description for figure in [*figures, plot_differences(verdict["comparison"])])
@@ -298,30 +385,30 @@ def test_after_the_given_minutes_it_ends_with_what_there_is(folder, root):
 
 def test_the_race_leaves_the_final_its_time(folder, root, monkeypatch):
     def expected(plan: Plan, trial: Trial) -> float:
-        return 0.01 if trial.phase == "final" else 1e3 * trial.epochs
+        return 0.01 if trial.phase == "final" else 1e3 * (trial.steps > 4)
 
     study = make_study(folder, root / "study.journal")
     monkeypatch.setattr(Plan, "seconds", expected)
-    study._deadline = time.monotonic() + 1500  # enough for trials of one epoch, and then for the final
-    probe, race = study.probe(), study.race()
-    assert study.stopped == "the minutes given were over in the race" and set(race["epochs"]) == {1}
-    verdict = study.verdict(study.final(probe, race))
+    study._deadline = time.monotonic() + 500  # enough for short trials, and then for the final
+    race = study.race()
+    assert study.stopped == "the minutes given were over in the race" and set(race["rung"]) == {1}
+    verdict = study.verdict(study.final(race))
     assert verdict["comparison"]["pairs"] == 3 and "not complete: the minutes" in verdict["paragraph"]
 
 
-@pytest.mark.parametrize(("cut", "rate"), [(0, 1e-2), (20, 1e-3), (8, 1e-4), (3, 3e-4)])
+@pytest.mark.parametrize(("cut", "rate"), [(0, 1e-2), (3, 1e-3), (2, 1e-4), (1, 3e-4)])
 def test_the_best_arm_is_of_the_last_rung_that_was_completed(cut, rate):
     """Of a rung that was cut there are the cheapest arms only; of the first one, nothing else is there."""
-    rungs = {3: [(3e-4, 0.1), (1e-4, 0.2)], 8: [(1e-3, 0.3), (1e-4, 0.4)], 20: [(1e-2, 0.5), (1e-3, 0.6)]}
-    rungs = {epochs: arms for epochs, arms in rungs.items() if not cut or epochs <= cut}
-    if cut == 8:  # the rung before it counts, in which this one was best
-        rungs[3] = [(3e-4, 0.2), (1e-4, 0.1)]
+    rungs = {1: [(3e-4, 0.1), (1e-4, 0.2)], 2: [(1e-3, 0.3), (1e-4, 0.4)], 3: [(1e-2, 0.5), (1e-3, 0.6)]}
+    rungs = {rung: arms for rung, arms in rungs.items() if not cut or rung <= cut}
+    if cut == 2:  # the rung before it counts, in which this one was best
+        rungs[1] = [(3e-4, 0.2), (1e-4, 0.1)]
     race = pd.DataFrame(
-        {"stage": "conv3", "learning_rate": rate, "epochs": epochs, "log_loss": loss}
-        for epochs, arms in rungs.items()
+        {"cut": "head", "stage": "conv3", "learning_rate": rate, "rung": rung, "log_loss": loss}
+        for rung, arms in rungs.items()
         for rate, loss in arms
     )
-    assert Study.best_arm(SimpleNamespace(_race_cut=cut), race) == ("conv3", rate)
+    assert Study.best_arm(SimpleNamespace(_race_cut=cut), race) == ("head", "conv3", rate)
 
 
 def test_minutes_can_be_added_and_a_refused_budget_leaves_nothing_behind(folder, root, monkeypatch):
@@ -337,7 +424,7 @@ def test_minutes_can_be_added_and_a_refused_budget_leaves_nothing_behind(folder,
 
 def test_an_experiment_leaves_the_model_as_it_was(folder, root):
     experiment = make_experiment(folder)
-    experiment.carry_out(Trial("race", "fine-tuned", "conv1", 1e-1, 2, 1))
+    experiment.run(Trial("race", "fine-tuned", "head", "conv1", 1e-1, 8, 1))
     other = Experiment(experiment.network, experiment.images, resize="crop")
     assert other.settings == experiment.settings
     assert Experiment(experiment.network, experiment.images, resize="pad").settings != experiment.settings
@@ -345,26 +432,27 @@ def test_an_experiment_leaves_the_model_as_it_was(folder, root):
 
 def test_augmentation_in_each_epoch_is_scored_like_the_others(folder, root):
     experiment = make_experiment(folder, augmentation="flip")
-    result = experiment.carry_out(Trial("final", "fine-tuned", "conv3", 1e-2, 2, 1))
-    assert len(unpack(result)) == len(experiment.split(1)[0]["test"]) and result["outcome"] == "all 2 epochs"
+    result = experiment.run(Trial("final", "fine-tuned", "head", "conv3", 1e-2, 8, 1))
+    assert len(unpack(result)) == len(experiment.split(1)[0]["test"]) and result["outcome"] == "all 4 epochs"
 
 
 def test_one_training_image_of_a_class_is_enough_for_a_final(folder, root):
-    study = make_study(folder, root / "study.journal")
-    probe, race = study.probe().assign(log_loss=math.nan), study.race()
-    assert set(study.final(probe, race).query("arm == 'frozen'")["stage"]) == {study.experiment.end}
+    experiment = make_experiment(folder)
+    probe = experiment.probe().assign(log_loss=math.nan, behind=math.nan, error=math.nan)
+    study = Study(experiment, probe, storage=root / "study.journal", name="study", budget="small")
+    assert set(study.final(study.race()).query("arm == 'frozen'")["cut"]) == {study.experiment.end}
 
 
 def test_the_chosen_model_does_not_depend_on_what_was_done_before(undisturbed, folder, root):
-    _, (_, _, final, verdict) = undisturbed
+    _, (_, final, verdict) = undisturbed
     kept = []
-    for before in ([], [Trial("race", "fine-tuned", "conv1", 1e-1, 2, 1)]):
+    for before in ([], [Trial("race", "fine-tuned", "head", "conv1", 1e-1, 8, 1)]):
         study = make_study(folder, root / "study.journal")
         for trial in before:
-            study.experiment.carry_out(trial)
+            study.experiment.run(trial)
         model = study.retrain(final, verdict | {"chosen": "fine-tuned"})
         kept.append([np.array(weight) for weight in model.trainable_weights])
-        study.probe()
+        study.experiment.probe()
         for weight, value in zip(model.trainable_weights, kept[-1], strict=True):
             np.testing.assert_array_equal(np.array(weight), value)
     for first, second in zip(*kept, strict=True):
@@ -377,7 +465,7 @@ def test_a_diverged_arm_is_recorded_and_the_study_goes_on(folder, root, monkeypa
     race = study.race()
     wild = race[race["learning_rate"] == 1e30]
     assert len(wild) and wild["outcome"].str.startswith(("diverged", "failed")).all()
-    assert study.best_arm(race)[1] == 1e-3
+    assert study.best_arm(race)[2] < 1
 
 
 def test_bad_parameters_are_refused_before_anything_is_done(folder, root):
@@ -390,6 +478,17 @@ def test_bad_parameters_are_refused_before_anything_is_done(folder, root):
     make_study(folder, root / "d.journal")
     with pytest.raises(ValueError, match="other data or parameters: margin=1.0, and 2.0 was asked for"):
         make_study(folder, root / "d.journal", margin=2.0)
+    with pytest.raises(ValueError, match="a stage of this network to unfreeze from. Received 'conv9'"):
+        make_study(folder, root / "e.journal", usual=("conv9", 1e-3))
+
+
+def test_a_study_of_an_earlier_version_is_refused(folder, root):
+    from helpers.study.trials import _open
+
+    study = _open(str(root / "old.journal"), "study")
+    study.set_user_attr("settings", make_experiment(folder).settings | {"margin": 1.0})
+    with pytest.raises(ValueError, match="a study by another version of this repository.* Delete it, or choose"):
+        make_study(folder, root / "old.journal")
 
 
 WORKER = """

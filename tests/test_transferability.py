@@ -167,7 +167,7 @@ def test_copied_means_copied_and_frozen_means_bit_equal(images, root, monkeypatc
 
     monkeypatch.setattr(module, "fine_tune", spy)
     for arm in TRANSFER_ARMS:
-        transfer.carry_out(Trial("transfer", arm, "conv3", 2e-3, 1, 1))
+        transfer.run_trial(Trial("transfer", arm, stage="conv3", learning_rate=2e-3, seed=1))
         after, count = copy_weights(transfer._model(3)), transfer._count(2)
         lower = list(started)[:count]
         assert {path.split("/")[0].removesuffix("_bn") for path in lower} == {"conv1", "conv2"}
@@ -210,7 +210,7 @@ def test_the_table_has_every_arm_and_pairs_by_split(results):
 
 def test_a_stopped_experiment_goes_on_to_the_same_table(images, root, results, monkeypatch):
     """Also without the bases' weights, as on another machine."""
-    original, calls = Transferability.carry_out, []
+    original, calls = Transferability.run_trial, []
 
     def stops(self, trial):
         calls.append(trial)
@@ -218,7 +218,7 @@ def test_a_stopped_experiment_goes_on_to_the_same_table(images, root, results, m
             raise KeyboardInterrupt
         return original(self, trial)
 
-    monkeypatch.setattr(Transferability, "carry_out", stops)
+    monkeypatch.setattr(Transferability, "run_trial", stops)
     with pytest.raises(KeyboardInterrupt):
         experiment(images, root).run(root / "b.journal", name="test")
     for file in (root / "bases").rglob("*.npz"):
@@ -237,7 +237,7 @@ def test_the_test_images_choose_nothing(images, root):
     found, weights = [], []
     for given in (images, images._replace(pixels=pixels, labels=labels)):
         transfer = experiment(given, root / str(len(found)))
-        found.append(transfer.carry_out(Trial("transfer", "AnB", "conv3", 2e-3, 2, 0)))
+        found.append(transfer.run_trial(Trial("transfer", "AnB", stage="conv3", learning_rate=2e-3)))
         weights.append(transfer._model(3).get_weights())
     assert found[0]["accuracy"] != found[1]["accuracy"]
     assert all(np.array_equal(one, other) for one, other in zip(*weights, strict=True))

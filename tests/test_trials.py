@@ -16,7 +16,9 @@ from helpers.study import trials as module
 from helpers.study.trials import Trial, Trials
 
 SETTINGS = {"images": "a1", "budget": "quick"}
-WANTED = [Trial("race", "fine-tuned", stage, rate, 3) for stage in ("conv3", "conv1") for rate in (1e-3, 1e-2)]
+WANTED = [
+    Trial("race", "fine-tuned", "head", stage, rate, 3) for stage in ("conv3", "conv1") for rate in (1e-3, 1e-2)
+]
 WANTED += [Trial("final", "frozen", "head", seed=seed) for seed in range(1, 9)]
 
 WORKER = """
@@ -40,7 +42,7 @@ def work(trial):
     return result_of(trial)
 
 trials = Trials(sys.argv[1], name=log.parent.name, settings=SETTINGS)
-found = trials.carry_out(WANTED, work)
+found = trials.run(WANTED, work)
 assert found == {{trial: result_of(trial) for trial in WANTED}} and list(found) == WANTED
 """
 
@@ -113,17 +115,17 @@ def storage(request, tmp_path):
 def test_results_come_in_the_order_asked_for_and_are_kept(tmp_path):
     storage = tmp_path / "study.journal"
     first = Trials(storage, name="study", settings=SETTINGS)
-    assert first.carry_out(WANTED[:3], result_of) == {trial: result_of(trial) for trial in WANTED[:3]}
+    assert first.run(WANTED[:3], result_of) == {trial: result_of(trial) for trial in WANTED[:3]}
     assert first.done == WANTED[:3]
     again = Trials(storage, name="study", settings=SETTINGS)
-    found = again.carry_out(WANTED, result_of)
+    found = again.run(WANTED, result_of)
     assert list(found) == WANTED and again.done == WANTED[3:]
     assert Trials(storage, name="study", settings=SETTINGS).results(WANTED[::-1]) == dict(reversed(found.items()))
 
 
 def test_optunas_own_tools_see_stages_rates_and_losses(tmp_path):
     trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
-    trials.carry_out(WANTED[:2], result_of)
+    trials.run(WANTED[:2], result_of)
     table = trials.study.trials_dataframe()
     assert table["params_learning_rate"].tolist() == [1e-3, 1e-2]
     assert table["value"].tolist() == [result_of(trial)["log_loss"] for trial in WANTED[:2]]
@@ -136,30 +138,30 @@ def test_a_trial_that_fails_is_recorded_and_the_others_go_on(tmp_path):
         return result_of(trial)
 
     trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
-    found = trials.carry_out(WANTED[:3], work)
+    found = trials.run(WANTED[:3], work)
     assert found[WANTED[1]] == {"outcome": "failed: ValueError: activations that are not finite"}
     assert found[WANTED[2]] == result_of(WANTED[2])
     again = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
-    assert again.carry_out(WANTED[:3], work) == found and again.done == []
+    assert again.run(WANTED[:3], work) == found and again.done == []
 
 
 def test_a_line_that_was_cut_off_costs_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SILENCE", 1.0)  # the process that began what the line ended is this one, and alive
     storage = tmp_path / "study.journal"
-    Trials(storage, name="study", settings=SETTINGS).carry_out(WANTED[:2], result_of)
+    Trials(storage, name="study", settings=SETTINGS).run(WANTED[:2], result_of)
     whole = storage.read_bytes()
     storage.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 20])  # a full disk, or a killed process
     for wanted in (WANTED[:2], WANTED[:4]):
-        found = Trials(storage, name="study", settings=SETTINGS).carry_out(wanted, result_of)
+        found = Trials(storage, name="study", settings=SETTINGS).run(wanted, result_of)
         assert found == {trial: result_of(trial) for trial in wanted}
 
 
 def test_another_steps_trial_is_left_alone(tmp_path):
     trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
     trials._enqueue(WANTED[:2])  # by a worker that is further on
-    found = trials.carry_out(WANTED[2:3], result_of)
+    found = trials.run(WANTED[2:3], result_of)
     assert list(found) == trials.done == WANTED[2:3]
-    assert set(trials.carry_out(WANTED[:2], result_of)) == set(WANTED[:2])
+    assert set(trials.run(WANTED[:2], result_of)) == set(WANTED[:2])
 
 
 def test_a_failure_that_is_not_to_be_kept_is_raised_and_tried_again(tmp_path):
@@ -168,8 +170,8 @@ def test_a_failure_that_is_not_to_be_kept_is_raised_and_tried_again(tmp_path):
 
     trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
     with pytest.raises(ValueError, match="too few minutes"):
-        trials.carry_out(WANTED[:1], work, keep_failures=False)
-    assert trials.carry_out(WANTED[:1], result_of)
+        trials.run(WANTED[:1], work, keep_failures=False)
+    assert trials.run(WANTED[:1], result_of)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
@@ -181,16 +183,16 @@ def test_what_stops_a_study_leaves_its_trial_to_be_done(tmp_path, error):
 
     trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
     with pytest.raises(type(error)):
-        trials.carry_out(WANTED[:3], work)
+        trials.run(WANTED[:3], work)
     again = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
-    assert list(again.carry_out(WANTED[:3], result_of)) == WANTED[:3]
+    assert list(again.run(WANTED[:3], result_of)) == WANTED[:3]
     assert set(again.done) == set(WANTED[1:3])
 
 
 def test_after_the_deadline_nothing_is_begun(tmp_path):
     trials = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
     deadline = time.monotonic() + 100
-    found = trials.carry_out(WANTED, result_of, expected=lambda trial: 1e3 * trial.seed, deadline=deadline)
+    found = trials.run(WANTED, result_of, expected=lambda trial: 1e3 * trial.seed, deadline=deadline)
     assert list(found) == WANTED[:4]
 
 
@@ -206,8 +208,8 @@ def test_of_two_workers_that_begin_together_with_other_data_one_goes_on(tmp_path
     second._settings = SETTINGS | {"images": "b2"}  # both saw an empty storage, and this one wrote last
     second.study.set_user_attr("settings", second._settings)
     with pytest.raises(ValueError, match="other data or parameters: images='b2', and 'a1' was asked for"):
-        first.carry_out(WANTED[:1], result_of)
-    assert list(second.carry_out(WANTED[:1], result_of)) == WANTED[:1]
+        first.run(WANTED[:1], result_of)
+    assert list(second.run(WANTED[:1], result_of)) == WANTED[:1]
 
 
 def test_a_storage_that_cannot_be_used_is_an_error_that_names_it(tmp_path, monkeypatch):
@@ -266,7 +268,7 @@ def test_a_worker_of_another_machine_or_container_is_dead_when_it_is_silent(else
         trials._claim(set(WANTED))
     monkeypatch.setattr(module, "SILENCE", 0.5)
     started = time.monotonic()
-    assert list(trials.carry_out(WANTED[:1], result_of)) == WANTED[:1]
+    assert list(trials.run(WANTED[:1], result_of)) == WANTED[:1]
     assert time.monotonic() - started > 0.5
 
 
@@ -276,5 +278,5 @@ def test_a_trial_that_two_workers_added_is_done_once(tmp_path):
     kept = [json.loads(trial.user_attrs["trial"]) for trial in trials.study.trials]
     for values in kept:  # as another worker does at the same moment
         trials.study.enqueue_trial({}, user_attrs={"trial": json.dumps(values)})
-    trials.carry_out(WANTED[:3], result_of)
+    trials.run(WANTED[:3], result_of)
     assert trials.done == WANTED[:3]

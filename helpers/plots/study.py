@@ -113,8 +113,8 @@ def _describe_depth(probe: pd.DataFrame, tuned: pd.DataFrame) -> str:
         sentences.append(
             "Fine-tuned from a stage on, with 95 % intervals: "
             + "; ".join(
-                f"{arm.stage} {arm.accuracy:.3f} ({arm.low:.3f} to {arm.high:.3f}) at rate {arm.learning_rate:g}, cut "
-                f"at {arm.cut}"
+                f"{arm.stage} {arm.accuracy:.3f} ({arm.low:.3f} to {arm.high:.3f}) at rate "
+                f"{arm.learning_rate:g}, cut at {arm.cut}"
                 for arm in tuned.itertuples()
             )
             + "."
@@ -197,7 +197,8 @@ def plot_rates(race: pd.DataFrame) -> DescribedFigure:
     axes.set(
         xlabel="first stage that is fine-tuned, and where the network is cut",
         ylabel="learning rate",
-        title=f"Log-loss on validation images: darker is better, framed the best\n{steps} steps, or what the cell says",
+        title="Log-loss on validation images: darker is better, framed the best\n"
+        f"{steps} steps, or what the cell says",
     )
     figure.description = (
         f"Heat map of the validation log-loss by cut and stage ({len(columns)}) and learning rate ({len(rates)}). "
@@ -212,8 +213,8 @@ def _describe_race(arms: pd.DataFrame, ranked: pd.DataFrame) -> str:
     best, worst = ranked.iloc[0], ranked.loc[ranked["log_loss"].idxmax()]
     return (
         f"Best: {best['log_loss']:.3f}, cut at {best['cut']}, from {best['stage']} on at rate "
-        f"{best['learning_rate']:g}; highest: {worst['log_loss']:.3f}, cut at {worst['cut']}, from {worst['stage']} on "
-        f"at rate {worst['learning_rate']:g}. {(arms['rung'] < arms['rung'].max()).sum()} stopped at an earlier rung, "
+        f"{best['learning_rate']:g}; highest: {worst['log_loss']:.3f}, cut at {worst['cut']}, from {worst['stage']} "
+        f"on at rate {worst['learning_rate']:g}. {(arms['rung'] < arms['rung'].max()).sum()} stopped at an earlier rung, "
         f"{len(arms) - len(ranked)} diverged."
     )
 

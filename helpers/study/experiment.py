@@ -18,6 +18,7 @@ from sklearn.svm import SVC
 
 from helpers._keras import keras, on_all_devices, set_seed
 from helpers.backbones import cut_points, describe_stages, features_tensor, truncate
+from helpers.backbones.stages import find_stage
 from helpers.data import PARTS, Pixels, encode_labels, load_pixels, shrink_pixels, split_images
 from helpers.evaluation import evaluate, is_correct
 from helpers.study.trials import Trial
@@ -132,8 +133,15 @@ class Experiment:
         return head, features.seconds + head.seconds_
 
     def first_stage(self, cut: str, unfreeze_from: str) -> str:
-        """Returns the first stage that learns of the network up to a cut point: a name, "auto" or "all", as in 03."""
-        return first_stage(truncate(self.network, cut), unfreeze_from)
+        """Returns the first stage that learns of the network up to a cut point: a name, "auto" or "all", as in 03.
+
+        Raises:
+            ValueError: there is no such stage up to there.
+        """
+        network = truncate(self.network, cut)
+        stage = first_stage(network, unfreeze_from)
+        find_stage(network, stage)
+        return stage
 
     def _restore(self) -> None:
         self.network.set_weights(self._pretrained)

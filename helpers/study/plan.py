@@ -26,7 +26,7 @@ RACE_SEED = 1000
 """Splits of the race beyond the run's own: seeds from here on, which the final does not use."""
 
 _SHARE_OF_EVERYTHING = 0.5
-"""Of the time that the fine-tuned arm takes in the final: the control that fine-tunes everything gets at most as much."""
+"""Of the fine-tuned arm's time in the final: the control that fine-tunes everything gets at most as much."""
 
 _FROM_SCRATCH = {"steps": 600, "learning_rates": (1e-3, 3e-3)}
 """A network with random weights is trained in earnest, or not at all."""

@@ -4,7 +4,7 @@ Both arms are trained on the same splits with the same seeds and judged on the s
 table of differences, pairs x images: 1 where only the second arm is right, -1 where only the first one is, else 0.
 Another study would have drawn other splits and seeds, and other test images. Pairs and images are therefore crossed
 random effects, and the difference's variance is estimated from the table's analysis of variance; its degrees of
-freedom are three quarters of Satterthwaite's (1946, doi:10.2307/3002019), see `_variance`.
+freedom are seven tenths of Satterthwaite's (1946, doi:10.2307/3002019), see `_variance`.
 
 A study looks twice: after a few pairs, where it ends if the answer is clear, and when all planned pairs are done. Two
 looks are two chances to be wrong, so the first one asks for more (group-sequential testing: O'Brien and Fleming 1979,
@@ -17,7 +17,7 @@ from scipy.stats import chi2, t
 FIRST_LOOK = 4
 """Pairs after which a study may end."""
 
-FIRST_LEVEL = 0.98
+FIRST_LEVEL = 0.985
 """Of the first look's interval. It also counts as many degrees of freedom as pairs less one, at most: how much
 trainings vary cannot be estimated well from four."""
 
@@ -27,7 +27,7 @@ POWER = 0.8
 FEWEST_IMAGES = 2
 """So many test images, at least, are taken to tell the arms apart: Bonett and Price (2012), too, add two."""
 
-CAUTION = 0.75
+CAUTION = 0.7
 """Share of Satterthwaite's degrees of freedom that is counted on."""
 
 
@@ -193,7 +193,7 @@ def _analyse(table: np.ndarray) -> dict[str, float]:
 def _variance(parts: dict, pairs: int, images: int) -> tuple[float, float]:
     """Returns the variance of the mean of a table of this size, and its degrees of freedom.
 
-    The latter are three quarters of Satterthwaite's: with his, and six pairs that vary about as much as the images
+    The latter are seven tenths of Satterthwaite's: with his, and six pairs that vary about as much as the images
     do, up to 6 % of the intervals would miss the truth in simulation.
     """
     of_rest = parts["rest"]

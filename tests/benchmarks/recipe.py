@@ -4,8 +4,8 @@
 
 One choice at a time is changed from the defaults in helpers/training/recipe.py, on folds of the images that are not
 test images: each training learns from four fifths of them and is judged on the fifth. A row of recipe.csv is a
-training: its log-loss (at the best temperature) and accuracy at the end and in the best epoch, and those of the frozen network
-that it starts from. Test images are not looked at. What is in the table is not done again; `--part 0/2` and
+training: its log-loss (at the best temperature) and accuracy at the end and in the best epoch, and those of the
+frozen network that it starts from. Test images are not looked at. What is in the table is not done again; `--part 0/2` and
 `--part 1/2` share the work between two processes.
 
 REAL_DATA_DIR names a folder with the photos and the weights.
@@ -50,8 +50,6 @@ CHOICES = {
     "factor 1, rate 3e-4": {"lowest_rate": 1.0, "learning_rate": 3e-4},
     "everything": {"unfreeze_from": "all", "augmentation": ""},
     "everything, crop and light": {"unfreeze_from": "all", "augmentation": "crop,light"},
-    "everything, 400 steps": {"unfreeze_from": "all", "augmentation": "", "steps": 400},
-    "everything, crop and light, 400 steps": {"unfreeze_from": "all", "augmentation": "crop,light", "steps": 400},
 }
 
 
