@@ -76,7 +76,9 @@ def test_a_whole_run_is_told_accessibly(page):
 
 def test_the_verdict_stands_first(page):
     verdict = page.main.section
-    assert verdict.find(class_="statement").text == "Fine-tune, from conv3 on"
+    assert verdict.find(class_="statement").text == (
+        "Fine-tune: take all layers, unfreeze from conv3, learning rate 0.001: 5.0 points more accurate."
+    )
     assert texts(verdict.find_all("dd")) == [
         "95.0 % 95 % interval 85.0 to 95.0 %",
         "+5.0 points 95 % interval +2.0 to +8.0",
@@ -117,7 +119,7 @@ def test_settings_cost_and_versions_are_those_of_the_run(page):
     assert cells(settings)["rate"] == ["0.01", "of it"] and cells(settings)["seed"] == ["0", "any"]
     assert texts(settings.find_all("strong")) == ["my <photos>", "0.01"] and "run_dir" not in settings.text
     cost, durations = page.find(id="cost").find_parent("section").find_all("table")
-    assert cells(cost)["fine-tuned"] == ["conv3", "0.001", "61.2", "361,738", "1.2"]
+    assert cells(cost)["fine-tuned"] == ["head", "conv3", "0.001", "61.2", "361,738", "1.2"]
     assert cells(durations) == {"01_load_data": ["3 min"], "04_freeze_or_fine_tune": ["3 min"], "all": ["6 min"]}
     versions = cells(page.find(id="versions").find_parent("section").table)
     assert versions["keras"] == ["3.15.1"] and versions["processor"] == ["Some <fast> one"]
@@ -143,7 +145,7 @@ def test_a_run_that_stopped_half_way_is_told_too(tmp_path):
     error = new_output("error", ename="ValueError", evalue="no <weights>", traceback=["ValueError: no <weights>"])
     nbformat.write(executed("How?", "", {}, ("1/0", [error]), exception=True), run / "02_transfer_learning.ipynb")
     page = read_page(run)
-    assert page.find(class_="statement").text == "No verdict yet"
+    assert page.find(class_="statement").text == "No verdict yet."
     assert page.find(class_="failure").text == "02_transfer_learning did not finish. In [2]: ValueError: no <weights>"
     assert page.find(id="data") and not page.find(id="figures") and not page.find(id="versions")
     check_accessible(page)
@@ -178,25 +180,12 @@ def test_damaged_files_are_named_and_the_rest_is_told(tmp_path):
 def test_a_folder_without_anything_is_told(tmp_path):
     page = read_page(tmp_path)
     check_accessible(page)
-    assert page.find(class_="statement").text == "No verdict yet"
+    assert page.find(class_="statement").text == "No verdict yet."
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"verdict": "freeze"}, "Freeze"),
-        ({"verdict": "no difference shown"}, "Freeze: no difference is shown"),
-        ({"verdict": "none", "comparison": {}}, "No verdict: fewer than two splits have results of both arms"),
-    ],
-)
-def test_the_verdict_in_few_words(changes, words):
-    assert describe_verdict_briefly(verdict(**changes)) == words
-
-
-def test_equal_arms_are_called_so():
-    equal = verdict()["comparison"] | {"equivalent": True}
-    words = describe_verdict_briefly(verdict(verdict="no difference shown", comparison=equal))
-    assert words == "Freeze: fine-tuning makes no difference that would matter"
+def test_the_statement_is_the_verdicts_headline():
+    assert describe_verdict_briefly(verdict()) == verdict()["headline"]
+    assert describe_verdict_briefly({}) == describe_verdict_briefly({"verdict": "freeze"}) == "No verdict yet."
 
 
 # ---- colours

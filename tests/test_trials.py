@@ -205,7 +205,7 @@ def test_a_storage_of_other_data_is_refused(tmp_path):
 def test_of_two_workers_that_begin_together_with_other_data_one_goes_on(tmp_path):
     first = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
     second = Trials(tmp_path / "study.journal", name="study", settings=SETTINGS)
-    second._settings = SETTINGS | {"images": "b2"}  # both saw an empty storage, and this one wrote last
+    second._settings = second._settings | {"images": "b2"}  # both saw an empty storage, and this one wrote last
     second.study.set_user_attr("settings", second._settings)
     with pytest.raises(ValueError, match="other data or parameters: images='b2', and 'a1' was asked for"):
         first.run(WANTED[:1], result_of)

@@ -22,20 +22,30 @@ def verdict(**changes) -> dict:
     """Returns what `verdict.json` holds, in part."""
     arm = {"pairs": 6, "memory_mb": 1.25, "low": 0.85, "high": 0.95}
     frozen = {
-        "stage": "conv4",
+        "cut": "conv4",
+        "all_layers": False,
+        "stage": "",
         "learning_rate": 0.0,
         "test_accuracy": 0.9,
         "seconds": 1.5,
         "trainable_weights": 650.0,
     }
-    tuned = {"stage": "conv3", "learning_rate": 1e-3, "test_accuracy": 0.95, "seconds": 61.25}
+    tuned = {
+        "cut": "head",
+        "all_layers": True,
+        "stage": "conv3",
+        "learning_rate": 1e-3,
+        "test_accuracy": 0.95,
+        "seconds": 61.25,
+    }
     tuned |= {"trainable_weights": 361738.0, "difference": 0.05, "difference_low": 0.02, "difference_high": 0.08}
     comparison = {"difference": 0.05, "low": 0.02, "high": 0.08, "detectable": 0.04, "equivalent": False, "pairs": 6}
     found = {
         "verdict": "fine-tune",
         "chosen": "fine-tuned",
-        "paragraph": "Fine-tune, from conv3 on, at a learning rate of 0.001. Of 100 test images, more are right. A "
-        "training takes 61 s.",
+        "headline": "Fine-tune: take all layers, unfreeze from conv3, learning rate 0.001: 5.0 points more accurate.",
+        "explanation": "Of 100 test images, more are right. A training takes 61 s.",
+        "paragraph": "Fine-tune: take all layers. Of 100 test images, more are right. A training takes 61 s.",
         "arms": {"fine-tuned": arm | tuned, "frozen": arm | frozen},
         "comparison": comparison,
         "margin": 0.01,

@@ -15,7 +15,6 @@ from helpers.report.summary import (
     chosen_arm,
     cost_table,
     describe_verdict_briefly,
-    explain_verdict,
     points_interval,
     result_table,
 )
@@ -68,7 +67,7 @@ def write_card(run: Path) -> Path:
     text = templates.get_template("chosen.md.j2").render(
         name=record.run.name,
         statement=describe_verdict_briefly(verdict),
-        explanation=explain_verdict(verdict) if verdict else record.metrics.get("answer", ""),
+        explanation=verdict.get("explanation") or record.metrics.get("answer", ""),
         model=model,
         outputs=list(enumerate(model["class_names"])),
         rule=RULES.get(model["resize"], ""),

@@ -7,7 +7,7 @@ from pathlib import Path
 from helpers import ROOT, write_atomically
 from helpers.environment import ORDER
 from helpers.report.record import Record, make_command, papermill_commands
-from helpers.report.summary import cost_table, describe_verdict_briefly, explain_verdict, key_facts, result_table
+from helpers.report.summary import cost_table, describe_verdict_briefly, key_facts, result_table
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "report"
 
@@ -45,7 +45,7 @@ def write_report(run: Path) -> Path:
         style=Markup(_style()),
         record=record,
         statement=describe_verdict_briefly(record.verdict),
-        answer=explain_verdict(record.verdict) if record.verdict else record.metrics.get("answer"),
+        answer=record.verdict.get("explanation") or record.metrics.get("answer"),
         facts=key_facts(record),
         results=result_table(record),
         figures=_figures(record.notebooks),

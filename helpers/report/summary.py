@@ -27,28 +27,12 @@ def ordered_arms(arms: dict) -> dict:
 
 
 def describe_verdict_briefly(verdict: dict) -> str:
-    """Returns the verdict in a few words; "No verdict yet" if it is empty.
+    """Returns the verdict's headline; "No verdict yet." without one.
 
     Args:
         verdict: what `verdict.json` holds.
     """
-    match verdict.get("verdict"):
-        case "fine-tune":
-            return f"Fine-tune, from {verdict['arms']['fine-tuned']['stage']} on"
-        case "freeze":
-            return "Freeze"
-        case "no difference shown" if verdict["comparison"]["equivalent"]:
-            return "Freeze: fine-tuning makes no difference that would matter"
-        case "no difference shown":
-            return "Freeze: no difference is shown"
-        case "none":
-            return "No verdict: fewer than two splits have results of both arms"
-    return "No verdict yet"
-
-
-def explain_verdict(verdict: dict) -> str:
-    """Returns the verdict's paragraph without its first sentence, which `describe_verdict_briefly` says in short."""
-    return verdict.get("paragraph", "").partition(". ")[2]
+    return verdict.get("headline") or "No verdict yet."
 
 
 def chosen_arm(verdict: dict) -> dict:
@@ -97,10 +81,7 @@ def result_table(record: Record) -> tuple[list[str], list[tuple[str, ...]]]:
 
 
 def cost_table(record: Record) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Returns columns and rows of texts: each arm's stage and learning rate, and what a training of it takes.
-
-    The stage is the one from which on the arm learns; of the frozen arm, the one in front of which it is cut off.
-    """
+    """Returns columns and rows of texts: where each arm is cut, from which stage on and at what rate it learns, its cost."""
     formats = {
         "learning_rate": lambda rate: f"{rate:g}" if rate else NOTHING,
         "seconds": "{:.1f}".format,
@@ -110,8 +91,8 @@ def cost_table(record: Record) -> tuple[list[str], list[tuple[str, ...]]]:
     rows = []
     for name, arm in _arms(record).items():
         numbers = (shown(arm[key]) if key in arm else NOTHING for key, shown in formats.items())
-        rows.append((name, str(arm.get("stage") or NOTHING), *numbers))
-    columns = ["arm", "stage", "learning rate", "seconds", "trainable weights", "memory, MB"]
+        rows.append((name, str(arm.get("cut") or NOTHING), str(arm.get("stage") or NOTHING), *numbers))
+    columns = ["arm", "cut at", "unfrozen from", "learning rate", "seconds", "trainable weights", "memory, MB"]
     return _without_empty(columns, rows)
 
 

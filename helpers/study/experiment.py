@@ -243,7 +243,7 @@ class Experiment:
     def _train(self, model: keras.Model, trial: Trial, *, before: float, **changes) -> dict:
         pixels, labels = self.split(trial.seed)
         inputs, recipe = pixels, replace(self._recipe(trial), **changes)
-        changing = recipe.augmentation not in ("", "auto") and not recipe.augment_views  # then nothing is stored
+        changing = recipe.augmentation and not recipe.augment_views  # then nothing is stored
         if trial.stage != list(self.costs)[0] and not changing:
             inputs = load_activations(model, pixels, stage=trial.stage)  # of all parts in one go
             before += inputs["train"].seconds + inputs["validation"].seconds

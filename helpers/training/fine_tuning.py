@@ -35,7 +35,7 @@ def prepare_training(
     pixels: dict,
     *,
     stage: str,
-    augmentation: str = "auto",
+    augmentation: str = "",
     views: int = 0,
     seed: int = 0,
     half_precision: bool = False,
@@ -47,9 +47,7 @@ def prepare_training(
         pixels: part to uint8 (images, height, width, 3), as `load_pixels` returns them.
         stage: the first stage that learns. Where nothing that has weights lies before it, the part is the whole
             model, on the images themselves.
-        augmentation: of the training images: names of `AUGMENTATIONS`, separated by commas; "" for none. "auto" is
-            "crop,light" where everything learns, so that nothing could be computed once anyway, or where there are
-            `views`, and none elsewhere.
+        augmentation: of the training images: names of `AUGMENTATIONS`, separated by commas; "" for none.
         views: fixed augmented views of each image whose activations are kept. 0 for a new one in each epoch; then
             the part is the whole model, too, since nothing is fixed that could be kept.
         seed: of the augmentation.
@@ -62,10 +60,9 @@ def prepare_training(
     with on_all_devices():
         prefix, suffix = cut(model, stage)
         whole = model if everything else _FrozenBelow(model, prefix, suffix)
-    kinds = augmentation if augmentation != "auto" else "crop,light" if everything or views else ""
-    if kinds:
-        pixels = pixels | {"train": Augmented(pixels["train"], kinds, seed=seed, views=views)}
-    if everything or (kinds and not views):
+    if augmentation:
+        pixels = pixels | {"train": Augmented(pixels["train"], augmentation, seed=seed, views=views)}
+    if everything or (augmentation and not views):
         return whole, pixels
     return suffix, load_activations(model, pixels, stage=stage, half_precision=half_precision)
 

@@ -44,8 +44,7 @@ class Recipe:
         optimizer: "adam" or "sgd".
         batch_norm: "frozen" or "train": see `freeze`.
         class_weight: class (int) to the weight of its images in the loss (`weigh_classes`); None for equal ones.
-        augmentation: names of `AUGMENTATIONS`, separated by commas; "" for none; "auto" for none unless everything
-            learns. See `prepare_training`.
+        augmentation: of the training images: names of `AUGMENTATIONS`, separated by commas; "" for none.
         augment_views: how many views there are of each image; 0 for a new one in each epoch.
         pull: strength of the pull towards the start (L2-SP): see `make_optimizer`.
         start_share: share of the start in the final weights, 0 to 1 (WiSE-FT): see `blend_weights`.
@@ -66,7 +65,7 @@ class Recipe:
     optimizer: str = "adam"
     batch_norm: str = "frozen"
     class_weight: dict[int, float] | None = None
-    augmentation: str = "auto"
+    augmentation: str = ""
     augment_views: int = 0
     pull: float = 0.0
     start_share: float = 0.0

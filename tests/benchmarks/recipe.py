@@ -4,8 +4,8 @@
 
 One choice at a time is changed from the defaults in helpers/training/recipe.py, on folds of the images that are not
 test images: each training learns from four fifths of them and is judged on the fifth. A row of recipe.csv is a
-training: its log-loss (at the best temperature) and accuracy at the end and in the best epoch, and those of the
-frozen network that it starts from. Test images are not looked at. What is in the table is not done again; `--part 0/2` and
+training: its log-loss (at the best temperature) and accuracy at the end and in the best epoch, and of the frozen
+network that it starts from. Test images are not looked at. What is in the table is not done again; `--part 0/2` and
 `--part 1/2` share the work between two processes.
 
 REAL_DATA_DIR names a folder with the photos and the weights.
@@ -48,7 +48,7 @@ CHOICES = {
     "factor 0.1, rate 3e-4": {"lowest_rate": 0.1, "learning_rate": 3e-4},
     "factor 1, rate 1e-4": {"lowest_rate": 1.0, "learning_rate": 1e-4},
     "factor 1, rate 3e-4": {"lowest_rate": 1.0, "learning_rate": 3e-4},
-    "everything": {"unfreeze_from": "all", "augmentation": ""},
+    "everything": {"unfreeze_from": "all"},
     "everything, crop and light": {"unfreeze_from": "all", "augmentation": "crop,light"},
 }
 
