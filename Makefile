@@ -18,7 +18,7 @@ help:  ## show this help
 	@awk -F ' *## ' '/^#: / {sub("#: ", "", $$1); printf "  %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  make run DATA=~/pets BACKBONE=ResNet50"
-	@echo "  make run DATA=\"my photos\" NAME=photos-2 PARAMS=\"seed=3 epochs=10\""
+	@echo "  make run DATA=\"my photos\" NAME=photos-2 PARAMS=\"seed=3 steps=400\""
 	@echo
 	@echo "PYTHON=python3.12 chooses the Python (3.11 to 3.13) that the environment in $(VENV) is made from."
 
@@ -31,11 +31,12 @@ help:  ## show this help
 #: IMAGE_SIZE       ## pixels along an image's side
 #: RESIZE           ## how images of another shape fit: crop, pad or stretch
 #: SEED             ## of the split and of the training
-#: EPOCHS           ## of fine-tuning
+#: CUT              ## where the layers that are taken end: auto, head (all) or a stage that is left out
+#: STEPS            ## length of fine-tuning, in updates of the weights
 #: UNFREEZE_FROM    ## the first stage that is fine-tuned, auto or all
 #: LEARNING_RATE    ## of fine-tuning, the highest
 #: LOWEST_RATE      ## its factor at the first stage
-#: AUGMENTATION     ## of the training images in fine-tuning: flip, crop, rotate, light
+#: AUGMENTATION     ## of the training images in fine-tuning: flip, crop, rotate, light (without it: none)
 #: BUDGET           ## of the study: quick, standard, thorough, or minutes
 #: MARGIN           ## the difference in accuracy that would not matter, in points
 #: NEW_IMAGES       ## a folder of images to predict

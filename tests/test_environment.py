@@ -180,7 +180,7 @@ def test_links_in_the_readme_lead_somewhere():
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        (["DATA=my photos", "NAME=x y", "EPOCHS=3"], {"-n x y", "-p data my photos", "-p epochs 3"}),
+        (["DATA=my photos", "NAME=x y", "STEPS=3"], {"-n x y", "-p data my photos", "-p steps 3"}),
         (["PARAMS=seed=3 patience=1", "BACKBON=x"], {"-p seed 3", "-p patience 1", "-p backbon x"}),
         ([], set()),
     ],

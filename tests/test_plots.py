@@ -57,7 +57,7 @@ def test_problems_are_shown_beside_what_they_are_like(images, tmp_path):
         (lambda images: plots.plot_strengths({0.1: 0.5, 1.0: 0.4, 10.0: 0.6}, 1.0), "0.400, at C = 1"),
         (
             lambda images: plots.plot_history(HISTORY, {"log_loss": 0.8, "accuracy": 0.6}, title="all 2 epochs"),
-            "0.800 before, and lowest in epoch 2: 0.700",
+            "0.800 before, and 0.700 at the end",
         ),
         (lambda images: plots.plot_results(ARMS), "frozen 90.0 % (80.0 to 100.0)"),
         (lambda images: plots.plot_image_rows({"letters": np.zeros((20, 8, 8, 3))}), "20 letters"),

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.plots import plot_costs, plot_depth, plot_differences, plot_rates
+from helpers.plots import plot_costs, plot_depth, plot_differences, plot_probe, plot_rates
 from helpers.plots.study import efficient_arms
 
 SHORT = ["block_1", "block_2", "block_3", "head"]
@@ -14,13 +14,15 @@ LONG = [f"normal_left_and_right_block_{number}" for number in range(1, 21)]
 
 
 def make_probe(names=SHORT, accuracy=0.8):
-    probe = pd.DataFrame({"boundary": names, "cost_before": np.linspace(0, 1, len(names)), "accuracy": accuracy})
-    return probe.assign(low=probe["accuracy"] - 0.05, high=probe["accuracy"] + 0.05, log_loss=0.5, features=8)
+    probe = pd.DataFrame({"cut": names, "cost": np.linspace(0, 1, len(names)), "accuracy": accuracy})
+    losses = np.linspace(0.9, 0.5, len(names))
+    return probe.assign(log_loss=losses, behind=losses - 0.5, error=0.05, features=8)
 
 
-def make_race(losses, *, names=SHORT):
-    """Returns a race with a row for each (stage, rate, epochs, log-loss); its accuracies are 1 - log-loss / 2."""
-    race = pd.DataFrame(losses, columns=["stage", "learning_rate", "epochs", "log_loss"])
+def make_race(losses, *, names=SHORT, cut="head"):
+    """Returns a race with a row for each (stage, rate, rung, log-loss); its accuracies are 1 - log-loss / 2."""
+    race = pd.DataFrame(losses, columns=["stage", "learning_rate", "rung", "log_loss"])
+    race["cut"], race["steps"] = cut, 60 * race["rung"]
     race["cost_before"] = race["stage"].map(dict(zip(names, np.linspace(0, 1, len(names)), strict=True)))
     race["accuracy"] = 1 - race["log_loss"].where(np.isfinite(race["log_loss"])) / 2
     return race.assign(low=race["accuracy"] - 0.05, high=race["accuracy"] + 0.05)
@@ -47,10 +49,10 @@ def make_comparison(differences, *, margin=0.01, reach=0.02):
 
 RACE = make_race(
     [
-        ("block_3", 1e-3, 3, 0.1),  # at an early rung: it counts for less than more epochs do
-        ("block_3", 1e-3, 9, 0.3),
-        ("block_3", 1e-2, 9, 0.4),
-        ("block_1", 1e-3, 3, 0.5),
+        ("block_3", 1e-3, 2, 0.1),  # at an early rung: it counts for less than a later one does
+        ("block_3", 1e-3, 3, 0.3),
+        ("block_3", 1e-2, 3, 0.4),
+        ("block_1", 1e-3, 2, 0.5),
         ("block_1", 1e-2, 1, np.inf),
         ("block_2", 1e-3, 1, np.nan),
     ]
@@ -65,27 +67,46 @@ def is_drawn(figure) -> bool:
 
 def test_depth_shows_each_stage_at_its_best_rate():
     description = plot_depth(make_probe(accuracy=[0.5, 0.7, 0.9, 0.8]), RACE).description
-    assert "best at block_3, 0.900 (0.850 to 0.950); deepest, at head, 0.800" in description
-    assert "block_1 0.750 (0.700 to 0.800) at rate 0.001; block_3 0.850" in description
+    assert "best when cut at block_3, 0.900; with all layers 0.800" in description
+    assert "block_1 0.750 (0.700 to 0.800) at rate 0.001, cut at head; block_3 0.850" in description
     assert description.endswith("Diverged at every rate: block_2.")
 
 
 def test_rates_show_the_last_rung_and_frame_the_best():
     figure = plot_rates(RACE)
     (axes,) = figure.axes
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["block_1", "block_2", "block_3"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == [f"block_{n}\ncut at head" for n in (1, 2, 3)]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0.001", "0.01"]
     texts = {text.get_position(): text.get_text() for text in axes.texts}
     assert texts == {
-        (0, 0): "0.500\n3 epochs",
-        (0, 1): "diverged\n1 epoch",
-        (1, 0): "diverged\n1 epoch",
+        (0, 0): "0.500\n120 steps",
+        (0, 1): "diverged\n60 steps",
+        (1, 0): "diverged\n60 steps",
         (2, 0): "0.300",
         (2, 1): "0.400",
     }
     assert {(round(frame.get_x()), round(frame.get_y())) for frame in axes.patches} == {(2, 0)}
-    assert "Best: 0.300, from block_3 on at rate 0.001" in figure.description
-    assert "3 stopped before 9 epochs, 2 diverged" in figure.description
+    assert "Best: 0.300, cut at head, from block_3 on at rate 0.001" in figure.description
+    assert "3 stopped at an earlier rung, 2 diverged" in figure.description
+
+
+def test_rates_have_a_column_for_each_cut():
+    both = pd.concat([make_race([("block_2", 1e-3, 1, 0.2)], cut="block_3"), make_race([("block_2", 1e-3, 1, 0.4)])])
+    figure = plot_rates(both.reset_index(drop=True))
+    (axes,) = figure.axes
+    labels = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert labels == ["block_2\ncut at block_3", "block_2\ncut at head"]
+    assert [text.get_text() for text in axes.texts] == ["0.200", "0.400"]
+    assert "Best: 0.200, cut at block_3, from block_2" in figure.description
+
+
+def test_the_probe_shows_what_is_taken():
+    figure = plot_probe(make_probe(), "block_3")
+    assert "lowest at head, 0.500; with all layers 0.500. Taken: block_3." in figure.description and is_drawn(figure)
+    assert is_drawn(plot_probe(make_probe(["head"]), "head"))
+    assert is_drawn(plot_probe(make_probe(LONG), LONG[3]))
+    nothing = plot_probe(make_probe().assign(log_loss=np.nan, error=np.nan), "head")
+    assert "nothing can be cross-validated" in nothing.description
 
 
 def test_rates_can_be_read_on_every_shade():

@@ -82,13 +82,13 @@ def other_parameters(tree, backbone):
         "weights": "None",
         "preprocessing": "unit",
         "image_size": 20,
+        "cut": "head",
         "resize": "pad",
         "unfreeze_from": "block3",
         "learning_rate": 0.0003,  # low, so that it gets better than a start that is nearly perfect
         "lowest_rate": 0.5,
         "augmentation": "flip",
-        "epochs": 3,
-        "patience": 2,
+        "steps": 12,
         "batch_size": 5,
         "budget": "standard",
         "margin": 2.5,
@@ -128,8 +128,13 @@ def test_every_parameter_at_another_value(tree, tmp_path, make_images, other_par
     verdict = json.loads((run / "verdict.json").read_text())
     assert verdict["paragraph"] == metrics["answer"] and verdict["margin"] == 0.025
     assert set(verdict["arms"]) == set(metrics["study"]) >= {*metrics["arms"]} | {"from scratch"}
-    assert pd.read_csv(run / "final.csv").groupby("arm").size().unique().tolist() == [6]
-    assert set(pd.read_csv(run / "race.csv")["epochs"]) == {2, 8}
+    pairs = pd.read_csv(run / "final.csv").groupby("arm").size()
+    assert pairs["frozen"] == pairs["fine-tuned"] in (4, 6) and pairs["from scratch"] == 2
+    race = pd.read_csv(run / "race.csv")
+    assert set(race["steps"]) == {60, 200} and set(race["splits"]) == {1, 3}
+    last = race[race["rung"] == 2]
+    assert ((last["stage"] == "block3") & (last["learning_rate"] == 0.0003)).any(), "03's arm takes part to the end"
+    assert pd.read_csv(run / "probe.csv")["cut"].tolist()[-1] == "head"
     predictions = pd.read_csv(run / "predictions.csv", dtype="string").fillna("")
     assert len(predictions) == 31 and predictions["label"].value_counts()["two"] > 25
     assert predictions.loc[predictions["problem"] != "", "path"].tolist() == ["my shapes/two/damaged.png"]

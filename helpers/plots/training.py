@@ -44,23 +44,21 @@ def plot_history(history: dict[str, list[float]], start: dict[str, float], *, ti
         f"{part}{key}": history.get(f"{part}{key}", []) for part in ("", "val_") for key in ("log_loss", "accuracy")
     }
     epochs = np.arange(1, len(history["log_loss"]) + 1)  # none, if it diverged at once
-    best = int(np.argmin([start["log_loss"], *history["val_log_loss"]]))
+    last = history["val_log_loss"][-1] if history["val_log_loss"] else start["log_loss"]
     figure = new_figure(9, 3.4)
     for axes, key in zip(figure.subplots(1, 2), ("log_loss", "accuracy"), strict=True):
         validation = [start[key], *history[f"val_{key}"]]
         axes.plot(epochs, history[key], "--", color="0.5", label="train")
         axes.plot([0, *epochs], validation, "-", color="black", label="validation")
         axes.plot(0, validation[0], "o", color="black", label="before (frozen)")
-        axes.axvline(best, color="0.7", linestyle=":", label="lowest log-loss: kept")
         axes.set(xlabel="epoch", ylabel=key.replace("_", "-"))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
     axes.set_ylim(max(0.0, axes.dataLim.y0 - 0.05), 1.01)
     figure.suptitle(f"Fine-tuning: {title}")
-    kept = f"epoch {best}: {history['val_log_loss'][best - 1]:.3f}" if best else "no epoch, so the start is kept"
     figure.description = (
         f"Curves of log-loss and accuracy over {len(epochs)} epochs, training images dashed, validation images "
-        f"solid: {title}. The validation log-loss is {start['log_loss']:.3f} before, and lowest in {kept}."
+        f"solid: {title}. The validation log-loss is {start['log_loss']:.3f} before, and {last:.3f} at the end."
     )
     return figure
 

@@ -28,7 +28,7 @@ QUIET_SECONDS = 10  # a cell that takes longer has to show how far it is
 # What is typed into the parameters, besides another run_dir. A notebook that is not named here works on what changed.
 TYPED = {
     "01_load_data": {"images_per_class": 10},
-    "03_fine_tuning": {"epochs": 3},
+    "03_fine_tuning": {"steps": 15},
     "04_freeze_or_fine_tune": {"margin": 3.0},
 }
 UNFINISHED = re.compile(r"(?<!\d)\d\d?%\|")  # a progress bar below 100 %
@@ -129,7 +129,7 @@ def test_the_interrupt_button_keeps_the_best_epoch_and_the_training_goes_on(lab,
     for name in ("images.csv", "frozen.keras", "metrics.json"):  # what 01 and 02 have made
         shutil.copy(lab.tree / "runs" / "digits" / name, run)
     notebook = opened("03_fine_tuning")
-    notebook.type_parameters({"run_dir": "runs/interrupted", "epochs": 300, "patience": 300})
+    notebook.type_parameters({"run_dir": "runs/interrupted", "steps": 1500})
     notebook.start_all()
     fit = next(n for n, cell in enumerate(code_cells(notebook.save())) if "suffix.fit(" in cell.source)
     notebook.page.wait_for_function(f"() => window.bars[{fit}] >= 5", timeout=180_000)
