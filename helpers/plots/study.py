@@ -211,11 +211,14 @@ def _describe_race(arms: pd.DataFrame, ranked: pd.DataFrame) -> str:
     if ranked.empty:
         return "All diverged."
     best, worst = ranked.iloc[0], ranked.loc[ranked["log_loss"].idxmax()]
+
+    def name(arm: pd.Series) -> str:
+        rate = f"{arm['learning_rate']:g}"
+        return f"{arm['log_loss']:.3f}, cut at {arm['cut']}, from {arm['stage']} on at rate {rate}"
+
     return (
-        f"Best: {best['log_loss']:.3f}, cut at {best['cut']}, from {best['stage']} on at rate "
-        f"{best['learning_rate']:g}; highest: {worst['log_loss']:.3f}, cut at {worst['cut']}, from {worst['stage']} "
-        f"on at rate {worst['learning_rate']:g}. {(arms['rung'] < arms['rung'].max()).sum()} stopped at an earlier rung, "
-        f"{len(arms) - len(ranked)} diverged."
+        f"Best: {name(best)}; highest: {name(worst)}. {(arms['rung'] < arms['rung'].max()).sum()} stopped at an earlier "
+        f"rung, {len(arms) - len(ranked)} diverged."
     )
 
 

@@ -81,7 +81,7 @@ def result_table(record: Record) -> tuple[list[str], list[tuple[str, ...]]]:
 
 
 def cost_table(record: Record) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Returns columns and rows of texts: where each arm is cut, from which stage on and at what rate it learns, its cost."""
+    """Returns columns and rows of texts: each arm's cut, first stage that learns, and rate; and what it costs."""
     formats = {
         "learning_rate": lambda rate: f"{rate:g}" if rate else NOTHING,
         "seconds": "{:.1f}".format,

@@ -6,18 +6,28 @@ from dataclasses import dataclass
 from helpers.study.trials import Trial
 from helpers.study.verdict import FIRST_LOOK
 
+_RATES = (1e-4, 3e-4, 1e-3)
+
 BUDGETS = {
-    "quick": {"depths": 2, "learning_rates": (3e-4, 1e-3), "rungs": ((60, 1), (120, 2)), "pairs": 5},
-    "standard": {"depths": 4, "learning_rates": (1e-4, 3e-4, 1e-3), "rungs": ((60, 1), (200, 3)), "pairs": 6},
+    "quick": {
+        "depths": 2,
+        "learning_rates": _RATES,
+        "rates_of_other_depths": (3e-4,),
+        "rates_of_other_cuts": (3e-4, 1e-3),
+        "rungs": ((60, 1), (120, 2)),
+        "pairs": 5,
+    },
+    "standard": {"depths": 4, "learning_rates": _RATES, "rungs": ((60, 1), (200, 3)), "pairs": 6},
     "thorough": {
         "depths": 8,
-        "learning_rates": (1e-4, 3e-4, 1e-3, 3e-3),
+        "learning_rates": (*_RATES, 3e-3),
         "rungs": ((60, 1), (200, 2), (200, 5)),
         "pairs": 10,
     },
 }
-"""At how many depths learning may begin, at which rates; the steps of each rung of the race and the splits whose
-validation images judge it; how many pairs the final has at most."""
+"""At how many depths learning may begin, at which rates (fewer ones where `quick` looks beyond the middle depth and
+the first cut); the steps of each rung of the race and the splits whose validation images judge it; how many pairs the
+final has at most."""
 
 REDUCTION = 3
 """Of the arms in a rung of the race, one in so many goes on to the next (successive halving's eta)."""
@@ -249,11 +259,14 @@ def make_plan(budget: str | float, *, cuts: list[str], usual: Arm, costs: dict[s
 
 def _plan(name: str, *, cuts: list[str], usual: Arm, costs: dict[str, float], measured: dict) -> Plan:
     wanted = BUDGETS[name]
-    arms = {usual}
+    arms, rates = {usual}, wanted["learning_rates"]
     for number, cut in enumerate(cuts):
         # All depths where the frozen network ends; elsewhere the middle one, from which on 03 fine-tunes.
-        depths = _spread(costs, cut, wanted["depths"]) if number == 0 else _spread(costs, cut, 2)[:1]
-        arms |= {(cut, stage, rate) for stage in depths for rate in wanted["learning_rates"]}
+        middle = _spread(costs, cut, 2)[0]
+        depths = _spread(costs, cut, wanted["depths"]) if number == 0 else (middle,)
+        for stage in depths:
+            beyond = "rates_of_other_cuts" if number else "" if stage == middle else "rates_of_other_depths"
+            arms |= {(cut, stage, rate) for rate in wanted.get(beyond, rates)}
     cheapest = sorted(arms, key=lambda arm: (costs[arm[0]] - costs[arm[1]], cuts.index(arm[0]), arm[2]))
     scratch = name == "thorough" or measured["multiply_adds"] <= _SMALL
     return Plan(tuple(cheapest), usual, cuts[0], wanted["rungs"], wanted["pairs"], scratch, measured, costs)

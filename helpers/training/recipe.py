@@ -3,14 +3,15 @@
 They were chosen on training photos alone, by tests/benchmarks/recipe.py: one choice at a time is changed, on folds of
 the images that are not test images. helpers/training/README.md has the table.
 
-- *200 steps, and the last epoch is the result.* Between 60 and 800 steps little changes: a few hundred photos are learned
-  early, and what follows does not help. The last epoch of a schedule that decays to 0 is as good as the one with the lowest
-  validation log-loss, so nothing is chosen by few validation images.
-- *1e-3 at the head, a hundredth of it at the first stage*: layer-wise decay (arXiv 1801.06146). Which rate is best differs
-  between sets, so 04 tries several; none of the other factors is better on all sets.
+- *200 steps, and the last epoch is the result.* Between 60 and 800 steps little changes: a few hundred photos are
+  learned early, and what follows does not help. The last epoch of a schedule that decays to 0 is as good as the one
+  with the lowest validation log-loss, so nothing is chosen by few validation images.
+- *1e-3 at the head, a hundredth of it at the first stage*: layer-wise decay (arXiv 1801.06146). Which rate is best
+  differs between sets, so 04 tries several.
 - *From half of the cost on.* To fine-tune everything takes about five times as long and is no better.
 - *No augmentation.* It was no better on flowers and worse on scans, and stored activations are worth more.
-- *Log-losses at the best temperature* (`log_loss`): a fine-tuned network grows overconfident long before it grows worse.
+- *Log-losses at the best temperature* (`log_loss`): a fine-tuned network grows overconfident long before it grows
+  worse.
 - *Batches of 32, Adam*: usual values that were not searched.
 """
 

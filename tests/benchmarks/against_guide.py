@@ -2,11 +2,12 @@
 
     REAL_DATA_DIR=... python tests/benchmarks/against_guide.py [flowers scans ...] [--size 224] [--budget quick]
 
-For each set of photos: 02 (cut chosen by probe, linear head), 03 (its defaults) and 04 (the study, then the chosen arm
-trained on all images that are not test images), with MobileNetV2 and ImageNet's weights; and, in a process of its
-own, the guide's transfer learning with all images that are not test images: ten epochs of a new Dense layer on the frozen
-network, then five of everything at a rate of 1e-5, with random flips and rotations. All are scored on the same test
-images. A row of against_guide.csv holds accuracies, seconds, and the peak memory of the process with 02 to 04.
+For each set of photos: 02 (cut chosen by probe, linear head), 03 (its defaults) and 04 (the study, then the chosen
+arm trained on all images that are not test images), with MobileNetV2 and ImageNet's weights; and, in a process of
+its own, the guide's transfer learning with all images that are not test images: ten epochs of a new Dense layer on
+the frozen network, then five of everything at a rate of 1e-5, with random flips and rotations. All are scored on
+the same test images. A row of against_guide.csv holds accuracies, seconds, and the peak memory of the process with
+02 to 04.
 
 REAL_DATA_DIR names a folder with the photos and the weights.
 """
