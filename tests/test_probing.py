@@ -37,8 +37,8 @@ def test_one_pass_gives_the_features_of_each_cut(root, data):
             np.testing.assert_allclose(array, exact, rtol=1e-4, atol=1e-5)
 
 
-def test_a_truncated_network_is_a_prefix_with_the_mean_over_positions(root, data):
-    network, (pixels, _) = stage_network(), data
+def test_a_truncated_network_is_a_prefix_with_the_mean_over_positions():
+    network = stage_network()
     assert truncate(network, "head") is network
     short = truncate(network, "conv3")
     assert "conv3_conv" not in [layer.name for layer in short.layers] and len(short.output_shape) == 2

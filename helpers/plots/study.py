@@ -217,8 +217,8 @@ def _describe_race(arms: pd.DataFrame, ranked: pd.DataFrame) -> str:
         return f"{arm['log_loss']:.3f}, cut at {arm['cut']}, from {arm['stage']} on at rate {rate}"
 
     return (
-        f"Best: {name(best)}; highest: {name(worst)}. {(arms['rung'] < arms['rung'].max()).sum()} stopped at an earlier "
-        f"rung, {len(arms) - len(ranked)} diverged."
+        f"Best: {name(best)}; highest: {name(worst)}. {(arms['rung'] < arms['rung'].max()).sum()} stopped at an "
+        f"earlier rung, {len(arms) - len(ranked)} diverged."
     )
 
 

@@ -10,7 +10,7 @@ TEMPERATURES = np.geomspace(1, 8, 25, dtype="float32")
 
 
 def log_loss() -> keras.metrics.Metric:
-    """Returns the metric for `compile` by which the best epoch is chosen (`Checkpoint`): log_loss and temperature.
+    """Returns the metric for `compile` by which epochs are judged (`Checkpoint`): log_loss and temperature.
 
     The log-loss is the lowest that one temperature can reach, by which all logits are divided (Guo et al. 2017,
     arXiv 1706.04599). A network that is fine-tuned becomes too sure of itself long before it becomes worse, and a
