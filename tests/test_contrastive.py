@@ -128,7 +128,7 @@ def test_an_interrupted_pretraining_goes_on_to_the_same_weights(parts, tmp_path,
     expected = pretrain(whole, parts, **options | {"file": None})
     network = begin()
     stopping(epochs, batches)
-    with pytest.raises(KeyboardInterrupt, match=rf"Interrupted in epoch {epochs + 1}\b.*goes on"):
+    with pytest.raises(KeyboardInterrupt, match=rf"Interrupted in epoch {epochs + 1}\b.*resumes"):
         pretrain(network, parts, **options)
     stopping(99, 99)
     network = begin() if again == "new process" else network

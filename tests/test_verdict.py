@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from helpers.study import accuracy_over_pairs, compare_pairs, decide, describe_verdict
+from helpers.study import accuracy_over_pairs, choose_arm, compare_pairs, decide, describe_verdict
 from helpers.study.verdict import FIRST_LOOK
 
 STUDIES, PAIRS = 2000, 6
@@ -153,7 +153,7 @@ def answer(first: np.ndarray, second: np.ndarray, **changes) -> dict:
     tuned = {"seconds": 61.3, "trainable_weights": 1234567, "test_accuracy": second.mean(), "cut": "head"}
     tuned |= {"stage": "block_13", "learning_rate": 0.0003, "all_layers": True}
     known = {"comparison": comparison, "arms": {"frozen": frozen | {"all_layers": False}, "fine-tuned": tuned}}
-    return known | {"stopped": "", "verdict": decide(comparison)} | changes
+    return known | {"stopped": "", "verdict": decide(comparison), "chosen": choose_arm(comparison)} | changes
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(40, 4), (4, 40), (20, 20), (0, 0), (20, 15), (3, 2)])
@@ -182,11 +182,29 @@ def test_the_headline_is_the_recommendation():
     )
     assert headline(*tables(gained=4, lost=40)).startswith("Freeze: fine-tuning is 9.0 points less accurate (95 %")
     assert headline(*tables(gained=20, lost=20)).startswith("Freeze: fine-tuning is not shown to be better here")
+    likely = headline(*tables(gained=20, lost=14))
+    assert likely.startswith("Not decided: fine-tuning looks 1.5 points more accurate, which may be chance")
     small = answer(*tables(gained=30, lost=2))
     small["comparison"] |= {"equivalent": True}
-    small["verdict"] = decide(small["comparison"])
+    small["verdict"], small["chosen"] = decide(small["comparison"]), choose_arm(small["comparison"])
     assert describe_verdict(small)["headline"].startswith("Freeze: the difference is too small to matter")
     assert describe_verdict({"comparison": {}, "arms": {}, "stopped": ""})["headline"].startswith("No verdict")
+
+
+def test_what_is_handed_over_is_the_better_guess_where_nothing_is_shown():
+    """Fine-tuned if that is shown, or likely by more than the margin; else frozen, which is cheaper."""
+    for gained, lost, chosen in [
+        (40, 4, "fine-tuned"),
+        (4, 40, "frozen"),
+        (20, 20, "frozen"),
+        (20, 14, "fine-tuned"),
+    ]:
+        known = answer(*tables(gained=gained, lost=lost))
+        assert known["chosen"] == chosen
+        assert f"handed over is {chosen}" in describe_verdict(known)["explanation"]
+    assert known["verdict"] == "no difference shown"
+    assert choose_arm(compare_pairs(*tables(gained=20, lost=17))) == "frozen", "within the margin"
+    assert choose_arm({}) == "frozen"
 
 
 def test_the_explanation_contradicts_nothing():

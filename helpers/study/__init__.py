@@ -25,7 +25,7 @@ from helpers.study.transfer_results import (
 )
 from helpers.study.transferability import LONGER, TRANSFER_ARMS, Transferability, build_convnet, run_transfer
 from helpers.study.trials import Trial, Trials
-from helpers.study.verdict import accuracy_over_pairs, compare_pairs, decide, describe_verdict
+from helpers.study.verdict import accuracy_over_pairs, choose_arm, compare_pairs, decide, describe_verdict
 
 __all__ = [
     "BUDGETS",
@@ -42,6 +42,7 @@ __all__ = [
     "accuracy_over_pairs",
     "build_convnet",
     "candidate_cuts",
+    "choose_arm",
     "compare_arms",
     "compare_costs",
     "compare_pairs",

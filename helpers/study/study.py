@@ -14,7 +14,7 @@ from helpers.evaluation import ARMS, accuracy_interval
 from helpers.study.experiment import Experiment, unpack
 from helpers.study.plan import Arm, Plan, make_plan, read_budget
 from helpers.study.trials import Trial, Trials
-from helpers.study.verdict import FIRST_LOOK, accuracy_over_pairs, compare_pairs, decide, describe_verdict
+from helpers.study.verdict import FIRST_LOOK, accuracy_over_pairs, choose_arm, compare_pairs, decide, describe_verdict
 from helpers.training import choose_cut
 
 _PLAN = Trial("plan", "plan")
@@ -196,7 +196,7 @@ class Study:
             "failed": [f"{row.arm}, pair {row.pair}: {row.outcome}" for row in _failed(final).itertuples()],
             "comparison": comparison,
         }
-        answer["chosen"] = "fine-tuned" if answer["verdict"] == "fine-tune" else "frozen"
+        answer["chosen"] = choose_arm(comparison)
         words = describe_verdict(answer)
         return answer | words | {"paragraph": f"{words['headline']} {words['explanation']}"}
 

@@ -94,6 +94,21 @@ def decide(comparison: dict) -> str:
     return "freeze" if comparison["shown"] == "first" else "no difference shown"
 
 
+def choose_arm(comparison: dict) -> str:
+    """Returns which network to hand over: "frozen" or "fine-tuned".
+
+    The one that the verdict names. Where no difference is shown, it is the frozen one, which is cheaper, unless
+    fine-tuning did better by more than the margin: then that is the better guess, and its training is paid for.
+
+    Args:
+        comparison: `compare_pairs(frozen, fine_tuned)`; empty without results.
+    """
+    if not comparison:
+        return "frozen"
+    likely = not comparison["shown"] and comparison["difference"] > comparison["margin"]
+    return "fine-tuned" if likely or decide(comparison) == "fine-tune" else "frozen"
+
+
 def describe_verdict(answer: dict) -> dict[str, str]:
     """Returns the answer in plain words: headline, the recommendation in a sentence, and explanation, a paragraph.
 
@@ -121,6 +136,11 @@ def describe_verdict(answer: dict) -> dict[str, str]:
             f"Freeze: fine-tuning is {-points['difference']:.1f} points less accurate (95 % interval "
             f"{-points['high']:.1f} to {-points['low']:.1f}), and {longer}."
         )
+    elif answer["chosen"] == "fine-tuned":
+        headline = (
+            f"Not decided: fine-tuning looks {points['difference']:.1f} points more accurate, which may be chance "
+            f"({between}). Freeze if time matters more: fine-tuning {longer}."
+        )
     elif comparison["equivalent"]:
         headline = f"Freeze: the difference is too small to matter ({between}), and fine-tuning {longer}."
     else:
@@ -144,6 +164,11 @@ def describe_verdict(answer: dict) -> dict[str, str]:
         )
         + "."
     )
+    if answer["chosen"] == "fine-tuned":
+        taken = f"{_describe_layers(tuned)}, unfreeze from {tuned['stage']}, learning rate {tuned['learning_rate']:g}"
+        sentences.append(f"The classifier that is handed over is fine-tuned: {taken}.")
+    else:
+        sentences.append("The classifier that is handed over is frozen.")
     return {"headline": headline, "explanation": " ".join(sentences) + stopped}
 
 
