@@ -171,6 +171,7 @@ def test_two_cuts_are_tried_the_one_that_02_takes_first():
     probe = pd.DataFrame({"cut": ["a", "b", "head"], "log_loss": [0.5, 0.3, 0.4]})
     assert candidate_cuts(probe.assign(behind=[0.2, 0.0, 0.1], error=[0.1, 0.0, 0.05])) == ["b", "head"]
     assert candidate_cuts(probe.assign(behind=[0.2, 0.0, 0.1], error=[0.1, 0.0, 0.15])) == ["head", "b"]
+    assert candidate_cuts(probe.assign(behind=[0.2, 0.0, 0.1], error=[0.1, 0.0, 0.05]), "a") == ["a", "head"]
     assert candidate_cuts(probe.assign(log_loss=np.nan, behind=np.nan, error=np.nan)) == ["head"]
     assert candidate_cuts(probe.iloc[2:].assign(behind=0.0, error=0.0)) == ["head"]
 

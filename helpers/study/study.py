@@ -42,6 +42,7 @@ class Study:
         name: the study's, in the storage.
         budget: "quick", "standard", "thorough", or minutes.
         margin: the difference of accuracy that does not matter, in points (hundredths), set beforehand.
+        cut: 02's: where its network ends, "auto" for `choose_cut(probe)`. The frozen arm is cut there.
         usual: 03's `unfreeze_from` and `learning_rate`: this arm stays in the race to the end.
 
     Attributes:
@@ -61,13 +62,14 @@ class Study:
         name: str,
         budget: str | float = "standard",
         margin: float = 1.0,
+        cut: str = "auto",
         usual: tuple[str, float] = ("auto", 1e-3),
     ):
         if not 0 < margin < 100:
             raise ValueError(f"Expected `margin` in points, above 0 and below 100. Received {margin}.")
         self.experiment, self.margin, self.stopped = experiment, margin / 100, ""
         self._started, self._interrupted_in, self._race_cut = time.monotonic(), "", 0
-        budget, cuts = read_budget(budget), candidate_cuts(probe)
+        budget, cuts = read_budget(budget), candidate_cuts(probe, cut)
         arm = (cuts[0], experiment.first_stage(cuts[0], usual[0]), usual[1])
         settings = experiment.settings | {"margin": margin, "cuts": cuts, "03's arm": arm}
         self.trials = Trials(storage, name=name, settings=settings)
@@ -245,12 +247,16 @@ class Study:
         return row
 
 
-def candidate_cuts(probe: pd.DataFrame) -> list[str]:
-    """Returns the cut points that a study tries, two at most: the one that 02 takes (`choose_cut`), and another.
+def candidate_cuts(probe: pd.DataFrame, cut: str = "auto") -> list[str]:
+    """Returns the cut points that a study tries, two at most: the one that 02 takes, and another.
 
     The other one is the network's end or, where that is taken, the best of the earlier ones.
+
+    Args:
+        probe: from `probe_depth`.
+        cut: the one that 02 takes; "auto" for `choose_cut(probe)`.
     """
-    taken, end = choose_cut(probe), probe["cut"].iloc[-1]
+    taken, end = choose_cut(probe) if cut == "auto" else cut, probe["cut"].iloc[-1]
     earlier = probe.iloc[:-1].dropna(subset="log_loss")
     if taken != end:
         return [taken, end]
