@@ -72,17 +72,17 @@ def test_depth_shows_each_stage_at_its_best_rate():
     assert description.endswith("Diverged at every rate: block_2.")
 
 
-def test_rates_show_the_last_rung_and_frame_the_best():
+def test_rates_show_first_and_last_rung_and_frame_the_best():
     figure = plot_rates(RACE)
     (axes,) = figure.axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == [f"block_{n}\ncut at head" for n in (1, 2, 3)]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0.001", "0.01"]
     texts = {text.get_position(): text.get_text() for text in axes.texts}
     assert texts == {
-        (0, 0): "0.500\n120 steps",
-        (0, 1): "diverged\n60 steps",
-        (1, 0): "diverged\n60 steps",
-        (2, 0): "0.300",
+        (0, 0): "0.500",
+        (0, 1): "diverged",
+        (1, 0): "diverged",
+        (2, 0): "0.100\n180 steps: 0.300",
         (2, 1): "0.400",
     }
     assert {(round(frame.get_x()), round(frame.get_y())) for frame in axes.patches} == {(2, 0)}

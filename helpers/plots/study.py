@@ -42,6 +42,7 @@ def plot_probe(probe: pd.DataFrame, taken: str) -> DescribedFigure:
         ylabel="log-loss, cross-validated",
         title="What each depth of the frozen network knows: lower is better",
     )
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter("{:g}".format))
     axes.yaxis.set_minor_formatter(NullFormatter())
     names = _thin_out(dict(zip(probe["cut"], probe["cost"], strict=True)), first=pd.Series([taken]))
@@ -139,7 +140,10 @@ def _thin_out(places: dict[str, float], first: pd.Series) -> list[str]:
 
 
 def plot_rates(race: pd.DataFrame) -> DescribedFigure:
-    """Returns a heat map of the validation log-loss, cuts and stages by learning rates, each arm at its last rung.
+    """Returns a heat map of the validation log-loss, cuts and stages by learning rates.
+
+    Shades compare all arms at their first rung, where all are judged on the same images; below it stands what an arm
+    that stayed in the race reached at its last one.
 
     Args:
         race: a row per arm and rung, with rung, cut, stage, cost_before, learning_rate, steps and log_loss (infinite
@@ -147,31 +151,26 @@ def plot_rates(race: pd.DataFrame) -> DescribedFigure:
     """
     if race.empty:
         return say("No arm has raced.")
-    arms = race.sort_values("rung", kind="stable", ignore_index=True)
-    arms = arms.drop_duplicates(["cut", "stage", "learning_rate"], keep="last").sort_values(
-        "cost_before", kind="stable"
-    )
-    cuts = list(race["cut"].unique())
-    order = {stage: number for number, stage in enumerate(arms["stage"].unique())}
-    columns = sorted(
-        set(zip(arms["cut"], arms["stage"], strict=True)), key=lambda pair: (cuts.index(pair[0]), order[pair[1]])
-    )
-    rates = sorted(arms["learning_rate"].unique())
-    ranked = _rank(arms)
-    worth = np.log(ranked["log_loss"].clip(lower=1e-4))  # so that one arm far off leaves the others apart
+    arm = ["cut", "stage", "learning_rate"]
+    rungs = race.sort_values(["rung", "cost_before"], kind="stable", ignore_index=True)
+    first, last = (rungs.drop_duplicates(arm, keep=keep).set_index(arm) for keep in ("first", "last"))
+    cuts, stages = list(race["cut"].unique()), list(race.sort_values("cost_before")["stage"].unique())
+    columns = [(cut, stage) for cut in cuts for stage in stages if (cut, stage) in first.index.droplevel(2)]
+    rates = sorted(race["learning_rate"].unique())
+    losses = first["log_loss"].astype(float)
+    worth = np.log(losses[np.isfinite(losses)].clip(lower=1e-4))  # so that one arm far off leaves the others apart
     darkest, span = worth.min(), max(worth.max() - worth.min(), 1e-9)
     figure = new_figure(8, min(max(2 + 0.5 * len(rates), 3.5), 8))
     axes = figure.subplots()
     shades = np.full((len(rates), len(columns)), np.nan)
-    crowded, last = len(columns) > 9, arms["rung"].max()
-    for arm in arms.itertuples():
-        row, column = rates.index(arm.learning_rate), columns.index((arm.cut, arm.stage))
-        lines = ["diverged"]
-        if arm.Index in worth.index:
-            shades[row, column] = 0.2 + 0.75 * (worth[arm.Index] - darkest) / span
-            lines = [f"{arm.log_loss:.3f}" if arm.log_loss < 100 else f"{arm.log_loss:.0e}"]
-        if arm.rung < last:
-            lines.append(f"{arm.steps} steps")
+    crowded = len(columns) > 9
+    for (cut, stage, rate), start in first.iterrows():
+        row, column = rates.index(rate), columns.index((cut, stage))
+        lines, end = [_shown(start["log_loss"])], last.loc[(cut, stage, rate)]
+        if np.isfinite(start["log_loss"]):
+            shades[row, column] = 0.2 + 0.75 * (worth[(cut, stage, rate)] - darkest) / span
+        if end["rung"] > start["rung"]:
+            lines.append(f"{end['steps']:g} steps: {_shown(end['log_loss'])}")
         axes.text(
             column,
             row,
@@ -183,6 +182,7 @@ def plot_rates(race: pd.DataFrame) -> DescribedFigure:
             rotation=90 if crowded else 0,
         )
     axes.imshow(shades, cmap="gray", vmin=0, vmax=1, origin="lower", aspect="auto")
+    ranked = _rank(last.reset_index())
     if len(ranked):
         best = ranked.iloc[0]
         place = columns.index((best["cut"], best["stage"])), rates.index(best["learning_rate"])
@@ -193,18 +193,23 @@ def plot_rates(race: pd.DataFrame) -> DescribedFigure:
     tilt = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, labels)) > 90 else {}
     axes.set_xticks(range(len(columns)), labels, **tilt)
     axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-    steps = arms.loc[arms["rung"] == last, "steps"].max()
     axes.set(
         xlabel="first stage that is fine-tuned, and where the network is cut",
         ylabel="learning rate",
-        title="Log-loss on validation images: darker is better, framed the best\n"
-        f"{steps} steps, or what the cell says",
+        title=f"Log-loss on validation images after {first['steps'].min()} steps: darker is better\n"
+        "framed: the best of those that raced on",
     )
     figure.description = (
         f"Heat map of the validation log-loss by cut and stage ({len(columns)}) and learning rate ({len(rates)}). "
-        + _describe_race(arms, ranked)
+        + _describe_race(last.reset_index(), ranked)
     )
     return figure
+
+
+def _shown(loss: float) -> str:
+    if not np.isfinite(loss):
+        return "diverged"
+    return f"{loss:.3f}" if loss < 100 else f"{loss:.0e}"
 
 
 def _describe_race(arms: pd.DataFrame, ranked: pd.DataFrame) -> str:
