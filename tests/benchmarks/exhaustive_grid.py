@@ -23,7 +23,7 @@ import pandas as pd
 
 from helpers import resolve_path
 from helpers.backbones import load_backbone
-from helpers.data import check_images, exclude_problems, find_images, split_images
+from helpers.data import check_images, exclude_problems, find_images, open_data, split_images
 from helpers.study import Experiment, Study, Trial, Trials, candidate_cuts, compare_pairs, decide
 from helpers.study.experiment import unpack
 from helpers.study.plan import _spread
@@ -38,7 +38,7 @@ ARM = ["cut", "stage", "learning_rate", "steps"]
 def make_experiment(name: str) -> Experiment:
     """Returns the network and the images, half of them test images where none are given."""
     if name in DIGITS:
-        checked, problems = check_images(find_images("digits"))
+        checked, problems = check_images(find_images(open_data("digits")))
         images = split_images(exclude_problems(checked, problems), images_per_class=DIGITS[name])
         return Experiment(load_backbone("data/letters.keras"), images, resize="crop")
     folder, size = PHOTOS[name]
