@@ -25,9 +25,9 @@ class Checkpoint(keras.callbacks.Callback):
     """A Keras callback after which nothing of a training is lost, and which recalibrates its result.
 
     The last epoch of the schedule is the result: its learning rate has faded out by then, and to choose among epochs
-    by few validation images would be to choose by luck (helpers/study/README.md shows what that gains). At the end
-    the head's logits are divided by the temperature that the metric `log_loss()` found for it on the validation
-    images, if there are any.
+    by few validation images would be to choose by luck (helpers/training/README.md shows that it gains nothing). At
+    the end the head's logits are divided by the temperature that the metric `log_loss()` found for it on the
+    validation images, if there are any.
 
     The state after each epoch goes to a file: a killed training, started again with
     `initial_epoch=checkpoint.first_epoch` and data that ask `checkpoint.current_epoch`, ends with the same weights as
