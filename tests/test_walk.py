@@ -124,7 +124,7 @@ def test_every_parameter_at_another_value(tree, tmp_path, make_images, other_par
     assert metrics["arms"]["frozen"]["trainable_weights"] == 8 * 3 + 3
     assert metrics["arms"]["majority class"]["test_accuracy"] == pytest.approx(1 / 3)
     assert metrics["arms"]["frozen"]["test_accuracy"] > 0.9, "the classes differ in brightness"
-    assert "36 test images" in metrics["answer"]
+    assert "36 held-out test images" in metrics["answer"]
     verdict = json.loads((run / "verdict.json").read_text())
     assert verdict["paragraph"] == metrics["answer"] and verdict["margin"] == 0.025
     assert set(verdict["arms"]) == set(metrics["study"]) >= {*metrics["arms"]} | {"from scratch"}
