@@ -412,6 +412,18 @@ def test_the_best_arm_is_of_the_last_rung_that_was_completed(cut, rate):
     assert Study.best_arm(SimpleNamespace(_race_cut=cut), race) == ("head", "conv3", rate)
 
 
+def test_a_stop_of_the_race_is_told_whatever_follows(folder, root, monkeypatch):
+    """Also by a network that is not small, without a training from scratch between race and final."""
+    study = make_study(folder, root / "study.journal")
+    object.__setattr__(study.plan, "scratch", False)
+    monkeypatch.setattr(
+        Plan, "seconds", lambda plan, trial: 0.01 if trial.phase == "final" else 1e3 * (trial.steps > 4)
+    )
+    study._deadline = time.monotonic() + 500
+    final = study.final(study.race())
+    assert "the minutes given were over in the race" in study.verdict(final)["explanation"]
+
+
 def test_minutes_can_be_added_and_a_refused_budget_leaves_nothing_behind(folder, root, monkeypatch):
     monkeypatch.delitem(planning.BUDGETS, "small")
     monkeypatch.setitem(planning.BUDGETS, "quick", SMALL)

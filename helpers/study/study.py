@@ -140,9 +140,7 @@ class Study:
             return pd.DataFrame(columns=_FINAL)
         tuned, of_all = self.best_arm(race), race[race["stage"] == self.plan.first]
         everything = self.best_arm(of_all) if len(of_all) else None
-        tried = self._run("race", self.plan.scratch_race(), title="from scratch")
-        scratch = min(tried, key=lambda trial: _loss(tried[trial])).learning_rate if tried else 0.0
-        found, done = {}, 0
+        scratch, found, done = self._scratch_rate(), {}, 0
         for look in sorted({min(FIRST_LOOK, self.plan.pairs), self.plan.pairs}):
             wanted = self.plan.final(tuned, everything, scratch, pairs=range(done + 1, look + 1))
             results, done = self._run("final", wanted, title="final"), look
@@ -151,6 +149,13 @@ class Study:
             if len(results) < len(wanted) or comparison.get("clear"):
                 break
         return self._final_table(found)
+
+    def _scratch_rate(self) -> float:
+        """Returns the better learning rate of the network with random weights; 0 if it is left out."""
+        wanted = self.plan.scratch_race()
+        found = self._run("controls", wanted, title="from scratch") if wanted else {}
+        complete = wanted and len(found) == len(wanted)
+        return min(wanted, key=lambda trial: _loss(found[trial])).learning_rate if complete else 0.0
 
     def _final_table(self, found: dict[Trial, dict]) -> pd.DataFrame:
         rows = [asdict(trial) | result | {"pair": trial.seed} for trial, result in found.items()]
@@ -221,8 +226,8 @@ class Study:
         self._interrupted_in = ""
         if step == "race" or not self._race_cut:
             self.stopped = ""
-        # The race leaves the final its time.
-        deadline = self._deadline - (self.plan.expected_steps["final"][1] if step == "race" else 0)
+        # Race and controls leave the final its time.
+        deadline = self._deadline - (self.plan.expected_steps["final"][1] if step != "final" else 0)
         options = {"expected": self.plan.seconds, "deadline": deadline, "title": title}
         try:
             found = self.trials.run(wanted, self.experiment.run, **options)
