@@ -4,7 +4,7 @@ Both arms are trained on the same splits with the same seeds and judged on the s
 table of differences, pairs x images: 1 where only the second arm is right, -1 where only the first one is, else 0.
 Another study would have drawn other splits and seeds, and other test images. Pairs and images are therefore crossed
 random effects, and the difference's variance is estimated from the table's analysis of variance; its degrees of
-freedom are seven tenths of Satterthwaite's (1946, doi:10.2307/3002019), see `_variance`.
+freedom are Satterthwaite's (1946, doi:10.2307/3002019), reduced, see `_variance`.
 
 A study looks twice: after a few pairs, where it ends if the answer is clear, and when all planned pairs are done. Two
 looks are two chances to be wrong, so the first one asks for more (group-sequential testing: O'Brien and Fleming 1979,
@@ -27,8 +27,8 @@ POWER = 0.8
 FEWEST_IMAGES = 2
 """So many test images, at least, are taken to tell the arms apart: Bonett and Price (2012), too, add two."""
 
-CAUTION = 0.7
-"""Share of Satterthwaite's degrees of freedom that is counted on."""
+CAUTION, FLOOR = 0.6, 0.8
+"""Shares of Satterthwaite's degrees of freedom, and of the pairs less one, that are counted on at least."""
 
 
 def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01) -> dict:
@@ -218,8 +218,9 @@ def _analyse(table: np.ndarray) -> dict[str, float]:
 def _variance(parts: dict, pairs: int, images: int) -> tuple[float, float]:
     """Returns the variance of the mean of a table of this size, and its degrees of freedom.
 
-    The latter are seven tenths of Satterthwaite's: with his, and six pairs that vary about as much as the images
-    do, up to 6 % of the intervals would miss the truth in simulation.
+    The latter are six tenths of Satterthwaite's: with his, and pairs that vary about as much as the images do, up to
+    6 % of the intervals would miss the truth in simulation. Where pairs vary much more than images do, his are the
+    pairs less one, and right: so four fifths of these remain at least, the rest being for the two looks.
     """
     of_rest = parts["rest"]
     # At least as if two images told the arms apart: where none does, that may be chance.
@@ -227,11 +228,11 @@ def _variance(parts: dict, pairs: int, images: int) -> tuple[float, float]:
     of_pairs = max(images * parts["pairs"] + of_rest, 0.0)
     total = max(of_images + of_pairs - of_rest, of_rest)
     spread = of_images**2 / (images - 1) + of_pairs**2 / (pairs - 1) + of_rest**2 / ((images - 1) * (pairs - 1))
-    return total / (pairs * images), max(CAUTION * total**2 / spread, 1.0)
+    return total / (pairs * images), max(CAUTION * total**2 / spread, FLOOR * (pairs - 1), 1.0)
 
 
 def _factor(freedom: float) -> float:
     """Returns the true difference, in standard errors, that an interval excludes 0 at with 80 % probability."""
     # An error that is estimated with few degrees of freedom is too small more often than too large.
-    median = np.sqrt(freedom / CAUTION / chi2.median(freedom / CAUTION))
+    median = np.sqrt(freedom / FLOOR / chi2.median(freedom / FLOOR))
     return median * (t.ppf(0.975, freedom) + t.ppf(POWER, freedom))
