@@ -564,3 +564,14 @@ def test_a_training_on_two_devices_that_goes_on_ends_with_the_same_bits(root):
 def test_two_cuts_share_their_layers(root):
     model = classifier()
     assert cut(model, "conv3")[1].layers[1] is model.get_layer("conv3_conv")
+
+
+def test_a_batch_in_parts_makes_the_same_steps(root):
+    """To rounding; and what goes on from a file ends with the same bits."""
+    whole, before, keep = tune(batch_size=8, batch_norm="frozen", lowest_rate=0.1)
+    parts, _, other = tune(batch_size=8, batch_parts=2, batch_norm="frozen", lowest_rate=0.1)
+    moved = {path: np.abs(weights - before[path]).max() for path, weights in copy_weights(whole).items()}
+    assert max(moved.values()) > 1e-3
+    for path, weights in copy_weights(parts).items():
+        np.testing.assert_allclose(weights, copy_weights(whole)[path], rtol=0, atol=0.02 * max(moved.values()))
+    assert other.history["val_log_loss"] == pytest.approx(keep.history["val_log_loss"], abs=1e-3)

@@ -76,6 +76,12 @@ def small_budget(monkeypatch):
     monkeypatch.setitem(planning.BUDGETS, "small", SMALL)
 
 
+@pytest.fixture(autouse=True)
+def measured(monkeypatch):
+    """Spares each study three trainings. (The fixture `undisturbed` is made before this, and measures.)"""
+    monkeypatch.setattr(Experiment, "measure", lambda self, stage: MEASURED | {"multiply_adds": self.multiply_adds})
+
+
 @pytest.fixture(scope="module")
 def undisturbed(folder, tmp_path_factory):
     """A study that ran through, and its tables."""

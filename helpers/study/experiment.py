@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import math
 import resource
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from sklearn.svm import SVC
 
 from helpers._keras import keras, on_all_devices, set_seed
 from helpers.backbones import cut_points, describe_stages, features_tensor, truncate
-from helpers.backbones.stages import find_stage
+from helpers.backbones.stages import find_stage, find_stages
 from helpers.data import PARTS, Pixels, encode_labels, load_pixels, shrink_pixels, split_images
 from helpers.evaluation import evaluate, is_correct
 from helpers.study.trials import Trial
@@ -37,6 +38,10 @@ from helpers.training import (
     load_features,
     probe_depth,
 )
+
+_MOST_BYTES = 1_500_000_000
+"""Of the activations that a training step keeps: where a batch has more, it is computed in parts. TensorFlow never
+gives back what it once took, and has more than one such training's in the end."""
 
 _MOST_FACTOR = 4
 """A training step takes about three times as long as a forward pass; what an epoch takes beyond that is its own."""
@@ -231,7 +236,7 @@ class Experiment:
         head = fit_head(compute_activations(network, pixels["train"]), labels["train"])
         seconds = perf_counter() - started
         model.layers[-2].set_weights(head_weights(head))
-        return self._train(model, trial, before=seconds, batch_norm="train", lowest_rate=1.0)
+        return self._train(model, trial, before=seconds, batch_norm="train", batch_parts=1, lowest_rate=1.0)
 
     @cached_property
     def _random_network(self) -> tuple[keras.Model, keras.Model]:
@@ -262,7 +267,19 @@ class Experiment:
 
     def _recipe(self, trial: Trial) -> Recipe:
         own = {"unfreeze_from": trial.stage, "learning_rate": trial.learning_rate}
-        return replace(self.recipe, **own, steps=trial.steps, seed=trial.seed)
+        parts = self._batch_parts(trial.cut, trial.stage)
+        return replace(self.recipe, **own, steps=trial.steps, seed=trial.seed, batch_parts=parts)
+
+    @lru_cache  # noqa: B019
+    def _batch_parts(self, cut: str, stage: str) -> int:
+        """Returns in how many parts a batch is computed, so that a training fits into a small memory."""
+        if keras.distribution.list_devices("gpu"):
+            return 1
+        network = truncate(self.network, cut)
+        learning = list(find_stages(network).values())[find_stage(network, stage) :]
+        tensors = [tensor for part in learning for node in part.nodes for tensor in node.outputs]
+        numbers = sum(math.prod(tensor.shape[1:]) for tensor in tensors)
+        return min(math.ceil(4 * numbers * self.recipe.batch_size / _MOST_BYTES), self.recipe.batch_size)
 
     # ---- what a trial costs
 

@@ -78,7 +78,7 @@ class _FrozenBelow(keras.Model):
         return self.suffix(self.prefix(images, training=False), training=training)
 
 
-def training_batches(inputs, labels: np.ndarray, *, keep: Checkpoint, batch_size: int, seed: int):
+def training_batches(inputs, labels: np.ndarray, *, keep: Checkpoint, batch_size: int, seed: int, parts: int = 1):
     """Returns a tf.data.Dataset of shuffled batches for the epoch at which the training stands.
 
     All have the same size, as near to `batch_size` as the number of images allows: so every image counts about the
@@ -90,8 +90,9 @@ def training_batches(inputs, labels: np.ndarray, *, keep: Checkpoint, batch_size
         keep: knows the epoch.
         batch_size: images in a batch, at most.
         seed: of the orders.
+        parts: into so many each batch is divided.
     """
-    order = {"shuffle": seed, "even": True, "epoch": keep.current_epoch}
+    order = {"shuffle": seed, "even": True, "parts": parts, "epoch": keep.current_epoch}
     return make_dataset(inputs, labels, batch_size=batch_size, **order)
 
 
@@ -144,10 +145,11 @@ def fine_tune(
         start = judge(compute_activations(suffix, inputs["validation"]), labels["validation"])
         validation = make_dataset(inputs["validation"], labels["validation"], **sizes)
     epochs = recipe.epochs or count_epochs(recipe.steps, images=len(labels["train"]), **sizes)
+    order = sizes | {"seed": recipe.seed, "parts": recipe.batch_parts}
     keep = Checkpoint(file, start=start, patience=recipe.patience, settings=settings)
     with computing_in(suffix, recipe.precision):
         suffix.fit(
-            training_batches(inputs["train"], labels["train"], keep=keep, seed=recipe.seed, **sizes),
+            training_batches(inputs["train"], labels["train"], keep=keep, **order),
             validation_data=validation,
             validation_freq=1 if show or recipe.patience else [epochs],
             epochs=epochs,
@@ -201,14 +203,15 @@ def _compile(model: keras.Model, part: keras.Model, recipe: Recipe, *, stage: st
         return kept.part or model
     sizes, steps = {"images": images, "batch_size": recipe.batch_size}, math.ceil(images / recipe.batch_size)
     epochs = recipe.epochs or count_epochs(recipe.steps, **sizes)
-    rate = AdjustableRate(warmup_cosine(1.0, **sizes, epochs=epochs), recipe.learning_rate)
-    options = {"rates": recipe.lowest_rate, "pull": recipe.pull}
+    parts = recipe.batch_parts
+    rate = AdjustableRate(warmup_cosine(1.0, **sizes, epochs=epochs), recipe.learning_rate, parts=parts)
+    options = {"rates": recipe.lowest_rate, "pull": recipe.pull, "parts": parts}
     options["thaw"] = thawing(model, recipe, steps_per_epoch=steps) if recipe.thaw_epochs else None
     optimizer = make_optimizer(model, rate, name=recipe.optimizer, **options)
     # Metrics as objects, whose variables are there already: else Keras' function would be traced a second time.
     with on_all_devices():
         metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), log_loss()]
-    at_once = min(steps, steps_at_once(part, batch_size=recipe.batch_size))
+    at_once = min(steps * parts, steps_at_once(part, batch_size=math.ceil(recipe.batch_size / parts)))
     options = {"metrics": metrics, "steps_per_execution": at_once}
     part.compile(optimizer, cross_entropy(recipe.label_smoothing), **options)
     with on_all_devices():

@@ -38,18 +38,21 @@ def warmup_cosine(
 class AdjustableRate(keras.optimizers.schedules.LearningRateSchedule):
     """A schedule whose highest rate can still be changed after `compile`."""
 
-    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, highest: float):
-        """Takes a schedule with a highest rate of 1, and the rate."""
-        self.schedule = schedule
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, highest: float, *, parts: int = 1):
+        """Takes a schedule with a highest rate of 1, the rate, and in how many parts a batch comes.
+
+        Keras counts each part as a step when it asks for the rate.
+        """
+        self.schedule, self.parts = schedule, parts
         with on_all_devices():
             self.highest = keras.Variable(highest, trainable=False, dtype="float32", name="highest_rate")
 
     def __call__(self, step):
-        return self.highest * self.schedule(step)
+        return self.highest * self.schedule(step // self.parts)
 
     def get_config(self):
         """Is asked for by `compile`."""
-        return {"schedule": self.schedule.get_config(), "highest": float(self.highest)}
+        return {"schedule": self.schedule.get_config(), "highest": float(self.highest), "parts": self.parts}
 
 
 def decaying_rates(model: keras.Model, lowest: float) -> dict[str, float]:
@@ -81,6 +84,7 @@ def make_optimizer(
     rates: float | dict[str, float] = 1.0,
     pull: float = 0.0,
     thaw: dict[str, int] | None = None,
+    parts: int = 1,
 ) -> keras.optimizers.Optimizer:
     """Returns an optimizer that knows the model's stages. Without options it is plain Adam or SGD.
 
@@ -94,6 +98,7 @@ def make_optimizer(
             et al. 2018, arXiv 1802.01483). 0 for none. The head's weights are pulled towards the solved head.
         thaw: stage to the number of steps for which it stays frozen at first: gradual unfreezing (arXiv 1801.06146).
             Its gradients are computed from the start, so it saves no time.
+        parts: in how many of them a batch comes; their gradients' mean makes a step (gradient accumulation).
 
     Raises:
         ValueError: an unknown optimizer; a stage that the model does not have or that is frozen, so that its rule
@@ -105,6 +110,7 @@ def make_optimizer(
     if pull < 0:
         raise ValueError(f"Expected `pull` of at least 0. Received {pull}.")
     base, settings = bases[name]
+    settings = settings | ({"gradient_accumulation_steps": parts} if parts > 1 else {})
     learning = {
         stage: [id(weight) for layer in part.layers for weight in layer.trainable_weights]
         for stage, part in find_stages(model).items()

@@ -36,6 +36,9 @@ class Recipe:
         patience: with 1 or more, the training stops early, and its best epoch is the result: see `Checkpoint`. With
             0 it is the last one.
         batch_size: images per step.
+        batch_parts: in how many equal parts a batch is computed, one after the other: with two, a training takes
+            about half of the memory, and the same steps but for rounding. Not with `batch_norm="train"`, whose
+            statistics are a whole batch's.
         seed: of the order of the images, of dropout and of augmentation.
         label_smoothing: share of each label that the loss spreads over all classes (`cross_entropy`).
         optimizer: "adam" or "sgd".
@@ -57,6 +60,7 @@ class Recipe:
     epochs: int = 0
     patience: int = 0
     batch_size: int = 32
+    batch_parts: int = 1
     seed: int = 0
     label_smoothing: float = 0.0
     optimizer: str = "adam"
@@ -72,7 +76,7 @@ class Recipe:
 
     def __post_init__(self):
         """Raises ValueError now, and not after an hour."""
-        for name in ("learning_rate", "lowest_rate", "steps", "batch_size"):
+        for name in ("learning_rate", "lowest_rate", "steps", "batch_size", "batch_parts"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Expected `{name}` above 0. Received {getattr(self, name)}.")
         for name in ("epochs", "patience"):
