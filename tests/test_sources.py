@@ -66,11 +66,11 @@ def test_columns_and_order(pets):
 def test_paths_below_the_root_are_relative_and_can_be_opened_again(root):
     from helpers import resolve_path
 
+    write(root, "cats/1.png", "dogs/1.png")
+    assert "cats/1.png" in set(find_images(root)["path"])
     write(root / "photos", *TWO_CLASSES)
     found = find_images(open_data("photos"))
     assert found["path"].tolist() == [f"photos/{name}" for name in TWO_CLASSES]
-    write(root, "cats/1.png", "dogs/1.png")
-    assert "cats/1.png" in set(find_images(root)["path"])
     write(root / "~photos", *TWO_CLASSES)  # not somebody's home
     assert all(resolve_path(path).is_file() for path in find_images(open_data("~photos"))["path"])
 
@@ -119,20 +119,85 @@ def test_empty_folder_and_single_class(make_images, tmp_path):
         find_images(tmp_path)
 
 
-@pytest.mark.parametrize("names", [("train", "test", "annotations"), ("training_set", "test_set"), ("val", "test")])
-def test_parts_that_are_not_understood_are_refused_and_no_classes(make_images, tmp_path, names):
-    make_images(tmp_path / names[0], {"a": 3, "b": 3})
-    make_images(tmp_path / names[1], {"a": 2, "b": 2})
-    for name in names[2:]:
-        make_images(tmp_path, {name: 1})
-    with pytest.raises(ValueError, match=f"{names[0]}.*several hold 'a', 'b'.*Rename the parts"):
+@pytest.mark.parametrize(
+    "paths",
+    [
+        "train/a train/b test/a test/b annotations/1.xml",
+        "training_set/a training_set/b test_set/a test_set/b",
+        "val/a val/b test/a test/b",
+        "seg_train/a seg_train/b seg_test/a seg_test/b seg_pred/",
+        "fold1/a fold1/b fold2/a fold_3/b",
+        "fold1/ Fold-2/",  # files alone
+        "train/ test1/",
+        "train/ val/ bus/",
+        "my_train/a my_train/b more/c more/d",
+        "labelled/a labelled/b unlabelled/",
+        "known/a known/b others/",
+        "photo/a photo/b sketch/A sketch/b art/a art/b",
+        "a/train a/test b/train b/test",
+        "cats/camera1 cats/camera2 dogs/camera1 dogs/camera2",
+        "images/train images/val labels/train labels/val",
+    ],
+)
+def test_what_could_be_parts_is_refused_and_no_classes(tmp_path, paths):
+    for number, path in enumerate(paths.split()):
+        write(tmp_path, path if "." in path else f"{path.removesuffix('/')}/{number}.png")
+    with pytest.raises(ValueError) as refused:
         find_images(tmp_path)
+    first = paths.split("/")[0]
+    assert str(tmp_path) in str(refused.value) and repr(first) in str(refused.value)
+    if first != "images":
+        assert "which could be parts" in str(refused.value) and "rename them to train, val" in str(refused.value)
 
 
-def test_classes_may_be_sorted_into_the_same_sub_folders(make_images, tmp_path):
-    for label in ("cats", "dogs", "valiant"):
-        make_images(tmp_path / label, {"2019": 2, "2020": 2})
-    assert find_images(tmp_path)["label"].value_counts().to_dict() == {"cats": 4, "dogs": 4, "valiant": 4}
+@pytest.mark.parametrize(
+    "paths",
+    [
+        "train/ bus/ car/",  # vehicles
+        "steam_train/ diesel_train/",
+        "valid/ invalid/",
+        "valiant/ trained_dogs/ contest/ attest/",
+        "test_tubes/ flasks/",
+        "cats/ cats/more dogs/",
+        "cats/images dogs/images",
+        "cats/images dogs/",
+        "cats/tabby cats/siamese dogs/husky dogs/poodle",
+        "cats/ cats/2019 cats/2020 dogs/",
+    ],
+)
+def test_classes_whose_names_or_sub_folders_prove_nothing(tmp_path, paths):
+    for number, path in enumerate(paths.split()):
+        write(tmp_path, f"{path.removesuffix('/')}/{number}.png")
+    found = find_images(tmp_path)
+    assert set(found["label"]) == {path.split("/")[0] for path in paths.split()} and (found["problem"] == "").all()
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_classes_below_a_lone_train_may_have_the_same_sub_folders(root, archived):
+    names = [f"x/train/{label}/{year}/1.png" for label in ("cats", "dogs") for year in (2019, 2020)]
+    data = make_zip(root / "x.zip", dict.fromkeys(names, b"?")) if archived else write(root, *names) / "x"
+    assert find_images(open_data(str(data)))["label"].value_counts().to_dict() == {"cats": 2, "dogs": 2}
+
+
+def test_a_lone_train_that_holds_parts_is_looked_into(root):
+    names = [f"train/{part}/{label}/1.png" for part in ("train", "test") for label in "ab"]
+    found = find_images(open_data(str(make_zip(root / "train.zip", dict.fromkeys(names, b"?")))))
+    assert found["split"].value_counts().to_dict() == {"train": 2, "test": 2}
+
+
+@pytest.mark.parametrize("others", ["labels/1.txt", "Annotations/1.xml", "masks/1.png"])
+def test_folders_of_object_detection_are_no_classes(tmp_path, others):
+    write(tmp_path / "flat", "images/1.png", others)
+    write(tmp_path / "parts", *(f"{part}/{name}" for part in ("train", "valid") for name in ("images/1.png", others)))
+    for folder in ("flat", "parts"):
+        with pytest.raises(ValueError, match="'images'.*as for object detection.*columns path and label"):
+            find_images(tmp_path / folder)
+
+
+def test_a_part_without_class_folders_is_named(tmp_path):
+    write(tmp_path, "train/a/1.png", "train/b/2.png", "test/3.png")
+    with pytest.raises(ValueError, match="'test' has no image of 'a', 'b'. Sort its .* or name only '.*/train'"):
+        find_images(tmp_path)
 
 
 def test_embedded_digits_are_whole_and_given_in_two_parts(root):
