@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import unicodedata
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_empty_folder_and_single_class(make_images, tmp_path):
         "val/a val/b test/a test/b",
         "seg_train/a seg_train/b seg_test/a seg_test/b seg_pred/",
         "fold1/a fold1/b fold2/a fold_3/b",
-        "fold1/ Fold-2/",  # files alone
+        "fold1/ Fold-2/ notes/",  # files alone
         "train/ test1/",
         "train/ val/ bus/",
         "my_train/a my_train/b more/c more/d",
@@ -205,6 +206,34 @@ def test_embedded_digits_are_whole_and_given_in_two_parts(root):
     counts = found.groupby(["split", "label"]).size().unstack(0)
     assert counts.shape == (10, 2) and (counts["train"] == 20).all() and (counts["test"] == 80).all()
     assert not list(root.glob("data/*partial*"))
+
+
+@pytest.mark.parametrize("parts", [("",), ("train/", "test/")])
+def test_both_unicode_forms_of_a_name_are_one_class(tmp_path, parts):
+    names = [unicodedata.normalize(form, "Café") for form in ("NFC", "NFD")]
+    folders = zip(names, parts * 2, strict=False) if len(parts) == 2 else [(name, "") for name in names]
+    write(tmp_path, *(f"{part}{name}/1.png" for name, part in folders), *(f"{part}Bar/2.png" for part in parts))
+    found = find_images(tmp_path)
+    assert set(found["label"]) == {names[0], "Bar"} and (found["problem"] == "").all()
+    assert {path.split("/")[-2] for path in found["path"]} == {*names, "Bar"}
+
+
+def test_both_unicode_forms_in_a_table_are_one_class_and_one_group(pets):
+    names = [unicodedata.normalize(form, "Café") for form in ("NFC", "NFD")]
+    lines = ["path,label,group", "dogs/1.png,b,", *(f"cats/{n}.png,{name},{name}" for n, name in enumerate(names, 1))]
+    found = find_images(make_table(pets, *lines, f"cats/1.png,{names[1]},{names[1]}"))
+    assert set(found["label"]) == {"b", names[0]} and set(found["group"]) == {"", names[0]}
+    assert set(found["problem"]) == {"", "repeated row"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("Cat", "cat"), ("cat ", "cat"), ("big  cat", "big_cat"), ("cat.", "Cat"), ("❤", "❤\ufe0f")]
+)
+def test_a_class_that_a_part_lacks_may_be_there_in_another_spelling(tmp_path, one, other):
+    write(tmp_path, *(f"{name}/1.png" for name in ("train/dog", "test/dog", f"train/{one}", f"test/{other}")))
+    with pytest.raises(ValueError, match="no image of") as refused:
+        find_images(tmp_path)
+    assert f"Perhaps {one!r} is meant by {other!r}." in str(refused.value)
 
 
 # ---- folders: what is no file to open
@@ -497,7 +526,12 @@ def test_labels_and_paths_stay_the_texts_that_they_are(pets):
 
 def test_split_and_group_are_taken(pets):
     write(pets, "dogs/2.png")
-    lines = ("path,label,Split,group", "cats/1.png,cat, TRAIN,p1", "cats/2.png,cat,testing,p2 ", "dogs/1.png,dog,,")
+    lines = (
+        "path,label,Split,group",
+        "cats/1.png,cat, TRAIN,p1",
+        "cats/2.png,cat,TESTING,p2 ",
+        "dogs/1.png,dog,,",
+    )
     found = find_images(make_table(pets, *lines, "dogs/2.png,dog,dev,p3"))
     assert found["split"].tolist() == ["train", "test", "", "validation"]
     assert found["group"].tolist() == ["p1", "p2", "", "p3"]
@@ -521,9 +555,10 @@ def test_parts_of_a_table_need_something_to_learn_from_and_every_class(pets):
         find_images(make_table(pets, "path,label,split", *lines))
 
 
-def test_an_unknown_part_is_named_with_its_row(pets):
-    with pytest.raises(ValueError, match="split of .*labels.csv. Received 'Tset ' in row 3"):
-        find_images(make_table(pets, "path,label,split", "cats/1.png,a,train", "cats/2.png,b,Tset ", "x,y,tset"))
+@pytest.mark.parametrize("part", ["Tset ", "test1", "fold_2", "unlabelled", "holdout"])
+def test_an_unknown_part_is_named_with_its_row(pets, part):
+    with pytest.raises(ValueError, match=f"split of .*labels.csv. Received '{part}' in row 3.*Leave it empty"):
+        find_images(make_table(pets, "path,label,split", "cats/1.png,a,train", f"cats/2.png,b,{part}", "x,y,tset"))
 
 
 def test_rows_that_cannot_be_used_are_named(pets):
@@ -1023,6 +1058,55 @@ def test_names_that_macs_write_into_zips_are_read(root):
     archive = make_zip(root / "x.zip", {"dxxgs/1.png": b"1", "cats/1.png": b"2"})
     archive.write_bytes(archive.read_bytes().replace(b"dxxgs", "dögs".encode()))  # UTF-8, and no flag that says so
     assert set(find_images(open_data(str(archive)))["label"]) == {"cats", "dögs"}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("cp932", "猫"), ("gbk", "狗"), ("cp1252", "Käfer"), ("koi8-r", "кот"), ("cp850", "Käfer")]
+)
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_folders_of_an_archive_in_another_encoding_are_no_classes(root, encoding, name, kind):
+    other = name.encode(encoding)
+    if kind == "tar":
+        archive = make_tar(root / "x.tar", TWO_CLASSES | {os.fsdecode(other) + "/1.png": b"4"})
+    else:
+        archive = make_zip(root / "x.zip", TWO_CLASSES | {"x" * len(other) + "/1.png": b"4"})
+        archive.write_bytes(archive.read_bytes().replace(b"x" * len(other), other))  # and no flag
+    found = find_images(open_data(str(archive)))
+    bad = row(found, "bad name")
+    assert bad.label == other.decode("utf-8", "backslashreplace") and "is not UTF-8" in bad.reason
+    assert set(found.loc[found["problem"] == "", "label"]) == {"cats", "dogs"}
+
+
+def test_a_backslash_within_a_letter_of_another_encoding(root):
+    other = "表".encode("cp932")  # ends in a backslash
+    archive = make_zip(root / "x.zip", TWO_CLASSES | {"xx/1.png": b"4"})
+    archive.write_bytes(archive.read_bytes().replace(b"xx", other))
+    assert "its name is not UTF-8" in refusal(archive)
+
+
+def make_windows_zip(path: Path, names: list[str]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            info = zipfile.ZipInfo("x")
+            info.filename = info.orig_filename = name
+            info.create_system = 0
+            archive.writestr(info, b"?" if not name.endswith("\\") else b"")
+    return path
+
+
+def test_a_zip_with_backslashes_between_folders_is_read(root):
+    names = ["readme.txt", "pets\\", "pets\\cats\\1.png", "pets\\cats\\2.png", "pets\\dögs\\", "pets\\dögs\\1.png"]
+    found = find_images(open_data(str(make_windows_zip(root / "x.zip", names[1:]))))
+    assert found["label"].tolist() == ["cats", "cats", "dögs"] and (found["problem"] == "").all()
+    folder = open_data(str(make_windows_zip(root / "y.zip", names)))
+    assert (folder / "readme.txt").is_file() and (folder / "pets" / "dögs" / "1.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["..\\x", "cats\\..\\..\\x", "C:\\x", "C:x", "\\x", "\\\\server\\x", ".."])
+def test_a_zip_with_backslashes_that_leads_out_is_refused(root, name):
+    message = refusal(make_windows_zip(root / "evil.zip", ["cats\\1.png", "dogs\\1.png", name]))
+    assert "could lead out" in message
+    assert {path.name for path in root.rglob("*")} == {"evil.zip", "runs", ".unpacked"}
 
 
 def test_names_in_a_tar_that_are_no_utf8_are_problems_and_no_error(root):

@@ -202,7 +202,10 @@ def _store(rows: list[_Row]) -> Iterator[_Row]:
         if stored.startswith("~"):
             stored = row.path  # `resolve_path` would take it for somebody's home
         if not row.problem and not _is_utf8(stored):
-            reason = "its name, or its folder's, is not UTF-8: rename it to use it"
+            reason = (
+                "its name, or its folder's, is not UTF-8: rename it to use it (of an archive: unpack it in its own "
+                "encoding, as with `unzip -O cp932`, and name the folder)"
+            )
             row = row._replace(problem="bad name", reason=reason)
         yield row._replace(path=_escape(stored), label=_escape(row.label), reason=_escape(row.reason))
 
@@ -417,7 +420,7 @@ def _refuse_unknown_parts(folder: Path, children: list[Path]) -> None:
     common = Counter(name for folders, _, _ in held.values() for name in set(map(fold_name, folders)))
     divided = [child for child, (folders, _, pictured) in held.items() if len(folders) > 1 and not pictured]
     called = {child: words for child in children if (words := find_words(child.name) & PART_WORDS)}
-    stems = {re.sub(r"[\W\d_]+", " ", child.name.lower()) for child in children}
+    stems = {re.sub(r"[\W\d_]+", " ", child.name.lower()) for child in called}
     if not (
         sum(count > 1 for count in common.values()) > 1
         or (divided and any(count and not folders for folders, count, _ in held.values()))
@@ -431,9 +434,9 @@ def _refuse_unknown_parts(folder: Path, children: list[Path]) -> None:
     rest = f" and {len(children) - len(shown)} more" if len(children) > len(shown) else ""
     raise ValueError(
         f"Expected one folder per class in {folder}, or the parts train, val and test with one folder per class in "
-        f"each. Received {found}{rest}, which could be parts, by their names or by what they hold. If they are parts, "
+        f"each. Received {found}{rest}, which could be parts, by their names or by what they hold. If they are, "
         f"rename them to train, val and test, and move everything else elsewhere; or name one of them in `data`; or "
-        f"write a table with the columns path, label and split. If they are classes, put their folders into one called "
+        f"write a table with the columns path, label and split. If they are classes, put them into a folder called "
         f"train, with nothing beside it, and name the folder above it in `data`; or write a table with the columns "
         f"path and label."
     )
