@@ -184,6 +184,10 @@ def test_a_lone_train_that_holds_parts_is_looked_into(root):
     names = [f"train/{part}/{label}/1.png" for part in ("train", "test") for label in "ab"]
     found = find_images(open_data(str(make_zip(root / "train.zip", dict.fromkeys(names, b"?")))))
     assert found["split"].value_counts().to_dict() == {"train": 2, "test": 2}
+    names = [f"train/{part}/{label}/1.png" for part in ("my_train", "my_test") for label in "ab"]
+    for data in (make_zip(root / "train.zip", dict.fromkeys(names, b"?")), write(root / "x", *names)):
+        with pytest.raises(ValueError, match="which could be parts"):
+            find_images(open_data(str(data)))
 
 
 @pytest.mark.parametrize("others", ["labels/1.txt", "Annotations/1.xml", "masks/1.png"])

@@ -14,8 +14,12 @@ PART_NAMES = {
     "testing": "test",
 }
 
-PART_WORDS = {*PART_NAMES, "eval", "fold", "holdout", "labelled", "labeled", "unlabelled", "unlabeled", "pred"}
-"""Words by which people call parts; among the names of several folders they are a hint, and no proof."""
+PART_WORDS = {
+    *PART_NAMES,
+    *("trainset", "valset", "testset", "eval", "evaluation", "holdout", "fold", "folds"),
+    *("labelled", "labeled", "unlabelled", "unlabeled", "pred", "predict", "prediction", "predictions"),
+}
+"""Words by which people call parts. A class may have such a name, too: a single one proves nothing."""
 
 
 def find_words(name: str) -> set[str]:

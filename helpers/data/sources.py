@@ -390,9 +390,10 @@ def _find_parts(folder: Path) -> dict[str, Path]:
 
 
 def _is_train(folder: Path) -> bool:
-    """Tells whether a folder that lies alone in another is the part train, by its name and the folders in it."""
-    names = [child.name.strip().lower() for child in _folders(folder)]
-    return PART_NAMES.get(folder.name.strip().lower()) == "train" and bool(names) and not set(names) & set(PART_NAMES)
+    """Tells whether a folder, alone in another, is the part train: its folders must not be called like parts."""
+    words = [find_words(child.name) for child in _folders(folder)]
+    is_called_so = PART_NAMES.get(folder.name.strip().lower()) == "train"
+    return is_called_so and bool(words) and not PART_WORDS & set().union(*words)
 
 
 def _refuse_other_tasks(folder: Path, children: list[Path]) -> None:
@@ -403,9 +404,9 @@ def _refuse_other_tasks(folder: Path, children: list[Path]) -> None:
     if images and others:
         found = " and ".join(repr(names[name]) for name in sorted(images | others))
         raise ValueError(
-            f"Expected a folder for each class in {folder}. Received {found}, as for object detection or "
-            f"segmentation, where an image as a whole has no class. Put the images of each class into a folder named "
-            f"after the class, or write a table with the columns path and label."
+            f"Expected one folder per class in {folder}. Received {found}, as for object detection or segmentation, "
+            f"where an image as a whole has no class. Name the folder that holds one folder per class in `data`, or "
+            f"write a table with the columns path and label."
         )
 
 
@@ -445,18 +446,20 @@ def _refuse_unknown_parts(folder: Path, children: list[Path]) -> None:
 def _look_into(folder: Path) -> tuple[list[str], int, bool]:
     """Returns what a folder holds: the sub-folders with anything in them, how many files, and whether images."""
     folders, count, pictured, known = [], 0, False, Image.registered_extensions()
-    try:
-        for entry in os.scandir(folder):
-            if _is_junk(entry.name):
-                continue
-            if not entry.is_dir():
-                count += 1
-                pictured = pictured or os.path.splitext(entry.name)[1].lower() in known
-            elif any(not _is_junk(inner.name) for inner in os.scandir(entry.path)):
-                folders.append(entry.name)
-    except OSError:  # a row of its own, once the folder's turn comes
-        pass
+    for entry in _visible(folder):
+        if not entry.is_dir(follow_symlinks=False) and not (entry.is_symlink() and os.path.isdir(entry.path)):
+            count += 1
+            pictured = pictured or os.path.splitext(entry.name)[1].lower() in known
+        elif any(_visible(entry.path)):
+            folders.append(entry.name)
     return sorted(folders), count, pictured
+
+
+def _visible(folder: str | Path) -> Iterator[os.DirEntry]:
+    try:
+        yield from (entry for entry in os.scandir(folder) if not _is_junk(entry.name))
+    except OSError:  # a row of its own, once the folder's turn comes
+        return
 
 
 def _describe(folders: list[str], count: int) -> str:
