@@ -200,8 +200,8 @@ def test_folders_of_object_detection_are_no_classes(tmp_path, others):
 
 
 def test_a_part_without_class_folders_is_named(tmp_path):
-    write(tmp_path, "train/a/1.png", "train/b/2.png", "test/3.png")
-    with pytest.raises(ValueError, match="'test' has no image of 'a', 'b'. Sort its .* or name only '.*/train'"):
+    write(tmp_path, "Training/a/1.png", "Training/b/2.png", "test/3.png")
+    with pytest.raises(ValueError, match="'test' has no image of 'a', 'b'. Sort its .* or name only '.*/Training'"):
         find_images(tmp_path)
 
 
@@ -1079,6 +1079,13 @@ def test_folders_of_an_archive_in_another_encoding_are_no_classes(root, encoding
     bad = row(found, "bad name")
     assert bad.label == other.decode("utf-8", "backslashreplace") and "is not UTF-8" in bad.reason
     assert set(found.loc[found["problem"] == "", "label"]) == {"cats", "dogs"}
+
+
+def test_an_archive_of_which_no_name_can_be_read_says_what_to_do(root):
+    files = {os.fsdecode(name.encode("cp932")) + "/1.png": b"?" for name in ("猫", "犬")}
+    with pytest.raises(ValueError, match=r"x8c.xa2/1.png: bad name.*unpack it in its own encoding") as refused:
+        find_images(open_data(str(make_tar(root / "x.tar", files))))
+    str(refused.value).encode()
 
 
 def test_a_backslash_within_a_letter_of_another_encoding(root):

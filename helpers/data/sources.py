@@ -251,7 +251,9 @@ def _require_classes(images: pd.DataFrame, source: Path, parts: dict[str, str]) 
             guess = "".join(f" Perhaps {label!r} is meant by {other!r}." for other, label in alike[:3])
             advice = "Add some, or remove the class from the other parts"
             if not have and source.is_dir():
-                advice = f"Sort its images into class folders, or name only {str(source / 'train')!r} in `data`"
+                advice = (
+                    f"Sort its images into class folders, or name only {str(source / parts['train'])!r} in `data`"
+                )
             raise ValueError(
                 f"Expected every class in every given part of {source}. {name!r} has no image of "
                 f"{', '.join(map(repr, missing))}.{guess}{example} {advice}."
@@ -476,7 +478,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _contents(folder: Path) -> str:
-    names = [entry.name for entry in sorted(folder.iterdir())]
+    names = [_escape(entry.name) for entry in sorted(folder.iterdir())]
     return (
         f"{len(names)} entries ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
         if names
