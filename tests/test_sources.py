@@ -238,6 +238,8 @@ def test_a_class_that_a_part_lacks_may_be_there_in_another_spelling(tmp_path, on
     with pytest.raises(ValueError, match="no image of") as refused:
         find_images(tmp_path)
     assert f"Perhaps {one!r} is meant by {other!r}." in str(refused.value)
+    write(tmp_path, f"train/{other}/1.png", f"test/{one}/1.png")
+    assert set(find_images(tmp_path)["label"]) == {"dog", one, other}
 
 
 # ---- folders: what is no file to open

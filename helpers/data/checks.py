@@ -542,10 +542,8 @@ def _count_classes(images: pd.DataFrame, classes: list[str], problems: pd.DataFr
     for label, reason in sorted(shortages.items()):
         lost = problems[(problems["label"] == label) & (problems["action"] == "left out")]
         if len(lost):
-            example = lost.iloc[0]
-            reason += (
-                f"; left out: {len(lost)}, for example {example['path']} ({example['problem']}: {example['reason']})"
-            )
+            first = lost.iloc[0]
+            reason += f"; left out: {len(lost)}, for example {first['path']} ({first['problem']}: {first['reason']})"
         findings.append(("", label, "", "too few images", reason))
     learn = images[images["split"].isin(["", "train"])]["label"].value_counts().sort_index()
     for label, count in learn[learn < FEW_IMAGES].items():

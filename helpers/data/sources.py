@@ -244,16 +244,16 @@ def _require_classes(images: pd.DataFrame, source: Path, parts: dict[str, str]) 
             f"{need if source.is_dir() else 'a label of its own'}."
         )
     for part, name in parts.items():
-        have = {fold_name(label): label for label in usable.loc[usable["split"] == part, "label"].unique()}
-        missing = sorted(set(classes) - set(have.values()))
+        have = set(usable.loc[usable["split"] == part, "label"])
+        missing = sorted(set(classes) - have)
         if missing:
-            alike = [(have[fold_name(label)], label) for label in missing if fold_name(label) in have]
-            guess = "".join(f" Perhaps {label!r} is meant by {other!r}." for other, label in alike[:3])
+            folded = {fold_name(label): label for label in sorted(have)}
+            alike = [label for label in missing if fold_name(label) in folded][:3]
+            guess = "".join(f" Perhaps {label!r} is meant by {folded[fold_name(label)]!r}." for label in alike)
             advice = "Add some, or remove the class from the other parts"
             if not have and source.is_dir():
-                advice = (
-                    f"Sort its images into class folders, or name only {str(source / parts['train'])!r} in `data`"
-                )
+                alone = str(source / parts["train"])
+                advice = f"Sort its images into class folders, or name only {alone!r} in `data`"
             raise ValueError(
                 f"Expected every class in every given part of {source}. {name!r} has no image of "
                 f"{', '.join(map(repr, missing))}.{guess}{example} {advice}."
@@ -431,8 +431,7 @@ def _refuse_unknown_parts(folder: Path, children: list[Path]) -> None:
         or (len(called) > 1 and (len(set().union(*called.values())) > 1 or len(stems) == 1))
     ):
         return
-    telling = [child for child in children if child in called or held[child][0]] or children
-    shown = sorted([*telling, *(child for child in children if child not in telling)][:6])
+    shown = sorted(sorted(children, key=lambda child: child not in called and not held[child][0])[:6])
     found = ", ".join(f"{child.name!r} (with {_describe(*held[child][:2])})" for child in shown)
     rest = f" and {len(children) - len(shown)} more" if len(children) > len(shown) else ""
     raise ValueError(
