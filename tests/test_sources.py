@@ -222,6 +222,16 @@ def test_both_unicode_forms_of_a_name_are_one_class(tmp_path, parts):
     assert {path.split("/")[-2] for path in found["path"]} == {*names, "Bar"}
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_table_may_name_files_in_the_other_unicode_form(tmp_path, form):
+    path = unicodedata.normalize(form, "Café/é.png")
+    write(tmp_path, path, "Bar/1.png")
+    other = unicodedata.normalize("NFD" if form == "NFC" else "NFC", path)
+    found = find_images(make_table(tmp_path, "path,label", f"{other},a", f"{path},a", "Bar/1.png,b"))
+    assert set(found["path"]) == {f"{tmp_path}/{path}", f"{tmp_path}/Bar/1.png"}
+    assert set(found["problem"]) == {"", "repeated row"}
+
+
 def test_both_unicode_forms_in_a_table_are_one_class_and_one_group(pets):
     names = [unicodedata.normalize(form, "Café") for form in ("NFC", "NFD")]
     lines = ["path,label,group", "dogs/1.png,b,", *(f"cats/{n}.png,{name},{name}" for n, name in enumerate(names, 1))]

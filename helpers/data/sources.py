@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,7 +205,7 @@ def _store(rows: list[_Row]) -> Iterator[_Row]:
         if not row.problem and not _is_utf8(stored):
             reason = (
                 "its name, or its folder's, is not UTF-8: rename it to use it (of an archive: unpack it in its own "
-                "encoding, as with `unzip -O cp932`, and name the folder)"
+                "encoding, `unzip -O cp932` for Japanese, say, and name the folder)"
             )
             row = row._replace(problem="bad name", reason=reason)
         yield row._replace(path=_escape(stored), label=_escape(row.label), reason=_escape(row.reason))
@@ -543,9 +544,10 @@ def _differences(listed: list[Listed], column: str) -> str:
 
 
 def _locate(path: str, folder: Path) -> str:
-    path = os.path.join(folder, path)
-    if "\\" in path and not os.path.exists(path) and os.path.exists(path.replace("\\", "/")):
-        path = path.replace("\\", "/")  # the table was made on Windows
+    given, path = path, os.path.join(folder, path)
+    if ("\\" in given or not given.isascii()) and not os.path.exists(path):  # it was made on Windows, or on a Mac
+        names = (given.replace("\\", "/"), *(unicodedata.normalize(form, given) for form in ("NFC", "NFD")))
+        path = next(filter(os.path.exists, (os.path.join(folder, name) for name in names)), path)
     if ".." in path.split("/"):  # what it means depends on links: ask the file system
         path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
     return str(Path(path))  # without "." and "//", so that one file has one path
