@@ -1,6 +1,7 @@
 """The gate: what is planted is found, with its name and a plain reason; nothing crashes, and nothing is lost."""
 
 import io
+import os
 import random
 import shutil
 import time
@@ -528,6 +529,43 @@ def test_classes_that_are_small_or_uneven(photos):
     ]
     assert "5 images, 6 times fewer than 'b' with 30" in problems["reason"][2]
     assert exclude_problems(images, problems)["label"].nunique() == 3
+
+
+def test_classes_that_differ_in_case_or_spaces_and_one_called_like_a_part(photos):
+    for name, count in (("A", 11), ("b ", 12), ("test", 10), ("contest", 10), ("a1", 10)):
+        (photos.folder / name).mkdir()
+        for number in range(count):
+            photo(500 + 20 * len(name) + number).rotate(90 * (count % 2)).save(photos.folder / name / f"{number}.png")
+    images, problems = photos()
+    counts = images["label"].value_counts()
+    told = problems[problems["problem"].isin(["two spellings", "named like a part"])]
+    assert told[["problem", "label", "severity", "action", "path"]].values.tolist() == [
+        ["two spellings", "A", "warning", "kept", ""],
+        ["two spellings", "b", "warning", "kept", ""],
+        ["named like a part", "test", "warning", "kept", ""],
+    ]
+    assert f"'A' with {counts['A']} images and 'a' with {counts['a']} images" in told["reason"].iloc[0]
+    assert "'b ' with" in told["reason"].iloc[1] and "'b' with" in told["reason"].iloc[1]
+
+
+def test_a_class_that_a_part_lacks_once_checked_may_be_there_in_another_spelling(make_images, tmp_path):
+    make_images(tmp_path / "images", {"Cat": 12, "cat": 2, "dog": 14})
+    rows = [(path, path.parent.name) for path in sorted((tmp_path / "images").rglob("*.png"))]
+    table = pd.DataFrame(rows, columns=["path", "label"])
+    table["split"] = ["test" if path.stem < "001" and label != "Cat" else "" for path, label in rows]
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(ValueError, match="'Cat'.*perhaps 'Cat' is meant by 'cat'"):
+        exclude_problems(*check_images(find_images(tmp_path / "labels.csv")))
+
+
+def test_a_class_whose_folder_s_name_cannot_be_read_stops_the_run(photos):
+    folder = photos.folder / os.fsdecode(b"k\xe4fer")
+    folder.mkdir()
+    photo(700).save(folder / "1.png")
+    with pytest.raises(
+        ValueError, match=r"class 'k\\\\xe4fer': too few images: no usable image.*\(bad name: its name"
+    ):
+        exclude_problems(*photos())
 
 
 def test_a_class_with_too_few_images_stops_the_run(photos):

@@ -1,5 +1,7 @@
 """All arms see the same changed images, severities are graded at any size, and the comparison is paired."""
 
+import unicodedata
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -361,6 +363,13 @@ def test_shifted_images_are_resized_as_for_the_training(folder):
     labels = np.repeat(["ant", "bee", "zebra"], 4)
     assert found["pad"].tolist() == (labels == "zebra").tolist(), "all have a black border: the first class"
     assert found["crop"].tolist() == (labels == "ant").tolist()
+
+
+def test_classes_are_the_same_in_both_unicode_forms(folder):
+    names = ["zébra", unicodedata.normalize("NFD", "änt"), "bee"]
+    source = folder({unicodedata.normalize("NFD", "zébra"): 0, unicodedata.normalize("NFC", "änt"): 1, "bee": 2})
+    table = shifted_table({"frozen": brightest()}, source, class_names=names)
+    assert table["accuracy"].tolist() == [1] and table["missing"].tolist() == [""]
 
 
 def test_classes_that_the_models_do_not_know(folder):

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import unicodedata
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -66,11 +67,11 @@ def test_columns_and_order(pets):
 def test_paths_below_the_root_are_relative_and_can_be_opened_again(root):
     from helpers import resolve_path
 
+    write(root, "cats/1.png", "dogs/1.png")
+    assert "cats/1.png" in set(find_images(root)["path"])
     write(root / "photos", *TWO_CLASSES)
     found = find_images(open_data("photos"))
     assert found["path"].tolist() == [f"photos/{name}" for name in TWO_CLASSES]
-    write(root, "cats/1.png", "dogs/1.png")
-    assert "cats/1.png" in set(find_images(root)["path"])
     write(root / "~photos", *TWO_CLASSES)  # not somebody's home
     assert all(resolve_path(path).is_file() for path in find_images(open_data("~photos"))["path"])
 
@@ -119,20 +120,89 @@ def test_empty_folder_and_single_class(make_images, tmp_path):
         find_images(tmp_path)
 
 
-@pytest.mark.parametrize("names", [("train", "test", "annotations"), ("training_set", "test_set"), ("val", "test")])
-def test_parts_that_are_not_understood_are_refused_and_no_classes(make_images, tmp_path, names):
-    make_images(tmp_path / names[0], {"a": 3, "b": 3})
-    make_images(tmp_path / names[1], {"a": 2, "b": 2})
-    for name in names[2:]:
-        make_images(tmp_path, {name: 1})
-    with pytest.raises(ValueError, match=f"{names[0]}.*several hold 'a', 'b'.*Rename the parts"):
+@pytest.mark.parametrize(
+    "paths",
+    [
+        "train/a train/b test/a test/b annotations/1.xml",
+        "training_set/a training_set/b test_set/a test_set/b",
+        "val/a val/b test/a test/b",
+        "seg_train/a seg_train/b seg_test/a seg_test/b seg_pred/",
+        "fold1/a fold1/b fold2/a fold_3/b",
+        "fold1/ Fold-2/ notes/",  # files alone
+        "train/ test1/",
+        "train/ val/ bus/",
+        "my_train/a my_train/b more/c more/d",
+        "labelled/a labelled/b unlabelled/",
+        "known/a known/b others/",
+        "photo/a photo/b sketch/A sketch/b art/a art/b",
+        "a/train a/test b/train b/test",
+        "cats/camera1 cats/camera2 dogs/camera1 dogs/camera2",
+        "images/train images/val labels/train labels/val",
+    ],
+)
+def test_what_could_be_parts_is_refused_and_no_classes(tmp_path, paths):
+    for number, path in enumerate(paths.split()):
+        write(tmp_path, path if "." in path else f"{path.removesuffix('/')}/{number}.png")
+    with pytest.raises(ValueError) as refused:
         find_images(tmp_path)
+    first = paths.split("/")[0]
+    assert str(tmp_path) in str(refused.value) and repr(first) in str(refused.value)
+    if first != "images":
+        assert "which could be parts" in str(refused.value) and "rename them to train, val" in str(refused.value)
 
 
-def test_classes_may_be_sorted_into_the_same_sub_folders(make_images, tmp_path):
-    for label in ("cats", "dogs", "valiant"):
-        make_images(tmp_path / label, {"2019": 2, "2020": 2})
-    assert find_images(tmp_path)["label"].value_counts().to_dict() == {"cats": 4, "dogs": 4, "valiant": 4}
+@pytest.mark.parametrize(
+    "paths",
+    [
+        "train/ bus/ car/",  # vehicles
+        "steam_train/ diesel_train/",
+        "valid/ invalid/",
+        "valiant/ trained_dogs/ contest/ attest/",
+        "test_tubes/ flasks/",
+        "cats/ cats/more dogs/",
+        "cats/images dogs/images",
+        "cats/images dogs/",
+        "cats/tabby cats/siamese dogs/husky dogs/poodle",
+        "cats/ cats/2019 cats/2020 dogs/",
+    ],
+)
+def test_classes_whose_names_or_sub_folders_prove_nothing(tmp_path, paths):
+    for number, path in enumerate(paths.split()):
+        write(tmp_path, f"{path.removesuffix('/')}/{number}.png")
+    found = find_images(tmp_path)
+    assert set(found["label"]) == {path.split("/")[0] for path in paths.split()} and (found["problem"] == "").all()
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_classes_below_a_lone_train_may_have_the_same_sub_folders(root, archived):
+    names = [f"x/train/{label}/{year}/1.png" for label in ("cats", "dogs") for year in (2019, 2020)]
+    data = make_zip(root / "x.zip", dict.fromkeys(names, b"?")) if archived else write(root, *names) / "x"
+    assert find_images(open_data(str(data)))["label"].value_counts().to_dict() == {"cats": 2, "dogs": 2}
+
+
+def test_a_lone_train_that_holds_parts_is_looked_into(root):
+    names = [f"train/{part}/{label}/1.png" for part in ("train", "test") for label in "ab"]
+    found = find_images(open_data(str(make_zip(root / "train.zip", dict.fromkeys(names, b"?")))))
+    assert found["split"].value_counts().to_dict() == {"train": 2, "test": 2}
+    names = [f"train/{part}/{label}/1.png" for part in ("my_train", "my_test") for label in "ab"]
+    for data in (make_zip(root / "train.zip", dict.fromkeys(names, b"?")), write(root / "x", *names)):
+        with pytest.raises(ValueError, match="which could be parts"):
+            find_images(open_data(str(data)))
+
+
+@pytest.mark.parametrize("others", ["labels/1.txt", "Annotations/1.xml", "masks/1.png"])
+def test_folders_of_object_detection_are_no_classes(tmp_path, others):
+    write(tmp_path / "flat", "images/1.png", others)
+    write(tmp_path / "parts", *(f"{part}/{name}" for part in ("train", "valid") for name in ("images/1.png", others)))
+    for folder in ("flat", "parts"):
+        with pytest.raises(ValueError, match="'images'.*as for object detection.*columns path and label"):
+            find_images(tmp_path / folder)
+
+
+def test_a_part_without_class_folders_is_named(tmp_path):
+    write(tmp_path, "Training/a/1.png", "Training/b/2.png", "test/3.png")
+    with pytest.raises(ValueError, match="'test' has no image of 'a', 'b'. Sort its .* or name only '.*/Training'"):
+        find_images(tmp_path)
 
 
 def test_embedded_digits_are_whole_and_given_in_two_parts(root):
@@ -140,6 +210,46 @@ def test_embedded_digits_are_whole_and_given_in_two_parts(root):
     counts = found.groupby(["split", "label"]).size().unstack(0)
     assert counts.shape == (10, 2) and (counts["train"] == 20).all() and (counts["test"] == 80).all()
     assert not list(root.glob("data/*partial*"))
+
+
+@pytest.mark.parametrize("parts", [("",), ("train/", "test/")])
+def test_both_unicode_forms_of_a_name_are_one_class(tmp_path, parts):
+    names = [unicodedata.normalize(form, "Café") for form in ("NFC", "NFD")]
+    folders = zip(names, parts * 2, strict=False) if len(parts) == 2 else [(name, "") for name in names]
+    write(tmp_path, *(f"{part}{name}/1.png" for name, part in folders), *(f"{part}Bar/2.png" for part in parts))
+    found = find_images(tmp_path)
+    assert set(found["label"]) == {names[0], "Bar"} and (found["problem"] == "").all()
+    assert {path.split("/")[-2] for path in found["path"]} == {*names, "Bar"}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_table_may_name_files_in_the_other_unicode_form(tmp_path, form):
+    path = unicodedata.normalize(form, "Café/é.png")
+    write(tmp_path, path, "Bar/1.png")
+    other = unicodedata.normalize("NFD" if form == "NFC" else "NFC", path)
+    found = find_images(make_table(tmp_path, "path,label", f"{other},a", f"{path},a", "Bar/1.png,b"))
+    assert set(found["path"]) == {f"{tmp_path}/{path}", f"{tmp_path}/Bar/1.png"}
+    assert set(found["problem"]) == {"", "repeated row"}
+
+
+def test_both_unicode_forms_in_a_table_are_one_class_and_one_group(pets):
+    names = [unicodedata.normalize(form, "Café") for form in ("NFC", "NFD")]
+    lines = ["path,label,group", "dogs/1.png,b,", *(f"cats/{n}.png,{name},{name}" for n, name in enumerate(names, 1))]
+    found = find_images(make_table(pets, *lines, f"cats/1.png,{names[1]},{names[1]}"))
+    assert set(found["label"]) == {"b", names[0]} and set(found["group"]) == {"", names[0]}
+    assert set(found["problem"]) == {"", "repeated row"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("Cat", "cat"), ("cat ", "cat"), ("big  cat", "big_cat"), ("cat.", "Cat"), ("❤", "❤\ufe0f")]
+)
+def test_a_class_that_a_part_lacks_may_be_there_in_another_spelling(tmp_path, one, other):
+    write(tmp_path, *(f"{name}/1.png" for name in ("train/dog", "test/dog", f"train/{one}", f"test/{other}")))
+    with pytest.raises(ValueError, match="no image of") as refused:
+        find_images(tmp_path)
+    assert f"Perhaps {one!r} is meant by {other!r}." in str(refused.value)
+    write(tmp_path, f"train/{other}/1.png", f"test/{one}/1.png")
+    assert set(find_images(tmp_path)["label"]) == {"dog", one, other}
 
 
 # ---- folders: what is no file to open
@@ -432,7 +542,12 @@ def test_labels_and_paths_stay_the_texts_that_they_are(pets):
 
 def test_split_and_group_are_taken(pets):
     write(pets, "dogs/2.png")
-    lines = ("path,label,Split,group", "cats/1.png,cat, TRAIN,p1", "cats/2.png,cat,testing,p2 ", "dogs/1.png,dog,,")
+    lines = (
+        "path,label,Split,group",
+        "cats/1.png,cat, TRAIN,p1",
+        "cats/2.png,cat,TESTING,p2 ",
+        "dogs/1.png,dog,,",
+    )
     found = find_images(make_table(pets, *lines, "dogs/2.png,dog,dev,p3"))
     assert found["split"].tolist() == ["train", "test", "", "validation"]
     assert found["group"].tolist() == ["p1", "p2", "", "p3"]
@@ -456,9 +571,10 @@ def test_parts_of_a_table_need_something_to_learn_from_and_every_class(pets):
         find_images(make_table(pets, "path,label,split", *lines))
 
 
-def test_an_unknown_part_is_named_with_its_row(pets):
-    with pytest.raises(ValueError, match="split of .*labels.csv. Received 'Tset ' in row 3"):
-        find_images(make_table(pets, "path,label,split", "cats/1.png,a,train", "cats/2.png,b,Tset ", "x,y,tset"))
+@pytest.mark.parametrize("part", ["Tset ", "test1", "fold_2", "unlabelled", "holdout"])
+def test_an_unknown_part_is_named_with_its_row(pets, part):
+    with pytest.raises(ValueError, match=f"split of .*labels.csv. Received '{part}' in row 3.*Leave it empty"):
+        find_images(make_table(pets, "path,label,split", "cats/1.png,a,train", f"cats/2.png,b,{part}", "x,y,tset"))
 
 
 def test_rows_that_cannot_be_used_are_named(pets):
@@ -958,6 +1074,62 @@ def test_names_that_macs_write_into_zips_are_read(root):
     archive = make_zip(root / "x.zip", {"dxxgs/1.png": b"1", "cats/1.png": b"2"})
     archive.write_bytes(archive.read_bytes().replace(b"dxxgs", "dögs".encode()))  # UTF-8, and no flag that says so
     assert set(find_images(open_data(str(archive)))["label"]) == {"cats", "dögs"}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("cp932", "猫"), ("gbk", "狗"), ("cp1252", "Käfer"), ("koi8-r", "кот"), ("cp850", "Käfer")]
+)
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_folders_of_an_archive_in_another_encoding_are_no_classes(root, encoding, name, kind):
+    other = name.encode(encoding)
+    if kind == "tar":
+        archive = make_tar(root / "x.tar", TWO_CLASSES | {os.fsdecode(other) + "/1.png": b"4"})
+    else:
+        archive = make_zip(root / "x.zip", TWO_CLASSES | {"x" * len(other) + "/1.png": b"4"})
+        archive.write_bytes(archive.read_bytes().replace(b"x" * len(other), other))  # and no flag
+    found = find_images(open_data(str(archive)))
+    bad = row(found, "bad name")
+    assert bad.label == other.decode("utf-8", "backslashreplace") and "is not UTF-8" in bad.reason
+    assert set(found.loc[found["problem"] == "", "label"]) == {"cats", "dogs"}
+
+
+def test_an_archive_of_which_no_name_can_be_read_says_what_to_do(root):
+    files = {os.fsdecode(name.encode("cp932")) + "/1.png": b"?" for name in ("猫", "犬")}
+    with pytest.raises(ValueError, match=r"x8c.xa2/1.png: bad name.*unpack it in its own encoding") as refused:
+        find_images(open_data(str(make_tar(root / "x.tar", files))))
+    str(refused.value).encode()
+
+
+def test_a_backslash_within_a_letter_of_another_encoding(root):
+    other = "表".encode("cp932")  # ends in a backslash
+    archive = make_zip(root / "x.zip", TWO_CLASSES | {"xx/1.png": b"4"})
+    archive.write_bytes(archive.read_bytes().replace(b"xx", other))
+    assert "its name is not UTF-8" in refusal(archive)
+
+
+def make_windows_zip(path: Path, names: list[str]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            info = zipfile.ZipInfo("x")
+            info.filename = info.orig_filename = name
+            info.create_system = 0
+            archive.writestr(info, b"?" if not name.endswith("\\") else b"")
+    return path
+
+
+def test_a_zip_with_backslashes_between_folders_is_read(root):
+    names = ["readme.txt", "pets\\", "pets\\cats\\1.png", "pets\\cats\\2.png", "pets\\dögs\\", "pets\\dögs\\1.png"]
+    found = find_images(open_data(str(make_windows_zip(root / "x.zip", names[1:]))))
+    assert found["label"].tolist() == ["cats", "cats", "dögs"] and (found["problem"] == "").all()
+    folder = open_data(str(make_windows_zip(root / "y.zip", names)))
+    assert (folder / "readme.txt").is_file() and (folder / "pets" / "dögs" / "1.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["..\\x", "cats\\..\\..\\x", "C:\\x", "C:x", "\\x", "\\\\server\\x", ".."])
+def test_a_zip_with_backslashes_that_leads_out_is_refused(root, name):
+    message = refusal(make_windows_zip(root / "evil.zip", ["cats\\1.png", "dogs\\1.png", name]))
+    assert "could lead out" in message
+    assert {path.name for path in root.rglob("*")} == {"evil.zip", "runs", ".unpacked"}
 
 
 def test_names_in_a_tar_that_are_no_utf8_are_problems_and_no_error(root):

@@ -67,6 +67,8 @@ def test_halves_are_disjoint_and_whole_and_differ():
 
 def test_a_given_half_is_the_same_in_all_splits():
     assert halve_classes(NAMES, splits=3, half_b=["e", "a"]) == [(["b", "c", "d", "f"], ["a", "e"])] * 3
+    typed = ["e\u0301", "a"]  # é, as a Mac may write it
+    assert halve_classes(["a", "b", "c", "\u00e9"], splits=2, half_b=typed)[0].b == ["a", "\u00e9"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
     sources     folders, tables and archives  ->  a table with a row for every file
     archives    unpacked once, and safely
+    names       what people call classes and parts
     listings    the tables in which a user lists images
     checks      every file is opened once     ->  the problems, and the images without them
     unlabelled  images without labels, to be pretrained on
@@ -16,7 +17,7 @@
 The table is a pandas DataFrame with one row per image, sorted by path:
 
     path    str, relative to the repository's root where the file lies below it, else absolute
-    label   str, the class: the name of the image's class folder, or what a table says
+    label   str, the class: the name of the image's class folder, or what a table says, in composed Unicode
     split   str, "train", "validation" or "test"; "" while undecided
     group   str, images of one group (one patient, one video, near-duplicates) stay in one part; "" for none
 """

@@ -160,8 +160,10 @@ def _split_name(name: str, what: str = "it") -> list[str]:
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or re.match("[A-Za-z]:", name):
+        encoding = " (its name is not UTF-8)" * bool(re.search(r"[\udc80-\udcff]", name))
         raise ValueError(
-            f"{what} could lead out of the folder (an absolute path, a drive, a backslash, a NUL, or ..): {name!r}"
+            f"{what} could lead out of the folder (an absolute path, a drive, a backslash, a NUL, or ..): "
+            f"{name!r}{encoding}"
         )
     if len(parts) > MOST_FOLDERS:
         raise ValueError(f"it lies more than {MOST_FOLDERS} folders deep")
@@ -217,21 +219,25 @@ def _members(file: BinaryIO, most: int) -> Iterator[_Member]:
 def _zip_members(file: BinaryIO) -> Iterator[_Member]:
     kinds = {0: "file", stat.S_IFREG: "file", stat.S_IFLNK: "symbolic link"}
     with zipfile.ZipFile(file) as archive:
-        for info in archive.infolist():
-            name = info.orig_filename  # as it is: `filename` ends at a NUL
+        # not `filename`, which ends at a NUL
+        names = [info.orig_filename for info in archive.infolist()]
+        windows = not any("/" in name for name in names)  # older .NET
+        for info, name in zip(archive.infolist(), names, strict=True):
             if not info.flag_bits & 0x800:
                 name = _decode_name(name)
+            if windows:
+                name = name.replace("\\", "/")
             mode = stat.S_IFMT(info.external_attr >> 16) if info.create_system == 3 else 0  # 3: Unix
             kind = "folder" if name.endswith("/") else kinds.get(mode, "special")
             yield _Member(name, kind, info.file_size, lambda info=info: archive.open(info))
 
 
 def _decode_name(name: str) -> str:
-    """Returns a name that zipfile took for code page 437 as UTF-8 where it is: macOS writes it without saying so."""
-    try:
-        return name.encode("cp437").decode("utf-8")
-    except UnicodeError:
-        return name
+    """Returns as UTF-8 a name that zipfile took for code page 437: macOS writes it without saying so.
+
+    What is not UTF-8 may be in any encoding, and keeps its bytes, as in a tar.
+    """
+    return os.fsdecode(name.encode("cp437"))
 
 
 def _tar_members(file: BinaryIO, most: int) -> Iterator[_Member]:

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from helpers import resolve_path, write_atomically
 from helpers.data.duplicates import SIDE, Thumbnails, find_similar, group_pairs
+from helpers.data.names import PART_WORDS, find_words, fold_name
 from helpers.data.parallel import in_parallel
 from helpers.data.reading import (
     FORMATS,
@@ -68,6 +69,8 @@ KINDS = {
     "too small": _Kind("warning", "left out"),
     # what a person should look at
     "similar, two labels": _Kind("warning", "kept together"),
+    "two spellings": _Kind("warning", "kept"),
+    "named like a part": _Kind("warning", "kept"),
     "few images": _Kind("warning", "kept"),
     "empty class": _Kind("warning", "ignored"),
     # what is good to know
@@ -126,7 +129,8 @@ def check_images(found: pd.DataFrame, *, on_problem: str = "exclude") -> tuple[p
     known = _decide(known, "exclude" if on_problem == "keep" else on_problem)
     problems = pd.concat([known, _decide(pd.DataFrame(findings, columns=_FINDING), on_problem)], ignore_index=True)
     problems = problems.fillna("")
-    classes = sorted(set(found.loc[found["problem"] == "", "label"]))
+    named = found["problem"].map(lambda problem: not problem or not KINDS[problem].usable).astype(bool)
+    classes = sorted(set(found.loc[named, "label"]) - {""})
     counted = pd.DataFrame(_count_classes(_without(images, problems), classes, problems), columns=_FINDING)
     problems = pd.concat([problems, _decide(counted, on_problem)], ignore_index=True).astype("str")
     order = problems["problem"].map({kind: rank for rank, kind in enumerate(KINDS)})
@@ -524,12 +528,22 @@ def _count_classes(images: pd.DataFrame, classes: list[str], problems: pd.DataFr
     """Returns findings about whole classes, among the images that are left."""
     shortages = find_shortages(images)
     shortages |= dict.fromkeys(set(classes) - set(images["label"]), "no usable image")
-    findings = []
+    findings, counts, alike = [], images["label"].value_counts(), {}
+    for label in classes:
+        alike.setdefault(fold_name(label), []).append(label)
+        if (words := find_words(label)) and words <= PART_WORDS:
+            reason = "it is taken for a class: if it is a part of the data, its images have other classes"
+            findings.append(("", label, "", "named like a part", reason))
+    for label, *others in (labels for labels in alike.values() if len(labels) > 1):
+        found = " and ".join(f"{name!r} with {counts.get(name, 0)} images" for name in (label, *others))
+        findings.append(("", label, "", "two spellings", f"{found}: if they are one class, give them one name"))
+        for name in shortages.keys() & {label, *others}:
+            shortages[name] += f"; perhaps {name!r} is meant by {(others[0] if name == label else label)!r}"
     for label, reason in sorted(shortages.items()):
         lost = problems[(problems["label"] == label) & (problems["action"] == "left out")]
         if len(lost):
-            example = lost.iloc[0]
-            reason += f"; left out: {len(lost)}, for example {example['path']} ({example['problem']})"
+            first = lost.iloc[0]
+            reason += f"; left out: {len(lost)}, for example {first['path']} ({first['problem']}: {first['reason']})"
         findings.append(("", label, "", "too few images", reason))
     learn = images[images["split"].isin(["", "train"])]["label"].value_counts().sort_index()
     for label, count in learn[learn < FEW_IMAGES].items():

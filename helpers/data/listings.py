@@ -6,18 +6,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-TABLES = (".csv", ".tsv", ".parquet")
+from helpers.data.names import PART_NAMES, unify_name
 
-PART_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
+TABLES = (".csv", ".tsv", ".parquet")
 
 _COLUMNS = ("path", "label", "split", "group")
 _SAVE_AS = "Save it as CSV in UTF-8."
@@ -36,7 +27,8 @@ class Listed(NamedTuple):
 def read_listing(table: Path) -> list[Listed]:
     """Returns the rows of a table with the columns path and label, perhaps split and group, all as texts.
 
-    The names of the columns may be in any letter case, and others are ignored. Missing values are "".
+    The names of the columns may be in any letter case, and others are ignored. Missing values are "". Labels and
+    groups are in composed Unicode (NFC), and parts may have any name of `PART_NAMES`.
 
     Raises:
         ValueError: it is no such table: damaged, not in UTF-8, without these columns, with a row of another
@@ -49,11 +41,11 @@ def read_listing(table: Path) -> list[Listed]:
         raise ValueError(f"Expected a row for each image in {table}. Received only the names of its columns.")
     for index, row in enumerate(rows):
         # the path as it is: a file's name may begin or end with a space
-        label, split, group = row.label.strip(), row.split.strip().lower(), row.group.strip()
+        label, split, group = unify_name(row.label.strip()), row.split.strip().lower(), unify_name(row.group.strip())
         if split and split not in PART_NAMES:
             raise ValueError(
                 f"Expected train, validation, test or nothing in the column split of {table}. Received "
-                f"{row.split!r} in row {row.number}."
+                f"{row.split!r} in row {row.number}. Leave it empty for images that are to be divided."
             )
         rows[index] = Listed(row.number, row.path, label, PART_NAMES.get(split, ""), group)
     return rows

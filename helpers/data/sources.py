@@ -1,8 +1,11 @@
 """From what the user names, a folder, a table or an archive, to one table with a row for every file."""
 
 import os
+import re
 import shutil
 import stat
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +16,8 @@ from PIL import Image
 
 from helpers import resolve_path
 from helpers.data.archives import is_archive, unpack
-from helpers.data.listings import PART_NAMES, TABLES, Listed, lists_images, read_listing
+from helpers.data.listings import TABLES, Listed, lists_images, read_listing
+from helpers.data.names import PART_NAMES, PART_WORDS, find_words, fold_name, unify_name
 from helpers.data.tables import stored_path
 
 COLUMNS = ("path", "label", "split", "group", "problem", "reason")
@@ -75,7 +79,7 @@ def _descend(folder: Path) -> Path:
         if len(visible) != 1 or not visible[0].is_dir():
             return folder
         inner = Path(visible[0].path)
-        if not _folders(inner) and not _find_table(inner):  # a class folder: the only one
+        if (not _folders(inner) or _is_train(inner)) and not _find_table(inner):  # the only class, or part
             return folder
         folder = inner
 
@@ -125,9 +129,11 @@ def find_images(source: str | Path) -> pd.DataFrame:
     """Returns the table of the files in a folder of class folders, or of those that a table lists.
 
     Two layouts of folders are understood: `folder/<class>/...` and `folder/<part>/<class>/...` with the parts
-    train, val (or validation) and test. A table has the columns path (counted from the table's folder) and
-    label, perhaps also split and group. Where only train and validation are given, as in many public sets, the
+    train, val (or validation) and test, or train alone. Folders that could be parts by other names, seg_train, fold1
+    or labelled, are refused and not taken for classes. A table has the columns path (counted from the table's folder)
+    and label, perhaps also split and group. Where only train and validation are given, as in many public sets, the
     second one is the test set, whatever its name, and `split_images` draws validation images from the first.
+    Labels are in composed Unicode (NFC), so that "é" is one letter whoever wrote it; paths stay as they are.
 
     Returns:
         A DataFrame of texts with the columns path, label, split, group, problem and reason, sorted by path.
@@ -137,8 +143,8 @@ def find_images(source: str | Path) -> pd.DataFrame:
         "no label", "two labels", "two parts", "repeated row".
 
     Raises:
-        ValueError: there is no usable file, fewer than two classes, a given part lacks a class, or the table
-            cannot be read as one.
+        ValueError: there is no usable file, fewer than two classes, a given part lacks a class, folders look like
+            parts or like those of object detection, or the table cannot be read as one.
         ImportError: it is a .parquet table, and pyarrow is not installed.
         OSError: the folder or the table may not be read.
     """
@@ -197,7 +203,10 @@ def _store(rows: list[_Row]) -> Iterator[_Row]:
         if stored.startswith("~"):
             stored = row.path  # `resolve_path` would take it for somebody's home
         if not row.problem and not _is_utf8(stored):
-            reason = "its name, or its folder's, is not UTF-8: rename it to use it"
+            reason = (
+                "its name, or its folder's, is not UTF-8: rename it to use it (of an archive: unpack it in its own "
+                "encoding, `unzip -O cp932` for Japanese, say, and name the folder)"
+            )
             row = row._replace(problem="bad name", reason=reason)
         yield row._replace(path=_escape(stored), label=_escape(row.label), reason=_escape(row.reason))
 
@@ -236,11 +245,19 @@ def _require_classes(images: pd.DataFrame, source: Path, parts: dict[str, str]) 
             f"{need if source.is_dir() else 'a label of its own'}."
         )
     for part, name in parts.items():
-        missing = sorted(set(classes) - set(usable.loc[usable["split"] == part, "label"]))
+        have = set(usable.loc[usable["split"] == part, "label"])
+        missing = sorted(set(classes) - have)
         if missing:
+            folded = {fold_name(label): label for label in sorted(have)}
+            alike = [label for label in missing if fold_name(label) in folded][:3]
+            guess = "".join(f" Perhaps {label!r} is meant by {folded[fold_name(label)]!r}." for label in alike)
+            advice = "Add some, or remove the class from the other parts"
+            if not have and source.is_dir():
+                alone = str(source / parts["train"])
+                advice = f"Sort its images into class folders, or name only {alone!r} in `data`"
             raise ValueError(
                 f"Expected every class in every given part of {source}. {name!r} has no image of "
-                f"{', '.join(map(repr, missing))}.{example} Add some, or remove the class from the other parts."
+                f"{', '.join(map(repr, missing))}.{guess}{example} {advice}."
             )
 
 
@@ -264,7 +281,7 @@ def _list_folder(folder: Path) -> tuple[list[_Row], dict[str, str]]:
 
 
 def _list_class(folder: str, part: str, above: frozenset) -> list[_Row]:
-    label = os.path.basename(folder)
+    label = unify_name(os.path.basename(folder))
     rows = [_Row(path, label, part, "", problem, reason) for path, problem, reason in _walk(folder, above)]
     if all(row.problem == "stray file" for row in rows):
         rows.append(_Row(folder, label, part, "", "empty class", "a class folder without any image"))
@@ -360,30 +377,97 @@ def _find_problem(path: str) -> tuple[str, str]:
 def _find_parts(folder: Path) -> dict[str, Path]:
     """Returns the given parts, {"train": ..., "test": ...}; nothing if these are class folders."""
     children = _folders(folder)
-    parts = {PART_NAMES.get(child.name.lower()): child for child in children}
-    if None in parts or "train" not in parts or len(children) < 2:
+    parts = {PART_NAMES.get(child.name.strip().lower()): child for child in children}
+    if None in parts or "train" not in parts or (len(children) == 1 and not _is_train(children[0])):
+        _refuse_other_tasks(folder, children)
         _refuse_unknown_parts(folder, children)
         return {}
     if len(parts) < len(children):
         names = ", ".join(repr(child.name) for child in children)
         raise ValueError(f"Expected one folder each for train, val and test in {folder}. Found {names}.")
+    for part in parts.values():
+        _refuse_other_tasks(part, _folders(part))
     if len(parts) == 2 and "validation" in parts:
         parts["test"] = parts.pop("validation")
     return parts
 
 
-def _refuse_unknown_parts(folder: Path, children: list[Path]) -> None:
-    """Raises where folders named like parts hold the same sub-folders: then these are the classes."""
-    children = [child for child in children if child.name.lower().startswith(("train", "val", "dev", "test"))]
-    inner = [{entry.name for entry in _folders(child)} for child in children]
-    common = {name for names in inner for name in names if sum(name in others for others in inner) > 1}
-    if len(common) > 1:
+def _is_train(folder: Path) -> bool:
+    """Tells whether a folder, alone in another, is the part train: its folders must not be called like parts."""
+    words = [find_words(child.name) for child in _folders(folder)]
+    is_called_so = PART_NAMES.get(folder.name.strip().lower()) == "train"
+    return is_called_so and bool(words) and not PART_WORDS & set().union(*words)
+
+
+def _refuse_other_tasks(folder: Path, children: list[Path]) -> None:
+    """Raises where images lie beside what belongs to them: that is no set of classes."""
+    names = {child.name.lower(): child.name for child in children}
+    images = names.keys() & {"images", "imgs", "jpegimages"}
+    others = names.keys() & {"annotations", "labels", "masks"}
+    if images and others:
+        found = " and ".join(repr(names[name]) for name in sorted(images | others))
         raise ValueError(
-            f"Expected class folders, or the parts train, val and test with class folders, in {folder}. Found "
-            f"{', '.join(repr(child.name) for child in children)}, of which several hold "
-            f"{', '.join(map(repr, sorted(common)[:5]))}. Rename the parts to train, val and test, and move what is "
-            f"no part elsewhere."
+            f"Expected one folder per class in {folder}. Received {found}, as for object detection or segmentation, "
+            f"where an image as a whole has no class. Name the folder that holds one folder per class in `data`, or "
+            f"write a table with the columns path and label."
         )
+
+
+def _refuse_unknown_parts(folder: Path, children: list[Path]) -> None:
+    """Raises where folders seem to be parts, and not classes.
+
+    They hold the same sub-folders; or one holds folders, and another one only files; or one holds folders and is
+    called like a part; or several are called like parts. A single class called train, with images directly in it,
+    is a class.
+    """
+    held = {child: _look_into(child) for child in children}
+    common = Counter(name for folders, _, _ in held.values() for name in set(map(fold_name, folders)))
+    divided = [child for child, (folders, _, pictured) in held.items() if len(folders) > 1 and not pictured]
+    called = {child: words for child in children if (words := find_words(child.name) & PART_WORDS)}
+    stems = {re.sub(r"[\W\d_]+", " ", child.name.lower()) for child in called}
+    if not (
+        sum(count > 1 for count in common.values()) > 1
+        or (divided and any(count and not folders for folders, count, _ in held.values()))
+        or called.keys() & set(divided)
+        or (len(called) > 1 and (len(set().union(*called.values())) > 1 or len(stems) == 1))
+    ):
+        return
+    shown = sorted(sorted(children, key=lambda child: child not in called and not held[child][0])[:6])
+    found = ", ".join(f"{child.name!r} (with {_describe(*held[child][:2])})" for child in shown)
+    rest = f" and {len(children) - len(shown)} more" if len(children) > len(shown) else ""
+    raise ValueError(
+        f"Expected one folder per class in {folder}, or the parts train, val and test with one folder per class in "
+        f"each. Received {found}{rest}, which could be parts, by their names or by what they hold. If they are, "
+        f"rename them to train, val and test, and move everything else elsewhere; or name one of them in `data`; or "
+        f"write a table with the columns path, label and split. If they are classes, put them into a folder called "
+        f"train, with nothing beside it, and name the folder above it in `data`; or write a table with the columns "
+        f"path and label."
+    )
+
+
+def _look_into(folder: Path) -> tuple[list[str], int, bool]:
+    """Returns what a folder holds: the sub-folders with anything in them, how many files, and whether images."""
+    folders, count, pictured, known = [], 0, False, Image.registered_extensions()
+    for entry in _visible(folder):
+        if not entry.is_dir(follow_symlinks=False) and not (entry.is_symlink() and os.path.isdir(entry.path)):
+            count += 1
+            pictured = pictured or os.path.splitext(entry.name)[1].lower() in known
+        elif any(_visible(entry.path)):
+            folders.append(entry.name)
+    return sorted(folders), count, pictured
+
+
+def _visible(folder: str | Path) -> Iterator[os.DirEntry]:
+    try:
+        yield from (entry for entry in os.scandir(folder) if not _is_junk(entry.name))
+    except OSError:  # a row of its own, once the folder's turn comes
+        return
+
+
+def _describe(folders: list[str], count: int) -> str:
+    some = ", ".join(map(repr, folders[:3])) + (", …" if len(folders) > 3 else "")
+    files = f"{count:,} file{'s' * (count != 1)}"
+    return f"the folders {some}" + f" and {files}" * (count > 0) if folders else files
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -394,7 +478,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _contents(folder: Path) -> str:
-    names = [entry.name for entry in sorted(folder.iterdir())]
+    names = [_escape(entry.name) for entry in sorted(folder.iterdir())]
     return (
         f"{len(names)} entries ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
         if names
@@ -460,9 +544,10 @@ def _differences(listed: list[Listed], column: str) -> str:
 
 
 def _locate(path: str, folder: Path) -> str:
-    path = os.path.join(folder, path)
-    if "\\" in path and not os.path.exists(path) and os.path.exists(path.replace("\\", "/")):
-        path = path.replace("\\", "/")  # the table was made on Windows
+    given, path = path, os.path.join(folder, path)
+    if ("\\" in given or not given.isascii()) and not os.path.exists(path):  # it was made on Windows, or on a Mac
+        names = (given.replace("\\", "/"), *(unicodedata.normalize(form, given) for form in ("NFC", "NFD")))
+        path = next(filter(os.path.exists, (os.path.join(folder, name) for name in names)), path)
     if ".." in path.split("/"):  # what it means depends on links: ask the file system
         path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
     return str(Path(path))  # without "." and "//", so that one file has one path

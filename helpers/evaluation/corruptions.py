@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter
 
 from helpers import resolve_path
 from helpers.data import StoredArray, check_images, find_images, load_pixels, open_data
+from helpers.data.names import unify_name
 from helpers.evaluation.metrics import accuracy_interval, is_correct
 
 CORRUPTIONS = {
@@ -216,6 +217,7 @@ def shifted_table(models: dict, folder: str | Path, *, class_names: list[str], r
                 f"Expected `class_names` of {model.output_shape[-1]} classes, those of {arm!r}. Received "
                 f"{len(class_names)}."
             )
+    class_names = list(map(unify_name, class_names))
     found = find_images(open_data(str(folder)))
     numbers = {name: number for number, name in enumerate(class_names)}
     _check_classes(found[found["problem"] == ""], source, class_names)

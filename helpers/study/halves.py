@@ -19,6 +19,7 @@ from helpers.data import (
     save_problems,
     split_images,
 )
+from helpers.data.names import unify_name
 from helpers.letters import LETTERS, render_letters
 
 _VALIDATION = 0.1
@@ -137,7 +138,7 @@ def halve_classes(
         ValueError: too few classes, an unknown one, a half with fewer than two, or more splits than there are
             different ones.
     """
-    names, half_b = sorted(class_names), list(half_b)
+    names, half_b = sorted(class_names), list(map(unify_name, half_b))
     if len(names) < 4:
         raise ValueError(
             f"Expected at least four classes, two for each half. Received {len(names)}: {', '.join(names)}."
