@@ -18,8 +18,8 @@ FIRST_LOOK = 4
 """Pairs after which a study may end."""
 
 FIRST_LEVEL = 0.985
-"""Of the first look's interval. It counts as many degrees of freedom as pairs less one: how much trainings vary cannot
-be estimated well from four."""
+"""Of the first look's interval. It counts as many degrees of freedom as pairs less one: how much trainings vary
+cannot be estimated well from four."""
 
 POWER = 0.8
 """The probability with which the smallest detectable difference would have been shown."""
