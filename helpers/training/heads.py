@@ -1,7 +1,6 @@
 """The head: the best linear classifier on fixed features, solved and not trained."""
 
 import os
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
@@ -13,6 +12,7 @@ from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from helpers import progress_file
 from helpers._keras import keras, on_all_devices
 from helpers.data import StoredArray
 from helpers.training.weights import weigh_classes
@@ -162,7 +162,7 @@ def score_features(
         ValueError: there are too few images.
     """
     splits = StratifiedShuffleSplit(n_splits=draws, train_size=labelled, test_size=test, random_state=seed)
-    bar = tqdm(splits.split(features, labels), "scoring features", draws, leave=False, file=sys.stdout)
+    bar = tqdm(splits.split(features, labels), "scoring features", draws, leave=False, file=progress_file())
     return np.array([fit_head(features[few], labels[few]).score(features[rest], labels[rest]) for few, rest in bar])
 
 
