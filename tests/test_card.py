@@ -124,7 +124,7 @@ def test_tables_of_other_steps_go_into_it(run):
     save_table(class_table(np.eye(2)[[0, 0, 1, 1]], [0, 0, 0, 1], class_names=names), run / "classes.csv")
     analyses = section(write_card(run).read_text(), "Quantitative analyses")
     assert "### Class by class" in analyses and "| class | images | precision | recall |" in analyses
-    assert r"| a\|b | 3 | 1 | 0.66667 |" in analyses and "| 1.50 | 1 | 0.5 | 1 |" in analyses
+    assert r"| a\|b | 3 | 1 | 0.667 |" in analyses and "| 1.50 | 1 | 0.500 | 1 |" in analyses
 
 
 def test_corruptions_are_not_called_images_from_elsewhere(run):
@@ -133,10 +133,18 @@ def test_corruptions_are_not_called_images_from_elsewhere(run):
     table = compare_shift(pd.DataFrame(rows, columns=["corruption", "severity", "arm", "images", "correct"]))
     save_table(table, run / "corruptions_compared.csv")
     card = write_card(run).read_text()
-    assert "### On images with drawn corruptions" in card and "| blur | 0.5 | 1 | 0.5 |" in card
+    assert "### On images with drawn corruptions" in card and "| blur | 0.500 | 1 | 0.500 |" in card
     assert "On shifted images" not in card
     save_table(table[:1].rename_axis("folder"), run / "shift.csv")
     assert "### On shifted images" in write_card(run).read_text()
+
+
+def test_class_weights_are_told(run):
+    assert "Class weights" not in write_card(run).read_text()
+    with open(run / "parameters.yaml", "a") as file:
+        file.write("class_weight: balanced\n")
+    details = section(write_card(run).read_text(), "Model details")
+    assert "- Class weights: balanced. In training, rare classes counted as much as frequent ones" in details
 
 
 def test_a_run_that_knows_little_has_a_card(run):

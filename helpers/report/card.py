@@ -41,6 +41,9 @@ TABLES = {
 }
 """Tables of a run that go into its card where they exist: their titles, and what their columns are (Markdown)."""
 
+_NAMES = ("class", "taken_for", "corruption", "folder")
+"""Columns of these tables that hold names."""
+
 MOST_CLASSES = 100
 """Classes up to which each has a row."""
 
@@ -166,12 +169,14 @@ def _parameters(record: Record) -> dict:
 
 
 def _other_table(path: Path) -> tuple[list, list] | None:
-    """Returns columns and rows of a table that another step wrote; None without it."""
+    """Returns columns and rows of a table that another step wrote, fractions rounded; None without it."""
     from helpers.data.tables import read_texts
 
     if not path.exists():
         return None
     table = read_texts(path)
+    for name in table.columns.difference(_NAMES):  # of the others, one may be "1.50"
+        table[name] = [f"{float(text):.3f}" if "." in text else text for text in table[name]]
     return list(table), table.to_numpy().tolist()
 
 
