@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from nbclient import NotebookClient
@@ -21,10 +22,11 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 import helpers
 from helpers import resolve_path, write_atomically
+from helpers.data.tables import read_texts
 from helpers.execution import Progress, is_finished, kernel_manager_class, read_executed, without_progress_bars
 from helpers.parameters import declared_parameters, fitting_values, from_here
 from helpers.report import summary_rows
-from helpers.run import keep_parameters, open_run, read_metrics, require, run_name, update_metrics
+from helpers.run import keep_parameters, open_run, read_metrics, require, run_name, save_table, update_metrics
 
 LOAD = """\
 from pathlib import Path
@@ -534,3 +536,14 @@ def test_a_bar_leaves_an_empty_line_in_a_notebook_that_is_executed_without_the_r
     else:
         assert found == ["before\n", {"text/plain": ""}, "after\n"]
         assert [output.output_type for output in notebook.cells[1].outputs] == ["display_data", "error"]
+
+
+def test_a_saved_table_names_its_rows_and_has_numbers_to_be_read(tmp_path):
+    names = ["1.50", "NA", 'x,"y"', "b\r"]
+    table = pd.DataFrame({"a": [0.9738562091503268, 1131722.5, 3e-05, np.nan], "n": range(4)}, index=names)
+    save_table(table.rename_axis("class"), tmp_path / "a.csv")
+    found = read_texts(tmp_path / "a.csv")
+    assert list(found) == ["class", "a", "n"] and found["class"].tolist() == names
+    assert found["a"].tolist() == ["0.97386", "1131722", "3e-05", ""] and found["n"].tolist() == list("0123")
+    save_table(table, tmp_path / "b.csv")
+    assert list(read_texts(tmp_path / "b.csv")) == ["a", "n"], "rows that are only numbered need no column"
