@@ -37,6 +37,7 @@ help:  ## show this help
 #: LEARNING_RATE    ## of fine-tuning, the highest
 #: LOWEST_RATE      ## its factor at the first stage
 #: AUGMENTATION     ## of the training images in fine-tuning: flip, crop, rotate, light (without it: none)
+#: CLASS_WEIGHT     ## balanced: in training, rare classes count as much as frequent ones (without it: each image does)
 #: BUDGET           ## of the study: quick, standard, thorough, or minutes
 #: MARGIN           ## the difference in accuracy that would not matter, in points
 #: NEW_IMAGES       ## a folder of images to predict

@@ -53,6 +53,40 @@ def silent_stderr():
         os.close(null)
 
 
+class _ReplacedLine:
+    """A file for tqdm in a notebook: one output, which is replaced and in the end is empty."""
+
+    encoding, _cell, _handle = "utf-8", None, None
+
+    def write(self, text: str) -> None:
+        """Shows what a bar is now; "\\r" and spaces take it away, other blanks move a terminal's cursor."""
+        from IPython import display, get_ipython
+
+        line = {"text/plain": text.replace("\x1b[A", "").strip()}
+        if not line["text/plain"] and not text.startswith("\r "):
+            return
+        if self._cell == get_ipython().execution_count:
+            self._handle.update(line, raw=True)
+        else:  # of all bars in a cell, there is one line
+            self._cell, self._handle = get_ipython().execution_count, display.display(line, raw=True, display_id=True)
+
+    def flush(self) -> None:
+        """Belongs to being a file."""
+
+
+_REPLACED_LINE = _ReplacedLine()
+
+
+def progress_file():
+    """Returns the file for progress bars: stdout, or in a notebook a line that leaves nothing behind.
+
+    What a bar writes to stdout is stored with a notebook, each of its hundred states. The runner, which shows them
+    below its own bar and stores none, asks for stdout (`BARS_ON_STDOUT`).
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return _REPLACED_LINE if hasattr(shell, "kernel") and "BARS_ON_STDOUT" not in os.environ else sys.stdout
+
+
 def wrapped(text: str) -> str:
     """Returns the text in lines that fit the terminal, and none of them longer than 100 characters."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)

@@ -94,7 +94,8 @@ def kernel_manager_class() -> type:
 
         @property
         def kernel_spec(self):
-            return KernelSpec(resource_dir="", **get_kernel_dict(extra_arguments=quiet))
+            own = get_kernel_dict(extra_arguments=quiet)
+            return KernelSpec(resource_dir="", env={"BARS_ON_STDOUT": "1"}, **own)
 
     return ThisInterpreter
 

@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from helpers import resolve_path, silent_stderr, wrapped
+from helpers import progress_file, resolve_path, silent_stderr, wrapped
 from helpers.backbones import keras, load_model
 from helpers.backbones.files import first_line
 from helpers.training import load_settings
@@ -44,7 +44,7 @@ INSTALL = 'python -m pip install -c requirements.txt -e ".[export]"'
 TOLERANCE = 1e-4
 """The largest difference in a probability from Keras' with which an export gets its name."""
 
-_BAR = {"file": sys.stdout, "leave": False}
+_BAR = {"file": progress_file(), "leave": False}
 
 
 @contextmanager

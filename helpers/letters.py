@@ -9,7 +9,6 @@ has never seen one.
 """
 
 import functools
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
+from helpers import progress_file
 from helpers._keras import keras
 
 # One class an entry. Characters share a class where they look alike once stretched to 20x32: C and c, but
@@ -96,7 +96,7 @@ def render_letters(count: int, *, seed: int, threads: int = 2) -> tuple[np.ndarr
         return _draw(masters, which, rng)[-1], labels
 
     with ThreadPoolExecutor(threads) as pool:
-        chunks = tqdm(pool.map(draw, range(len(sizes))), "letters", len(sizes), leave=False, file=sys.stdout)
+        chunks = tqdm(pool.map(draw, range(len(sizes))), "letters", len(sizes), leave=False, file=progress_file())
         counts, labels = map(np.concatenate, zip(*chunks, strict=True))
     return counts_to_images(counts), labels
 

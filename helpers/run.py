@@ -86,8 +86,15 @@ def update_metrics(run: Path, **sections) -> dict:
 
 
 def save_table(table, path: Path) -> None:
-    """Writes a DataFrame as CSV (UTF-8), without its index: whole or not at all."""
-    write_atomically(Path(path), table.to_csv(index=False))
+    """Writes a DataFrame as CSV (UTF-8), whole or not at all: with an index that has a name, to five digits."""
+    from helpers.data.tables import to_csv  # here: pandas takes a second, and few commands need it
+
+    table = table.reset_index() if table.index.name else table
+    write_atomically(Path(path), to_csv(table, float_format=_five_digits))
+
+
+def _five_digits(number: float) -> str:
+    return f"{number:.5g}" if abs(number) < 1e5 else f"{number:.0f}"
 
 
 def write_json(path: Path, values: dict | list) -> None:

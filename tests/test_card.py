@@ -7,14 +7,18 @@ import re
 import string
 import zipfile
 
+import numpy as np
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 from PIL import Image
 from told import CLASSES, verdict, write_run
 
+from helpers.evaluation import class_table, compare_shift
 from helpers.report import escape_markdown, write_card
 from helpers.report.card import fenced
+from helpers.run import save_table
 
 
 def render(markdown: str) -> BeautifulSoup:
@@ -116,9 +120,31 @@ def test_a_frozen_choice_is_described_as_such(run):
 
 
 def test_tables_of_other_steps_go_into_it(run):
-    (run / "classes.csv").write_text('class,recall\n"a|b",0.123456\nplain,1\n')
+    names = ["a|b", "1.50"]
+    save_table(class_table(np.eye(2)[[0, 0, 1, 1]], [0, 0, 0, 1], class_names=names), run / "classes.csv")
     analyses = section(write_card(run).read_text(), "Quantitative analyses")
-    assert r"| a\|b | 0.123 |" in analyses and "| plain | 1 |" in analyses and "### Class by class" in analyses
+    assert "### Class by class" in analyses and "| class | images | precision | recall |" in analyses
+    assert r"| a\|b | 3 | 1 | 0.667 |" in analyses and "| 1.50 | 1 | 0.500 | 1 |" in analyses
+
+
+def test_corruptions_are_not_called_images_from_elsewhere(run):
+    right = {"frozen": np.array([True, False]), "fine-tuned": np.array([True, True])}
+    rows = [(kind, 1, arm, 2, right[arm]) for kind in ("blur", "noise") for arm in right]
+    table = compare_shift(pd.DataFrame(rows, columns=["corruption", "severity", "arm", "images", "correct"]))
+    save_table(table, run / "corruptions_compared.csv")
+    card = write_card(run).read_text()
+    assert "### On images with drawn corruptions" in card and "| blur | 0.500 | 1 | 0.500 |" in card
+    assert "On shifted images" not in card
+    save_table(table[:1].rename_axis("folder"), run / "shift.csv")
+    assert "### On shifted images" in write_card(run).read_text()
+
+
+def test_class_weights_are_told(run):
+    assert "Class weights" not in write_card(run).read_text()
+    with open(run / "parameters.yaml", "a") as file:
+        file.write("class_weight: balanced\n")
+    details = section(write_card(run).read_text(), "Model details")
+    assert "- Class weights: balanced. In training, rare classes counted as much as frequent ones" in details
 
 
 def test_a_run_that_knows_little_has_a_card(run):

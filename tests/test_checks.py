@@ -528,6 +528,7 @@ def test_classes_that_are_small_or_uneven(photos):
         ("few", "imbalance", "note"),
     ]
     assert "5 images, 6 times fewer than 'b' with 30" in problems["reason"][2]
+    assert 'class_weight="balanced" in 02 to 04' in problems["reason"][2]
     assert exclude_problems(images, problems)["label"].nunique() == 3
 
 

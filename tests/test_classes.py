@@ -39,8 +39,9 @@ def test_the_table_of_classes_agrees_with_scikit_learn_and_with_the_intervals():
             [report[name][key] for key in ("precision", "recall", "f1-score", "support")], rel=1e-12
         )
     hits = ((labels == 1) & (predicted == 1)).sum()
-    assert (table.loc["bee", "low"], table.loc["bee", "high"]) == accuracy_interval(hits, (labels == 1).sum())
-    assert ((table["low"] < table["recall"]) & (table["recall"] < table["high"])).all()
+    interval = accuracy_interval(hits, (labels == 1).sum())
+    assert (table.loc["bee", "recall_low"], table.loc["bee", "recall_high"]) == interval
+    assert ((table["recall_low"] < table["recall"]) & (table["recall"] < table["recall_high"])).all()
 
 
 def test_what_a_class_is_most_often_taken_for_is_never_itself():
@@ -52,22 +53,25 @@ def test_what_a_class_is_most_often_taken_for_is_never_itself():
 
 def test_what_cannot_be_known_is_not_a_number_and_no_zero():
     table = class_table(certain([0, 0, 1, 3]), [0, 1, 1, 1], class_names=NAMES)
-    assert np.isnan(table.loc["cat"][["precision", "recall", "low", "high", "f1"]].astype(float)).all()
+    unknown = ["precision", "recall", "recall_low", "recall_high", "f1"]
+    assert np.isnan(table.loc["cat"][unknown].astype(float)).all()
     assert table.loc["dog", "precision"] == 0 and np.isnan(table.loc["dog", "recall"])
-    assert np.isnan(table.loc["dog", "low"]) and table.loc["dog", "images"] == 0
+    assert np.isnan(table.loc["dog", "recall_low"]) and table.loc["dog", "images"] == 0
 
 
 def test_the_surest_mistakes_first():
     probabilities, labels = predictions()
-    mistakes = find_mistakes(probabilities, labels, count=1000)
+    mistakes = find_mistakes(probabilities, labels, class_names=NAMES, count=1000)
     wrong = probabilities.argmax(axis=1) != labels
     assert sorted(mistakes["position"]) == np.flatnonzero(wrong).tolist() and 0 < len(mistakes) < 200
     assert mistakes["probability"].is_monotonic_decreasing
     for mistake in mistakes.itertuples():
-        assert mistake.predicted != mistake.label == labels[mistake.position]
+        assert mistake.predicted != mistake.label == NAMES[labels[mistake.position]]
+        assert mistake.predicted == NAMES[probabilities[mistake.position].argmax()]
         assert mistake.probability == probabilities[mistake.position].max()
-        assert mistake.of_label == probabilities[mistake.position, mistake.label] < mistake.probability
-    few = find_mistakes(probabilities, labels, count=3)
+        of_label = probabilities[mistake.position, labels[mistake.position]]
+        assert mistake.label_probability == of_label < mistake.probability
+    few = find_mistakes(probabilities, labels, class_names=NAMES, count=3)
     assert few.equals(mistakes.head(3))
 
 
@@ -76,28 +80,32 @@ def test_examples_are_mistakes_of_each_kind_and_what_is_recognised_of_their_clas
     sure = np.array([9, 9, 9, 9, 9, 8, 7, 6, 5]) / 10
     probabilities = np.full((9, 4), (1 - sure[:, None]) / 3)
     probabilities[np.arange(9), predicted] = sure
-    found = choose_examples(probabilities, labels, count=6)
+    found = choose_examples(probabilities, labels, class_names=NAMES, count=6)
     assert found["position"].tolist() == [5, 7, 8, 4, 3, 2], "6 is of the same kind as 5; then 3, 2, 1 and 0"
-    assert list(found) == list(find_mistakes(probabilities, labels))
+    assert list(found) == list(find_mistakes(probabilities, labels, class_names=NAMES))
     assert found.loc[1].to_dict() == pytest.approx(
-        {"position": 7, "label": 1, "predicted": 0, "probability": 0.6, "of_label": 0.4 / 3}
+        {"position": 7, "label": "bee", "predicted": "ant", "probability": 0.6, "label_probability": 0.4 / 3}
     )
-    assert choose_examples(probabilities, labels, count=3)["position"].tolist() == [5, 4, 3]
-    assert choose_examples(certain(labels), labels)["position"].tolist() == [0, 2, 3, 4], "a class each"
-    assert choose_examples(certain([1, 0]), [0, 1])["position"].tolist() == [0, 1], "nothing is recognised"
+    few = choose_examples(probabilities, labels, class_names=NAMES, count=3)
+    right = choose_examples(certain(labels), labels, class_names=NAMES)
+    wrong = choose_examples(certain([1, 0]), [0, 1], class_names=NAMES)
+    assert few["position"].tolist() == [5, 4, 3]
+    assert right["position"].tolist() == [0, 2, 3, 4], "a class each"
+    assert wrong["position"].tolist() == [0, 1], "nothing is recognised"
 
 
 def test_examples_can_be_named():
     probabilities, labels = predictions()
-    found = choose_examples(probabilities, labels, positions="7, 0,199")
-    assert found["position"].tolist() == [7, 0, 199] and found["label"].tolist() == labels[[7, 0, 199]].tolist()
+    found = choose_examples(probabilities, labels, class_names=NAMES, positions="7, 0,199")
+    assert found["position"].tolist() == [7, 0, 199]
+    assert found["label"].tolist() == [NAMES[label] for label in labels[[7, 0, 199]]]
     for wrong in ("200", "-1", "1,", "first", ""):
         with pytest.raises(ValueError, match='Expected "auto" or numbers of images, from 0 to 199, separated by'):
-            choose_examples(probabilities, labels, positions=wrong)
+            choose_examples(probabilities, labels, class_names=NAMES, positions=wrong)
 
 
 def test_no_mistake_is_an_empty_table():
-    assert find_mistakes(certain([0, 1, 2]), [0, 1, 2]).empty
+    assert find_mistakes(certain([0, 1, 2]), [0, 1, 2], class_names=NAMES).empty
 
 
 @pytest.mark.parametrize(
@@ -115,14 +123,15 @@ def test_what_does_not_fit_is_refused(probabilities, labels, message):
     for use in (
         lambda: class_table(probabilities, labels, class_names=NAMES),
         lambda: confusion_table(probabilities, labels, class_names=NAMES),
-        lambda: find_mistakes(probabilities, labels),
+        lambda: find_mistakes(probabilities, labels, class_names=NAMES),
     ):
         with pytest.raises(ValueError, match=message):
             use()
 
 
 def test_class_names_have_to_be_as_many_as_the_probabilities():
-    with pytest.raises(ValueError, match="`class_names` of 4 classes.*Received 3"):
-        class_table(certain([0, 1]), [0, 1], class_names=NAMES[:3])
+    for use in (class_table, confusion_table, find_mistakes, choose_examples):
+        with pytest.raises(ValueError, match="`class_names` of 4 classes.*Received 3"):
+            use(certain([0, 1]), [0, 1], class_names=NAMES[:3])
     with pytest.raises(ValueError, match="`count` of at least 0. Received -1"):
-        find_mistakes(certain([0, 1]), [1, 1], count=-1)
+        find_mistakes(certain([0, 1]), [1, 1], class_names=NAMES, count=-1)

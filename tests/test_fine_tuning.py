@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from networks import call, coloured_images, random_images, stage_network
+from sklearn.utils.class_weight import compute_class_weight
 
 from helpers.backbones import audit_weights, copy_weights, cut, find_stages, freeze, keras
 from helpers.data import Augmented, make_dataset
@@ -377,9 +378,24 @@ def test_bad_blends():
 
 def test_class_weights():
     labels = np.array([0] * 6 + [1] * 3 + [2] * 3)
-    assert weigh_classes(labels, classes=3) == pytest.approx({0: 2 / 3, 1: 4 / 3, 2: 4 / 3})
-    with pytest.raises(ValueError, match=r"images of all 4 classes. There is none of \[3\]"):
-        weigh_classes(labels, classes=4)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    assert weigh_classes(labels) == pytest.approx(dict(enumerate(expected)))
+    assert weigh_classes(labels, "") is None and weigh_classes(labels, None) is None
+    with pytest.raises(ValueError, match='`class_weight` to be "balanced" or "" for none. Received \'even\''):
+        weigh_classes(labels, "even")
+
+
+def test_balanced_weights_of_even_classes_change_nothing(root):
+    pixels, labels = PIXELS | {"train": PIXELS["train"][:39]}, LABELS | {"train": LABELS["train"][:39]}
+    features = compute_activations(stage_network(), pixels["train"])
+    plain, balanced = (fit_head(features, labels["train"], class_weight=w) for w in (None, "balanced"))
+    assert np.array_equal(plain.coef_, balanced.coef_) and plain.losses_ == balanced.losses_
+    models = [classifier(), classifier()]
+    for model, weight in zip(models, ("", "balanced"), strict=True):
+        recipe = Recipe(unfreeze_from="conv3", learning_rate=0.003, epochs=2, batch_size=8, class_weight=weight)
+        fine_tune(model, pixels, labels, recipe=recipe)
+    for one, other in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_stages_whose_weights_have_the_same_paths_are_told_apart():
@@ -414,6 +430,7 @@ def test_half_precision_is_an_option_of_the_recipe(root):
         {"precision": "int8"},
         {"label_smoothing": 1},
         {"learning_rate": 0},
+        {"class_weight": "even"},
     ],
 )
 def test_a_recipe_that_cannot_be_followed_is_refused_at_once(bad):
@@ -426,8 +443,9 @@ def test_class_weights_change_the_head_and_the_training(root):
     rng = np.random.default_rng(0)
     labels = (np.arange(200) % 10 == 0).astype(int)
     features = rng.normal(size=(200, 4)) + labels[:, None]
-    plain, weighted = (fit_head(features, labels, class_weight=w) for w in (None, weigh_classes(labels, classes=2)))
+    plain, weighted = (fit_head(features, labels, class_weight=w) for w in (None, "balanced"))
     assert (weighted.predict(features) == 1).sum() > 1.5 * (plain.predict(features) == 1).sum()
+    assert weighted.held_out_losses_.mean() == pytest.approx(weighted.losses_[weighted.strength_])
     with pytest.raises(ValueError, match=r"`class_weight` to have a weight for every class. It lacks \[1\]"):
         fit_head(features, labels, class_weight={0: 1.0})
     with pytest.raises(ValueError, match=r"images of every class in `class_weight`. There is none of \[2\]"):

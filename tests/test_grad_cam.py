@@ -80,6 +80,18 @@ def test_behind_the_last_map_it_is_the_known_formula():
         np.testing.assert_allclose(grad_cam(model, images, classes=number), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(("size", "taken"), [(80, "conv4"), (48, "conv3"), (20, "conv2"), (9, "conv1")])
+def test_the_default_is_the_last_stage_whose_map_tells_places_apart(size, taken):
+    images = x = keras.Input((size, size, 3), dtype="uint8")
+    x = layers.Rescaling(1 / 255)(x)
+    for stage in (1, 2, 3, 4):  # of 80: 40, 20, 10, 5
+        x = layers.Conv2D(4, 3, strides=2, padding="same", activation="relu", name=f"conv{stage}_conv")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(images, layers.Dense(2, activation="softmax", name="head")(x))
+    batch = np.random.default_rng(0).integers(0, 256, (2, size, size, 3)).astype("uint8")
+    np.testing.assert_array_equal(grad_cam(model, batch), grad_cam(model, batch, stage=taken))
+
+
 def test_gradients_are_averaged_over_places_and_not_multiplied_place_by_place():
     """Each place has a weight of its own in this head, which Grad-CAM does not show: only the mean counts."""
     images = keras.Input((4, 4, 3))

@@ -102,21 +102,22 @@ def test_of_many_classes_those_with_mistakes_are_named_and_no_image_is_lost():
 
 def test_mistakes_are_shown_with_what_they_are():
     probabilities, labels = predictions()
-    mistakes = find_mistakes(probabilities, labels, count=7)
+    mistakes = find_mistakes(probabilities, labels, class_names=["ant", "bee", "cat"], count=7)
     images = pictures()
-    figure = plot_mistakes(images, mistakes, class_names=["ant", "bee", "cat"])
+    figure = plot_mistakes(images, mistakes)
     first = mistakes.iloc[0]
-    names = [["ant", "bee", "cat"][int(first[column])] for column in ("predicted", "label")]
-    assert figure.axes[0].get_title() == f"{names[0]}: {first['probability']:.2f}\nis {names[1]}"
+    assert figure.axes[0].get_title() == f"{first['predicted']}: {first['probability']:.2f}\nis {first['label']}"
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), images[int(first["position"])])
-    assert figure.description.startswith(f"Grid of the 7 surest mistakes: {names[1]} taken for {names[0]} (")
+    assert figure.description.startswith(
+        f"Grid of the 7 surest mistakes: {first['label']} taken for {first['predicted']} ("
+    )
     assert sum(bool(axes.images) for axes in figure.axes) == 7
-    assert plot_mistakes(images, mistakes[:0], class_names=["ant"]).description == "No mistake among these images."
+    assert plot_mistakes(images, mistakes[:0]).description == "No mistake among these images."
 
 
 def test_a_probability_is_not_rounded_to_a_certainty():
-    mistakes = find_mistakes(np.array([[0.9996, 0.0004]]), [1])
-    figure = plot_mistakes(pictures(1), mistakes, class_names=["ant", "bee"])
+    mistakes = find_mistakes(np.array([[0.9996, 0.0004]]), [1], class_names=["ant", "bee"])
+    figure = plot_mistakes(pictures(1), mistakes)
     assert figure.axes[0].get_title() == "ant: >0.99\nis bee"
 
 
@@ -201,8 +202,8 @@ MANY = predictions(2000, classes=100)
         lambda: plot_confusion(confusion_table(*MANY, class_names=LONG)),
         lambda: plot_confusion(confusion_table(*predictions(1), class_names=["a", "b", "c"])),
         lambda: plot_confusion(confusion_table(*predictions(40_000), class_names=LONG[:3])),
-        lambda: plot_mistakes(pictures(2000), find_mistakes(*MANY, count=1), class_names=LONG),
-        lambda: plot_mistakes(pictures(2000), find_mistakes(*MANY, count=25), class_names=LONG),
+        lambda: plot_mistakes(pictures(2000), find_mistakes(*MANY, class_names=LONG, count=1)),
+        lambda: plot_mistakes(pictures(2000), find_mistakes(*MANY, class_names=LONG, count=25)),
         lambda: plot_reliability({"one image": reliability_table(*predictions(1))}),
         lambda: plot_reliability({"sure": reliability_table(np.eye(2)[[0, 1] * 9], [0, 1] * 9)}),
         lambda: plot_reliability({"sure and wrong": reliability_table(np.eye(2)[[0] * 9], [1] * 9)}),

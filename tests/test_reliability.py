@@ -121,6 +121,13 @@ def test_the_temperature_comes_from_validation_images_alone_and_mends_the_test_i
     assert calibration_table(probabilities, shuffled).loc["after", "temperature"] == temperature
 
 
+def test_a_network_that_is_cooled_already_has_one_row():
+    parts = {"validation": predictions(600, sureness=0.5, seed=1), "test": predictions(600, sureness=0.5, seed=2)}
+    probabilities, labels = ({part: each[number] for part, each in parts.items()} for number in (0, 1))
+    table = calibration_table(probabilities, labels)
+    assert table.index.tolist() == ["before"] and table["temperature"].tolist() == [1.0]
+
+
 def test_no_bin_is_refused():
     for use in (reliability_table, calibration_error):
         with pytest.raises(ValueError, match="`bins` of at least 1. Received 0"):

@@ -14,16 +14,19 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import helpers
 from helpers import resolve_path, write_atomically
-from helpers.execution import Progress, is_finished, read_executed, without_progress_bars
+from helpers.data.tables import read_texts
+from helpers.execution import Progress, is_finished, kernel_manager_class, read_executed, without_progress_bars
 from helpers.parameters import declared_parameters, fitting_values, from_here
 from helpers.report import summary_rows
-from helpers.run import keep_parameters, open_run, read_metrics, require, run_name, update_metrics
+from helpers.run import keep_parameters, open_run, read_metrics, require, run_name, save_table, update_metrics
 
 LOAD = """\
 from pathlib import Path
@@ -512,3 +515,35 @@ def test_progress_bars_are_left_out(texts, settled):
     (cleaned,) = without_progress_bars(new_notebook(cells=[cell])).cells
     assert "".join(output.text for output in cleaned.outputs) == settled
     assert len(cleaned.outputs) == bool(settled)
+
+
+@pytest.mark.parametrize("by_the_runner", [False, True])
+def test_a_bar_leaves_an_empty_line_in_a_notebook_that_is_executed_without_the_runner(monkeypatch, by_the_runner):
+    monkeypatch.setenv("PYTHONPATH", str(Path(helpers.__file__).parent.parent))
+    monkeypatch.delenv("TQDM_DISABLE")
+    bar = "list(tqdm(range(30), 'a bar', file=progress_file(), leave=False, mininterval=0))"
+    source = (
+        f"from tqdm import tqdm; from helpers import progress_file; print('before')\n{bar}\n{bar}\nprint('after')"
+    )
+    notebook = new_notebook(cells=[new_code_cell(source), new_code_cell(f"{bar}; 1 / 0")])
+    kernel = {"kernel_manager_class": kernel_manager_class()} if by_the_runner else {"kernel_name": "python3"}
+    NotebookClient(notebook, allow_errors=True, **kernel).execute()
+    found = [output.get("text", output.get("data")) for output in notebook.cells[0].outputs]
+    if by_the_runner:
+        assert "a bar:  50%|" in "".join(found)
+        without_progress_bars(notebook)
+        assert [output.text for output in notebook.cells[0].outputs] == ["before\nafter\n"]
+    else:
+        assert found == ["before\n", {"text/plain": ""}, "after\n"]
+        assert [output.output_type for output in notebook.cells[1].outputs] == ["display_data", "error"]
+
+
+def test_a_saved_table_names_its_rows_and_has_numbers_to_be_read(tmp_path):
+    names = ["1.50", "NA", 'x,"y"', "b\r"]
+    table = pd.DataFrame({"a": [0.9738562091503268, 1131722.5, 3e-05, np.nan], "n": range(4)}, index=names)
+    save_table(table.rename_axis("class"), tmp_path / "a.csv")
+    found = read_texts(tmp_path / "a.csv")
+    assert list(found) == ["class", "a", "n"] and found["class"].tolist() == names
+    assert found["a"].tolist() == ["0.97386", "1131722", "3e-05", ""] and found["n"].tolist() == list("0123")
+    save_table(table, tmp_path / "b.csv")
+    assert list(read_texts(tmp_path / "b.csv")) == ["a", "n"], "rows that are only numbered need no column"

@@ -22,6 +22,7 @@ from helpers.plots import plot_costs, plot_depth, plot_differences, plot_rates
 from helpers.study import Experiment, Plan, Study, Trial, candidate_cuts, make_plan, summarize
 from helpers.study import plan as planning
 from helpers.study.experiment import unpack
+from helpers.study.trials import Trials
 from helpers.training import compute_activations, fit_head
 
 MEASURED = {"forward": 1e-3, "factor": 3.0, "build": 2.0, "head": 0.5, "images": 100, "everything": 400}
@@ -147,6 +148,32 @@ def test_the_pretrained_weights_come_back(folder, root):
             np.testing.assert_array_equal(np.array(value), before[path], err_msg=path)
 
 
+def test_balanced_class_weights_reach_every_arm(tmp_path, root):
+    folder = write_images(tmp_path / "images", 450)
+    for file in sorted((folder / "colour2").iterdir())[30:]:
+        file.unlink()
+    plain, balanced = (make_experiment(folder, class_weight=weight) for weight in ("", "balanced"))
+    rare = balanced.class_names.index("colour2")
+    trials = [Trial("final", "frozen", "head", seed=1), Trial("final", "from scratch", "head", "conv1", 1e-3, 60, 1)]
+    trials += [Trial("final", "fine-tuned", "head", "conv2", 1e-3, 20, 1)]
+
+    def recall(experiment, trial: Trial) -> float:
+        return unpack(experiment.run(trial))[experiment.split(1)[1]["test"] == rare].mean()
+
+    for trial in trials:
+        assert recall(balanced, trial) > recall(plain, trial), trial.arm
+    assert (balanced.probe()["log_loss"] != plain.probe()["log_loss"]).all()
+    pixels, labels = balanced.training_images()
+    again = [e.retrain(trials[0]).predict(pixels[:], verbose=0).argmax(axis=1) for e in (plain, balanced)]
+    of_rare = [(predicted == rare)[labels == rare].mean() for predicted in again]
+    assert of_rare[1] > of_rare[0]
+    storage = {"storage": root / "study.journal", "name": "study"}
+    Trials(**storage, settings=plain.settings)
+    with pytest.raises(ValueError, match="recipe"):
+        Trials(**storage, settings=balanced.settings)
+    assert plain.settings == make_experiment(folder).settings, "no weights are the default"
+
+
 def test_the_probe_at_the_end_is_the_frozen_network(folder, root):
     experiment = make_experiment(folder)
     pixels, labels = experiment.split(0)
@@ -154,7 +181,8 @@ def test_the_probe_at_the_end_is_the_frozen_network(folder, root):
     assert list(probe.index) == ["conv2", "conv3", "head"] and probe["cost"].is_monotonic_increasing
     head = fit_head(compute_activations(experiment.network, pixels["train"]), labels["train"])
     features = compute_activations(experiment.network, pixels["validation"])
-    assert probe.loc["head", "accuracy"] == (head.predict(features) == labels["validation"]).mean()
+    accuracy = (head.predict(features) == labels["validation"]).mean()
+    assert probe.loc["head", "accuracy"] == pytest.approx(accuracy, rel=1e-4)
     assert probe.loc["head", "log_loss"] == pytest.approx(head.losses_[head.strength_], rel=1e-3)
     assert probe["behind"].min() == 0 and (probe["behind"] >= 0).all() and probe.isna().sum().sum() == 0
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,7 @@ def other_parameters(tree, backbone):
         "augmentation": "flip",
         "steps": 12,
         "batch_size": 5,
+        "class_weight": "balanced",
         "budget": "standard",
         "margin": 2.5,
         "storage": "runs/shared.journal",
@@ -139,6 +141,14 @@ def test_every_parameter_at_another_value(tree, tmp_path, make_images, other_par
     assert len(predictions) == 31 and predictions["label"].value_counts()["two"] > 25
     assert predictions.loc[predictions["problem"] != "", "path"].tolist() == ["my shapes/two/damaged.png"]
     assert pd.read_csv(run / "corruptions.csv")["images"].unique().tolist() == [12]
+    names = ["one", "three", "two"]
+    assert pd.read_csv(run / "classes.csv")["class"].tolist() == names
+    mistakes, shift = (pd.read_csv(run / f"{name}.csv") for name in ("mistakes", "shift"))
+    assert set(mistakes["label"]) | set(mistakes["predicted"]) <= set(names)
+    assert shift["folder"].tolist() == ["my shapes"] and shift["images"].tolist() == [90]
+    digits = re.compile(r"\d\.\d{9}")
+    for table in run.glob("*.csv"):
+        assert not digits.search(table.read_text()), table.name
     assert {path.name for path in run.glob("chosen.*")} == {
         "chosen.keras", "chosen.savedmodel", "chosen.onnx", "chosen.tflite"
     }  # fmt: skip

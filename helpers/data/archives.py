@@ -10,7 +10,6 @@ import posixpath
 import re
 import shutil
 import stat
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -20,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
-from helpers import resolve_path
+from helpers import progress_file, resolve_path
 
 LEAST_LIMIT = 2**30
 """Bytes that any archive may unpack to."""
@@ -102,7 +101,7 @@ def _hash_file(file: BinaryIO, name: str) -> str:
 
 def _progress(title: str, file: BinaryIO) -> tqdm:
     size = os.fstat(file.fileno()).st_size
-    return tqdm(total=size, unit="B", unit_scale=True, desc=title, leave=False, file=sys.stdout, delay=1)
+    return tqdm(total=size, unit="B", unit_scale=True, desc=title, leave=False, file=progress_file(), delay=1)
 
 
 def _unpack_file(file: BinaryIO, folder: Path, archive: Path) -> None:

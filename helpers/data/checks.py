@@ -552,7 +552,8 @@ def _count_classes(images: pd.DataFrame, classes: list[str], problems: pd.DataFr
     if len(learn) > 1 and learn.max() >= IMBALANCE * learn.min():
         reason = (
             f"{learn.min()} images, {learn.max() / learn.min():.0f} times fewer than {learn.idxmax()!r} with "
-            f"{learn.max()}: the accuracy hardly shows how well it is recognised"
+            f"{learn.max()}: the accuracy hardly shows how well it is recognised, and "
+            f'class_weight="balanced" in 02 to 04 lets it count as much in training'
         )
         findings.append(("", learn.idxmin(), "", "imbalance", reason))
     return [(*finding, "", "") for finding in findings]

@@ -3,7 +3,6 @@
 import itertools
 import logging
 import os
-import sys
 import threading
 import warnings
 from collections import deque
@@ -13,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 
 from tqdm import tqdm
 
-from helpers import silent_stderr
+from helpers import progress_file, silent_stderr
 
 
 def in_parallel(
@@ -31,7 +30,7 @@ def in_parallel(
     workers = os.cpu_count() or 1
     pool = ThreadPoolExecutor(max_workers=workers)
     total = len(items) if total is None else total
-    bar = tqdm(total=total, desc=title, leave=False, file=sys.stdout, delay=1)
+    bar = tqdm(total=total, desc=title, leave=False, file=progress_file(), delay=1)
     iterator = iter(items)
     lots = iter(lambda: list(itertools.islice(iterator, lot)), [])
 

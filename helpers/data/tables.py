@@ -41,12 +41,13 @@ def save_images(images: pd.DataFrame, path: str | Path) -> None:
     write_atomically(path, text)
 
 
-def to_csv(table: pd.DataFrame) -> str:
+def to_csv(table: pd.DataFrame, **options) -> str:
     """Returns the table as CSV that `read_texts` reads back, whatever the names of the files in it."""
     texts = table.select_dtypes("str")
     returns = any(texts[name].str.contains("\r", regex=False).any() for name in texts)
     # a "\r" alone would not be quoted, and end the line when it is read
-    return table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)
+    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    return table.to_csv(index=False, quoting=quoting, **options)
 
 
 def load_images(path: str | Path) -> pd.DataFrame:

@@ -7,12 +7,12 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from helpers.evaluation.metrics import accuracy_interval
 
 
-def check_predictions(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
+def check_predictions(probabilities, labels, class_names: list[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Returns the probabilities, (images, classes), and the labels, (images,), in memory.
 
     Raises:
         ValueError: there is no image; the probabilities are not finite, of another shape, or not one row per label;
-            a label is not the number of a class.
+            a label is not the number of a class; there are more or fewer class names than classes.
     """
     probabilities, labels = np.asarray(probabilities), np.asarray(labels)
     if probabilities.ndim != 2 or labels.shape != (len(probabilities),) or not len(labels):
@@ -28,6 +28,11 @@ def check_predictions(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
             f"Expected `labels` to be integers from 0 to {classes - 1}, the numbers of the classes. Received "
             f"{labels.dtype} from {labels.min()} to {labels.max()}."
         )
+    if class_names is not None and len(class_names) != classes:
+        raise ValueError(
+            f"Expected `class_names` of {classes} classes, as many as an image has probabilities. Received "
+            f"{len(class_names)}."
+        )
     return probabilities, labels
 
 
@@ -42,12 +47,7 @@ def confusion_table(probabilities, labels, *, class_names: list[str]) -> pd.Data
     Raises:
         ValueError: the arguments do not fit each other.
     """
-    probabilities, labels = check_predictions(probabilities, labels)
-    if len(class_names) != probabilities.shape[1]:
-        raise ValueError(
-            f"Expected `class_names` of {probabilities.shape[1]} classes, as many as an image has probabilities. "
-            f"Received {len(class_names)}."
-        )
+    probabilities, labels = check_predictions(probabilities, labels, class_names)
     counts = confusion_matrix(labels, probabilities.argmax(axis=1), labels=range(len(class_names)))
     names = list(class_names)
     return pd.DataFrame(counts, index=pd.Index(names, name="label"), columns=pd.Index(names, name="predicted"))
@@ -63,7 +63,7 @@ def class_table(probabilities, labels, *, class_names: list[str]) -> pd.DataFram
 
     Returns:
         A DataFrame indexed by class: images (count); precision (share, 0..1, of those predicted that are of the
-        class); recall (share of its images that are recognised), with its 95 % interval, low and high
+        class); recall (share of its images that are recognised), with its 95 % interval, recall_low and recall_high
         (`accuracy_interval`); f1 (the harmonic mean of precision and recall); taken_for (the other class that it is
         most often taken for, "" for none) and times (how often, count). What nothing can be said about is NaN: the
         precision of a class that was never predicted, the recall of one without images.
@@ -88,8 +88,8 @@ def class_table(probabilities, labels, *, class_names: list[str]) -> pd.DataFram
             "images": images,
             "precision": precision,
             "recall": recall,
-            "low": low,
-            "high": high,
+            "recall_low": low,
+            "recall_high": high,
             "f1": f1,
             "taken_for": np.where(times > 0, np.array(class_names, dtype=object)[wrong.argmax(axis=1)], ""),
             "times": times,
@@ -98,7 +98,7 @@ def class_table(probabilities, labels, *, class_names: list[str]) -> pd.DataFram
     )
 
 
-def find_mistakes(probabilities, labels, *, count: int = 12) -> pd.DataFrame:
+def find_mistakes(probabilities, labels, *, class_names: list[str], count: int = 12) -> pd.DataFrame:
     """Returns the mistakes that the network is surest of, the surest first.
 
     What they are is often worth a look: a wrong label, two classes in one image, a trait that misleads.
@@ -106,28 +106,32 @@ def find_mistakes(probabilities, labels, *, count: int = 12) -> pd.DataFrame:
     Args:
         probabilities: float (images, classes).
         labels: int (images,).
+        class_names: in the order of the probabilities.
         count: rows at most.
 
     Returns:
-        A DataFrame with position (of the image), label and predicted (the numbers of the true class and of the one
-        that it was taken for), probability (of the latter) and of_label (the probability of the true class).
+        A DataFrame with position (of the image), label and predicted (the names of the true class and of the one
+        that it was taken for), probability (of the latter) and label_probability (that of the true class).
 
     Raises:
         ValueError: the arguments do not fit each other, or the count is negative.
     """
     if count < 0:
         raise ValueError(f"Expected `count` of at least 0. Received {count}.")
-    found = _judge(probabilities, labels)
+    found = _judge(probabilities, labels, class_names)
     mistakes = found[found["label"] != found["predicted"]]
     return mistakes.sort_values("probability", ascending=False, kind="stable", ignore_index=True).head(count)
 
 
-def choose_examples(probabilities, labels, *, count: int = 6, positions: str = "auto") -> pd.DataFrame:
+def choose_examples(
+    probabilities, labels, *, class_names: list[str], count: int = 6, positions: str = "auto"
+) -> pd.DataFrame:
     """Returns images that are worth a closer look: mistakes, then images of the same classes that are recognised.
 
     Args:
         probabilities: float (images, classes).
         labels: int (images,).
+        class_names: in the order of the probabilities.
         count: rows at most, up to half of them mistakes: the surest one of each kind (this class taken for that one).
             Of what is recognised, the first image of each class: first the classes that the mistakes are of or were
             taken for, to compare, then the others.
@@ -139,7 +143,7 @@ def choose_examples(probabilities, labels, *, count: int = 6, positions: str = "
     Raises:
         ValueError: the arguments do not fit each other.
     """
-    found = _judge(probabilities, labels)
+    found = _judge(probabilities, labels, class_names)
     if positions != "auto":
         numbers = [number.strip() for number in positions.split(",")]
         if not all(number.isdecimal() and int(number) < len(found) for number in numbers):
@@ -148,25 +152,29 @@ def choose_examples(probabilities, labels, *, count: int = 6, positions: str = "
                 f"{positions!r}."
             )
         return found.iloc[[int(number) for number in numbers]].reset_index(drop=True)
-    mistakes = find_mistakes(probabilities, labels, count=len(found)).drop_duplicates(["label", "predicted"])
-    mistakes = mistakes.head(count // 2)
+    mistakes = find_mistakes(probabilities, labels, class_names=class_names, count=len(found))
+    mistakes = mistakes.drop_duplicates(["label", "predicted"]).head(count // 2)
     of_mistakes = mistakes[["label", "predicted"]].to_numpy().ravel()
-    order = list(dict.fromkeys([*of_mistakes, *range(np.shape(probabilities)[1])]))
+    order = list(dict.fromkeys([*of_mistakes, *class_names]))
     right = found[found["label"] == found["predicted"]].drop_duplicates("label")
     right = right.sort_values("label", key=lambda labels: labels.map(order.index))
     return pd.concat([mistakes, right], ignore_index=True).head(count)
 
 
-def _judge(probabilities, labels) -> pd.DataFrame:
+def _judge(probabilities, labels, class_names: list[str]) -> pd.DataFrame:
     """Returns a row for each image, in their order, with the columns of `find_mistakes`."""
-    probabilities, labels = check_predictions(probabilities, labels)
-    predicted, images = probabilities.argmax(axis=1), np.arange(len(labels))
+    probabilities, labels = check_predictions(probabilities, labels, class_names)
+    predicted, images, names = (
+        probabilities.argmax(axis=1),
+        np.arange(len(labels)),
+        np.array(class_names, dtype=object),
+    )
     return pd.DataFrame(
         {
             "position": images,
-            "label": labels,
-            "predicted": predicted,
+            "label": names[labels],
+            "predicted": names[predicted],
             "probability": probabilities[images, predicted],
-            "of_label": probabilities[images, labels],
+            "label_probability": probabilities[images, labels],
         }
     )

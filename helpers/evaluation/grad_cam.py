@@ -6,19 +6,23 @@ does not matter what is frozen.
 """
 
 import difflib
-import sys
 
 import numpy as np
 from tqdm import tqdm
 
+from helpers import progress_file
 from helpers.data import StoredArray
 
 _BATCH = 8
 """Images at once: what is kept for a gradient takes memory, and more images are hardly faster on a CPU."""
 
 
+_PLACES = 5
+"""Along a side of a map: with fewer, nearly all of them are at the edge."""
+
+
 def cam_stages(model) -> list[str]:
-    """Returns the stages that `grad_cam` works at, from input to output; the last one is its default.
+    """Returns the stages that `grad_cam` works at, from input to output.
 
     Those are the stages that hold a boundary with a map: features at places, more than 1x1 of them. A vector of
     features has no places, and neither have a Vision Transformer's tokens, as its layers hold them.
@@ -45,8 +49,9 @@ def grad_cam(
         model: a functional Keras classifier, such as `helpers.training.attach_head` makes. It need not be flat, but
             an inner network has no stages inside.
         images: what the model takes: uint8 (images, height, width, 3), in memory or stored.
-        stage: a name in `cam_stages(model)`: the last map of features in it is taken. None for the last of them,
-            which knows most about classes; earlier ones are finer and know less.
+        stage: a name in `cam_stages(model)`: the last map of features in it is taken. Late ones know more about
+            classes, early ones are finer. None for the last one of at least 5 x 5 places, or else the one of most:
+            with fewer, nearly all places lie at the edge of the picture.
         classes: the number of the class that is looked for, or one for each image; None for the predicted class.
 
     Raises:
@@ -65,7 +70,7 @@ def grad_cam(
     classes = _check_classes(classes, len(images), model.output_shape[-1])
     prefix, suffix = keras.Model(model.inputs[0], boundary), keras.Model(boundary, logits_tensor(model))
     maps = np.empty(images.shape[:3], "float32")
-    with tqdm(total=len(images), desc="Grad-CAM", unit="image", leave=False, file=sys.stdout, delay=1) as bar:
+    with tqdm(total=len(images), desc="Grad-CAM", unit="image", leave=False, file=progress_file(), delay=1) as bar:
         for start in range(0, len(images), _BATCH):
             batch = slice(start, start + _BATCH)
             features = prefix(np.asarray(images[batch]), training=False)
@@ -109,7 +114,9 @@ def _find_map(model, stage: str | None):
             f"places to tell apart."
         )
     if stage is None:
-        return list(maps.values())[-1]
+        return max(
+            reversed(maps.values()), key=lambda found: min(_PLACES, *(side or _PLACES for side in found.shape[1:3]))
+        )
     if stage not in maps:
         stages = find_stages(model)
         works = f"It works at {', '.join(maps)}."

@@ -118,8 +118,9 @@ def calibration_table(probabilities: dict, labels: dict, *, bins: int = 10, seed
         seed: of its draws.
 
     Returns:
-        A DataFrame with the rows "before" and "after": temperature (1 before); and of the test images error, low,
-        high, chance (`calibration_error`), log_loss and accuracy.
+        A DataFrame with the row "before" and, unless the best temperature is 1, which changes nothing, "after":
+        temperature (1 before); and of the test images error, low, high, chance (`calibration_error`), log_loss and
+        accuracy.
 
     Raises:
         ValueError: the arguments do not fit each other, or there is no bin.
@@ -127,8 +128,8 @@ def calibration_table(probabilities: dict, labels: dict, *, bins: int = 10, seed
     from helpers.training.calibration import judge  # here: who wants a table need not wait for TensorFlow
 
     validation = check_predictions(probabilities["validation"], labels["validation"])
-    rows = {}
-    for name, temperature in (("before", 1.0), ("after", judge(*validation)["temperature"])):
+    rows, best = {}, judge(*validation)["temperature"]
+    for name, temperature in [("before", 1.0), ("after", best)][: 1 + (best != 1)]:
         scaled = temper(probabilities["test"], temperature)
         metrics = evaluate(scaled, labels["test"])
         rows[name] = {"temperature": temperature} | calibration_error(scaled, labels["test"], bins=bins, seed=seed)

@@ -78,13 +78,12 @@ def _frequent_mistakes(confusion: pd.DataFrame, *, most: int = 5) -> list[str]:
     ]
 
 
-def plot_mistakes(pixels, mistakes: pd.DataFrame, *, class_names: list[str], per_row: int = 6) -> DescribedFigure:
+def plot_mistakes(pixels, mistakes: pd.DataFrame, *, per_row: int = 6) -> DescribedFigure:
     """Returns the images of mistakes in a grid, each with what it was taken for, how surely, and what it is.
 
     Args:
         pixels: uint8 (images, height, width, 3), in memory or stored.
         mistakes: from `find_mistakes`: position, label, predicted, probability.
-        class_names: in the order of the probabilities.
         per_row: images side by side.
     """
     if mistakes.empty:
@@ -94,15 +93,14 @@ def plot_mistakes(pixels, mistakes: pd.DataFrame, *, class_names: list[str], per
     grid = figure.subplots(rows, per_row, squeeze=False).ravel()
     for axes, mistake in zip(grid, mistakes.itertuples(), strict=False):
         axes.imshow(pixels[[mistake.position]][0], interpolation="nearest")
-        taken_for, is_label = (shorten(class_names[number], most=14) for number in (mistake.predicted, mistake.label))
+        taken_for, is_label = (shorten(name, most=14) for name in (mistake.predicted, mistake.label))
         axes.set_title(f"{taken_for}: {_probability(mistake.probability)}\nis {is_label}", fontsize=9)
     for axes in grid:
         axes.set(xticks=[], yticks=[])
         axes.set_frame_on(bool(axes.images))
     figure.suptitle("Surest mistakes: what it was taken for, with what probability, and what it is", fontsize=11)
     figure.description = f"Grid of the {len(mistakes)} surest mistakes: " + "; ".join(
-        f"{class_names[mistake.label]} taken for {class_names[mistake.predicted]} "
-        f"({_probability(mistake.probability)})"
+        f"{mistake.label} taken for {mistake.predicted} ({_probability(mistake.probability)})"
         for mistake in mistakes.itertuples()
     )
     return figure

@@ -45,7 +45,7 @@ def plot_history(history: dict[str, list[float]], start: dict[str, float], *, ti
     }
     epochs = np.arange(1, len(history["log_loss"]) + 1)  # none, if it diverged at once
     last = history["val_log_loss"][-1] if history["val_log_loss"] else start["log_loss"]
-    figure = new_figure(9, 3.4)
+    figure = new_figure(9, 3.6)
     for axes, key in zip(figure.subplots(1, 2), ("log_loss", "accuracy"), strict=True):
         validation = [start[key], *history[f"val_{key}"]]
         axes.plot(epochs, history[key], "--", color="0.5", label="train")
@@ -53,7 +53,7 @@ def plot_history(history: dict[str, list[float]], start: dict[str, float], *, ti
         axes.plot(0, validation[0], "o", color="black", label="before (frozen)")
         axes.set(xlabel="epoch", ylabel=key.replace("_", "-"))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     axes.set_ylim(max(0.0, axes.dataLim.y0 - 0.05), 1.01)
     figure.suptitle(f"Fine-tuning: {title}")
     figure.description = (

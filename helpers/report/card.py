@@ -21,8 +21,28 @@ from helpers.report.summary import (
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "card"
 
-TABLES = {"classes.csv": "Class by class", "corruptions.csv": "Under corruptions", "shift.csv": "On shifted images"}
-"""Tables of a run that go into its card where they exist, and their titles."""
+_DIFFERENCE = "`difference` is fine-tuned minus frozen, `low` and `high` are its 95 % interval over images."
+
+TABLES = {
+    "classes.csv": (
+        "Class by class",
+        "`chosen.keras` on the test images. `recall_low` and `recall_high` are the recall's 95 % interval, "
+        "`taken_for` is the class that a class is most often mistaken for, and `times` how often.",
+    ),
+    "corruptions_compared.csv": (
+        "On images with drawn corruptions",
+        "Accuracies of `frozen.keras` and `fine_tuned.keras` on test images that a program blurred, darkened, and so "
+        f"on: means over five severities, in the last row over all. {_DIFFERENCE}",
+    ),
+    "shift.csv": (
+        "On shifted images",
+        f"Accuracies of `frozen.keras` and `fine_tuned.keras` on images from elsewhere, by folder. {_DIFFERENCE}",
+    ),
+}
+"""Tables of a run that go into its card where they exist: their titles, and what their columns are (Markdown)."""
+
+_NAMES = ("class", "taken_for", "corruption", "folder")
+"""Columns of these tables that hold names."""
 
 MOST_CLASSES = 100
 """Classes up to which each has a row."""
@@ -81,7 +101,11 @@ def write_card(run: Path) -> Path:
         results=result_table(record),
         costs=cost_table(record),
         interval=points_interval,
-        tables=[(title, *table) for name, title in TABLES.items() if (table := _other_table(record.run / name))],
+        tables=[
+            (title, Markup(words), *table)
+            for name, (title, words) in TABLES.items()
+            if (table := _other_table(record.run / name))
+        ],
         environment=(record.environments or [{}])[-1],
         commit=record.commit,
         loading=Markup(fenced(_loading(record.run / "chosen.keras"), "python")),
@@ -145,17 +169,15 @@ def _parameters(record: Record) -> dict:
 
 
 def _other_table(path: Path) -> tuple[list, list] | None:
-    """Returns columns and rows of a table that another step wrote, numbers rounded; None without it."""
+    """Returns columns and rows of a table that another step wrote, fractions rounded; None without it."""
     from helpers.data.tables import read_texts
 
     if not path.exists():
         return None
     table = read_texts(path)
-
-    def rounded(text: str) -> str:
-        return f"{float(text):.3f}" if re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", text) else text
-
-    return list(table), table.map(rounded).to_numpy().tolist()
+    for name in table.columns.difference(_NAMES):  # of the others, one may be "1.50"
+        table[name] = [f"{float(text):.3f}" if "." in text else text for text in table[name]]
+    return list(table), table.to_numpy().tolist()
 
 
 def _loading(path: Path) -> str:

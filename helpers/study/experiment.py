@@ -88,12 +88,13 @@ class Experiment:
         """What tells this experiment from others: of the network and of the images, a digest."""
         self._restore()
         columns = [name for name in ("sha256", "label", "split", "group") if name in self.images]
+        of_trials = {"unfreeze_from": "", "learning_rate": 1, "steps": 1, "seed": 0}
         table = self.images.sort_values("path")[columns].to_csv(index=False)
         return {
             "images": hashlib.sha256(table.encode()).hexdigest()[:16],
             "resize": self.resize,
             "network": content_digest(self.network),
-            "recipe": str(replace(self.recipe, unfreeze_from="", learning_rate=1, steps=1, seed=0)),
+            "recipe": str(replace(self.recipe, **of_trials, class_weight=self.recipe.class_weight or None)),
         }
 
     # ---- the images of a seed
@@ -132,10 +133,13 @@ class Experiment:
     @lru_cache(maxsize=16)  # noqa: B019
     def _solved(self, cut: str, seed: int):
         """Returns the head on the frozen layers up to a cut point, and the seconds that features and head took."""
-        head = fit_head(self._features(seed)[cut]["train"], self.split(seed)[1]["train"])
+        head = self._fit_head(self._features(seed)[cut]["train"], self.split(seed)[1]["train"])
         network = self.network if cut == self.end else truncate(self.network, cut)
         features = load_activations(network, self.split(seed)[0]["train"])
         return head, features.seconds + head.seconds_
+
+    def _fit_head(self, features, labels: np.ndarray):
+        return fit_head(features, labels, class_weight=self.recipe.class_weight)
 
     def first_stage(self, cut: str, unfreeze_from: str) -> str:
         """Returns the first stage that learns of the network up to a cut point: a name, "auto" or "all", as in 03.
@@ -155,7 +159,7 @@ class Experiment:
     def probe(self) -> pd.DataFrame:
         """Returns how well a linear head does at each cut point, on the run's own split: `probe_depth`."""
         self._restore()
-        return probe_depth(self.network, *self.split(0))
+        return probe_depth(self.network, *self.split(0), class_weight=self.recipe.class_weight)
 
     # ---- the arms
 
@@ -233,7 +237,7 @@ class Experiment:
         network, model = self._random_network
         network.set_weights(weights)
         started = perf_counter()
-        head = fit_head(compute_activations(network, pixels["train"]), labels["train"])
+        head = self._fit_head(compute_activations(network, pixels["train"]), labels["train"])
         seconds = perf_counter() - started
         model.layers[-2].set_weights(head_weights(head))
         return self._train(model, trial, before=seconds, batch_norm="train", batch_parts=1, lowest_rate=1.0)
@@ -338,7 +342,7 @@ class Experiment:
         backbone = keras.models.clone_model(self.network)  # what is returned shares no layer with what comes after
         backbone.set_weights(self._pretrained)
         backbone = truncate(backbone, trial.cut)
-        head = fit_head(load_activations(backbone, pixels), labels)
+        head = self._fit_head(load_activations(backbone, pixels), labels)
         model = attach_head(backbone, head, class_names=self.class_names)
         if trial.arm != "frozen":
             fine_tune(model, {"train": pixels}, {"train": labels}, recipe=self._recipe(trial))

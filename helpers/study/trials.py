@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import re
-import sys
 import threading
 import time
 import warnings
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from tqdm import TqdmWarning, tqdm
 
-from helpers import resolve_path
+from helpers import progress_file, resolve_path
 
 HEARTBEAT = 10.0
 """Seconds between a worker's signs of life."""
@@ -134,7 +133,7 @@ class Trials:
         self._check_settings()
         total = sum(map(expected, wanted))
         form = "{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left{postfix}"
-        with tqdm(total=total, desc=title, bar_format=form, leave=False, file=sys.stdout, delay=1) as bar:
+        with tqdm(total=total, desc=title, bar_format=form, leave=False, file=progress_file(), delay=1) as bar:
             while True:
                 found = self.results(wanted)
                 bar.update(sum(map(expected, found)) - bar.n)

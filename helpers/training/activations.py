@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from tqdm import tqdm
 
-from helpers import resolve_path
+from helpers import progress_file, resolve_path
 from helpers._keras import keras
 from helpers.backbones import cut, find_stages, logits_tensor
 from helpers.data import Augmented, StoredArray, content_keys, new_store, open_store
@@ -293,7 +292,7 @@ class Inference:
             )
 
 
-_BAR = {"file": sys.stdout, "delay": 1}
+_BAR = {"file": progress_file(), "delay": 1}
 
 
 _INFERENCE: WeakKeyDictionary = WeakKeyDictionary()

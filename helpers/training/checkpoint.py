@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import TqdmWarning, tqdm
 
+from helpers import progress_file
 from helpers._keras import keras, on_all_devices
 from helpers.training.calibration import cool
 
@@ -287,7 +288,7 @@ def show_progress() -> keras.callbacks.Callback:
         warnings.simplefilter("ignore", TqdmWarning)  # it looks for widgets, which are not used here
         from tqdm.keras import TqdmCallback  # here, since it imports Keras itself, with all its messages
 
-    return TqdmCallback(verbose=0, tqdm_class=tqdm, leave=False, file=sys.stdout, desc="training")
+    return TqdmCallback(verbose=0, tqdm_class=tqdm, leave=False, file=progress_file(), desc="training")
 
 
 def tensorboard_logs(folder: Path) -> list[keras.callbacks.Callback]:

@@ -18,7 +18,7 @@ from helpers.training.calibration import cool, judge, log_loss
 from helpers.training.checkpoint import Checkpoint, return_to_start, show_progress
 from helpers.training.optimizers import AdjustableRate, make_optimizer, warmup_cosine
 from helpers.training.recipe import Recipe, count_epochs, first_stage, thawing
-from helpers.training.weights import blend_weights, check_class_weight, computing_in, cross_entropy
+from helpers.training.weights import blend_weights, computing_in, cross_entropy, weigh_classes
 
 _COMPILED: WeakKeyDictionary = WeakKeyDictionary()
 """Model to what was compiled for it, by what it depends on."""
@@ -128,7 +128,7 @@ def fine_tune(
         KeyboardInterrupt: on Ctrl-C.
     """
     recipe = recipe or Recipe()
-    check_class_weight(recipe.class_weight, labels["train"])
+    class_weight = weigh_classes(labels["train"], recipe.class_weight)
     stage = first_stage(model, recipe.unfreeze_from)
     seed_training(model, recipe.seed)
     freeze(model, unfreeze_from=stage, batch_norm=recipe.batch_norm)
@@ -154,7 +154,7 @@ def fine_tune(
             validation_freq=1 if show or recipe.patience else [epochs],
             epochs=epochs,
             initial_epoch=keep.first_epoch,
-            class_weight=recipe.class_weight,
+            class_weight=class_weight,
             callbacks=[keep, show_progress()] if show else [keep],
             shuffle=False,  # the batches are shuffled already
             verbose=0,

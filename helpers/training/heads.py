@@ -1,7 +1,6 @@
 """The head: the best linear classifier on fixed features, solved and not trained."""
 
 import os
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
@@ -13,9 +12,10 @@ from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from helpers import progress_file
 from helpers._keras import keras, on_all_devices
 from helpers.data import StoredArray
-from helpers.training.weights import check_class_weight
+from helpers.training.weights import weigh_classes
 
 STRENGTHS = tuple(float(strength) for strength in np.logspace(-4, 3, 15).round(5))
 """Inverse L2 strengths that `fit_head` tries, strongest regularisation first, for features of unit variance."""
@@ -27,7 +27,7 @@ def fit_head(
     *,
     strengths: tuple[float, ...] = STRENGTHS,
     folds: int = 5,
-    class_weight: dict[int, float] | None = None,
+    class_weight: str | dict[int, float] | None = None,
 ) -> LogisticRegression:
     """Returns the best linear head: L2-regularised multinomial logistic regression, solved.
 
@@ -42,13 +42,14 @@ def fit_head(
         strengths: inverse strengths C to try, ascending, relative to features of unit mean variance. The search
             goes from the middle to both sides, until two in a row are no better.
         folds: of the cross-validation; fewer if a class has fewer images.
-        class_weight: class to the weight of its images (`weigh_classes`); None for equal ones.
+        class_weight: of the solution and of the log-loss that chooses the strength: see `weigh_classes`.
 
     Returns:
         A fitted scikit-learn LogisticRegression that takes the features as they are, with the added
         attributes `strength_` (the chosen C), `losses_` (a dict: strength tried to log-loss, ascending),
-        `held_out_losses_` (of each image, by the head that was fitted without its fold, at the chosen C; float
-        (images,), NaN where nothing could be held out) and `seconds_` (what the search and the solution took).
+        `held_out_losses_` (of each image, times its weight, by the head that was fitted without its fold, at the
+        chosen C; float (images,), NaN where nothing could be held out) and `seconds_` (what the search and the
+        solution took).
 
     Raises:
         ValueError: features are not finite, there are fewer than two classes, or a class has no weight.
@@ -59,7 +60,7 @@ def fit_head(
     classes, counts = np.unique(labels, return_counts=True)
     if len(counts) < 2:
         raise ValueError(f"Expected at least two classes to tell apart. Received {len(counts)}.")
-    check_class_weight(class_weight, labels)
+    class_weight = weigh_classes(labels, class_weight)
     folds = min(folds, counts.min())
     parts = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(labels, labels)) if folds > 1 else []
     if features.ndim == 3:
@@ -80,8 +81,7 @@ def fit_head(
         of_images = _cross_validate(
             scaled.astype("float32"), labels, strengths, parts=parts, class_weight=class_weight
         )
-        weight = np.ones(len(labels)) if class_weight is None else [class_weight[label] for label in labels.tolist()]
-        losses = {tried: float(np.average(each, weights=weight)) for tried, each in of_images.items()}
+        losses = {tried: float(each.mean()) for tried, each in of_images.items()}
         strength = min(losses, key=losses.get)
         head = _solve(scaled, labels, strength, class_weight=class_weight)
     head.strength_, head.losses_, head.held_out_losses_ = strength, losses, of_images[strength]
@@ -106,20 +106,21 @@ def _solve(features, labels, strength: float, *, class_weight=None, start=None) 
 
 
 def _cross_validate(features, labels, strengths, *, parts: list, class_weight) -> dict[float, np.ndarray]:
-    """Returns each held-out image's log-loss for each strength tried, from the middle to both sides."""
+    """Returns each held-out image's weighted log-loss for each strength tried, from the middle to both sides."""
     middle = len(strengths) // 2 - 1 if len(strengths) > 2 else 0
     if not parts:  # a class with one image cannot be held out: the middle of the range is as good as any
         return {strengths[len(strengths) // 2]: np.full(len(labels), np.nan)}
     heads, losses = [None] * len(parts), {}
     place = np.unique(labels, return_inverse=True)[1]
-    weight = np.ones(len(labels)) if class_weight is None else [class_weight[label] for label in labels.tolist()]
+    weight = np.array([class_weight[label] for label in labels.tolist()] if class_weight else np.ones(len(labels)))
+    weight /= weight.mean()
 
     def losses_of(fold: int, strength: float) -> np.ndarray:
         fit, held_out = parts[fold]
         head = _solve(features[fit], labels[fit], strength, class_weight=class_weight, start=heads[fold])
         heads[fold] = head
         of_truth = head.predict_proba(features[held_out])[np.arange(len(held_out)), place[held_out]]
-        return -np.log(np.clip(of_truth, np.finfo("float32").eps, None))
+        return -weight[held_out] * np.log(np.clip(of_truth, np.finfo("float32").eps, None))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for side in (strengths[middle:], (strengths[middle], *reversed(strengths[:middle]))):
@@ -130,7 +131,7 @@ def _cross_validate(features, labels, strengths, *, parts: list, class_weight) -
                     found = pool.map(losses_of, range(len(parts)), [strength] * len(parts))
                     for (_, held_out), each in zip(parts, found, strict=True):
                         losses[strength][held_out] = each
-                tried.append(np.average(losses[strength], weights=weight))
+                tried.append(losses[strength].mean())
                 if len(tried) > 2 and min(tried[-2:]) >= min(tried[:-2]):
                     break
     return dict(sorted(losses.items()))
@@ -161,7 +162,7 @@ def score_features(
         ValueError: there are too few images.
     """
     splits = StratifiedShuffleSplit(n_splits=draws, train_size=labelled, test_size=test, random_state=seed)
-    bar = tqdm(splits.split(features, labels), "scoring features", draws, leave=False, file=sys.stdout)
+    bar = tqdm(splits.split(features, labels), "scoring features", draws, leave=False, file=progress_file())
     return np.array([fit_head(features[few], labels[few]).score(features[rest], labels[rest]) for few, rest in bar])
 
 

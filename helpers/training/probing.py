@@ -30,22 +30,25 @@ def load_features(network: keras.Model, pixels: dict) -> dict[str, dict]:
     return {name: {part: array[:, a:b] for part, array in values.items()} for name, a, b in places}
 
 
-def probe_depth(network: keras.Model, pixels: dict, labels: dict) -> pd.DataFrame:
+def probe_depth(network: keras.Model, pixels: dict, labels: dict, *, class_weight: str = "") -> pd.DataFrame:
     """Returns how well a linear head does at each cut point: linear probes (Alain and Bengio 2016, arXiv 1610.01644).
 
     Args:
         network: a backbone, from images to features.
         pixels: "train" and "validation" to uint8 (images, height, width, 3).
         labels: the same parts to int (images,).
+        class_weight: of the heads, and of their log-losses: see `weigh_classes`.
 
     Returns:
         A row for each cut point, from early to late, with the columns cut, cost (share, 0..1, of the network's
         forward cost up to there), features (count), log_loss (cross-validated within the training images), behind
         and error (by how much that is above the lowest, a mean over images, and its standard error) and accuracy (of
-        the validation images).
+        the validation images). Numbers have five digits, as in a file that is saved of them.
     """
     costs, features = cut_points(network), load_features(network, pixels)
-    heads = {name: fit_head(parts["train"], labels["train"]) for name, parts in features.items()}
+    heads = {
+        name: fit_head(parts["train"], labels["train"], class_weight=class_weight) for name, parts in features.items()
+    }
     losses = {name: head.losses_[head.strength_] for name, head in heads.items()}
     best = min(losses, key=losses.get)
     rows = []
@@ -62,7 +65,7 @@ def probe_depth(network: keras.Model, pixels: dict, labels: dict) -> pd.DataFram
                 "accuracy": judge(head.predict_proba(features[name]["validation"]), labels["validation"])["accuracy"],
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).map(lambda value: float(f"{value:.5g}") if isinstance(value, float) else value)
 
 
 def choose_cut(probe: pd.DataFrame) -> str:

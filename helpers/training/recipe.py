@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from helpers._keras import keras
 from helpers.backbones import find_stages, stage_at
-from helpers.training.weights import PRECISIONS
+from helpers.training.weights import PRECISIONS, check_class_weight
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Recipe:
         label_smoothing: share of each label that the loss spreads over all classes (`cross_entropy`).
         optimizer: "adam" or "sgd".
         batch_norm: "frozen" or "train": see `freeze`.
-        class_weight: class (int) to the weight of its images in the loss (`weigh_classes`); None for equal ones.
+        class_weight: "balanced", or class (int) to the weight of its images in the loss: see `weigh_classes`.
         augmentation: of the training images: names of `AUGMENTATIONS`, separated by commas; "" for none.
         augment_views: how many views there are of each image; 0 for a new one in each epoch.
         pull: strength of the pull towards the start (L2-SP): see `make_optimizer`.
@@ -65,7 +65,7 @@ class Recipe:
     label_smoothing: float = 0.0
     optimizer: str = "adam"
     batch_norm: str = "frozen"
-    class_weight: dict[int, float] | None = None
+    class_weight: str | dict[int, float] | None = None
     augmentation: str = ""
     augment_views: int = 0
     pull: float = 0.0
@@ -85,6 +85,7 @@ class Recipe:
         for name, top in (("start_share", 1), ("label_smoothing", 0.99)):
             if not 0 <= getattr(self, name) <= top:
                 raise ValueError(f"Expected `{name}` within 0 to {top}. Received {getattr(self, name)}.")
+        check_class_weight(self.class_weight)
         if self.precision not in PRECISIONS:
             raise ValueError(
                 f"Expected `precision` to be one of {', '.join(PRECISIONS)}. Received {self.precision!r}."

@@ -36,33 +36,40 @@ def blend_weights(model: keras.Model, start: dict[str, np.ndarray], *, start_sha
             weight.assign(start_share * start[path] + (1 - start_share) * now)
 
 
-def weigh_classes(labels: np.ndarray, *, classes: int) -> dict[int, float]:
-    """Returns a weight for each class, so that all classes count the same however many images they have.
+def weigh_classes(labels: np.ndarray, class_weight: str | dict[int, float] | None = "balanced") -> dict | None:
+    """Returns class to the weight of its images in a training, for `fit_head` and Keras' `fit`; None for equal ones.
 
-    A class with half of the mean number of images weighs 2: scikit-learn's "balanced". For `fit_head` and for
-    Keras' `fit(class_weight=...)`.
+    Weights change what is learned, and not what is judged: accuracy, validation log-loss and temperature count each
+    image once, as they come in use. Probabilities are those for classes that are equally frequent.
 
     Args:
         labels: int (images,), of the training images.
-        classes: how many there are.
+        class_weight: "balanced" for n / (classes * n of the class), as scikit-learn's: all classes count the same,
+            however many images they have. "" or None for none; or the weights themselves.
 
     Raises:
-        ValueError: a class has no image.
+        ValueError: another text; a class has images and no weight, or a weight and no image.
     """
-    counts = np.bincount(labels, minlength=classes)
-    if missing := np.flatnonzero(counts == 0).tolist():
-        raise ValueError(
-            f"Expected images of all {classes} classes. There is none of {missing}: they have no weight."
-        )
-    return {label: float(len(labels) / (classes * number)) for label, number in enumerate(counts)}
-
-
-def check_class_weight(class_weight: dict[int, float] | None, labels: np.ndarray) -> None:
-    """Raises ValueError if a class has images and no weight, for which Keras takes 1, or a weight and no image."""
-    if class_weight is not None and (missing := sorted(set(labels.tolist()) - set(class_weight))):
+    check_class_weight(class_weight)
+    if not class_weight:
+        return None
+    classes, counts = np.unique(labels, return_counts=True)
+    if isinstance(class_weight, str):
+        return {
+            int(label): len(labels) / (len(classes) * int(count))
+            for label, count in zip(classes, counts, strict=True)
+        }
+    if missing := sorted(set(classes.tolist()) - set(class_weight)):  # for which Keras takes 1
         raise ValueError(f"Expected `class_weight` to have a weight for every class. It lacks {missing}.")
-    if class_weight is not None and (without := sorted(set(class_weight) - set(labels.tolist()))):
+    if without := sorted(set(class_weight) - set(classes.tolist())):
         raise ValueError(f"Expected images of every class in `class_weight`. There is none of {without}.")
+    return class_weight
+
+
+def check_class_weight(class_weight: str | dict[int, float] | None) -> None:
+    """Raises ValueError if it is a text that `weigh_classes` does not know."""
+    if isinstance(class_weight, str) and class_weight not in ("", "balanced"):
+        raise ValueError(f'Expected `class_weight` to be "balanced" or "" for none. Received {class_weight!r}.')
 
 
 def cross_entropy(label_smoothing: float = 0.0) -> Callable:
