@@ -344,7 +344,10 @@ size: "Optional[int]" = None
 either: int | str = "auto"
 many: list[int] = [1, 2]
 untyped = 3
-free = None"""
+free = None
+nothing: str = ""
+weights: str = "imagenet"
+"""
 
 
 def declared():
@@ -367,7 +370,8 @@ def test_parameters_are_read_as_declared():
         ("maybe", "1e5", "1e5"),
         ("flag", "true", True), ("flag", "False", False), ("size", "64", 64), ("size", "None", None),
         ("either", "8", 8), ("either", "auto", "auto"), ("many", "[3, 4]", [3, 4]), ("untyped", "5", 5),
-        ("free", "x", "x"), ("part", 2, 2.0), ("maybe", None, None),
+        ("free", "x", "x"), ("part", 2, 2.0), ("maybe", None, None), ("word", 5, "5"), ("word", 2.5, "2.5"),
+        ("nothing", None, ""), ("nothing", "None", ""), ("nothing", "", ""), ("weights", None, "None"),
     ],
 )  # fmt: skip
 def test_texts_become_the_declared_types(name, text, value):
@@ -382,7 +386,7 @@ def test_texts_become_the_declared_types(name, text, value):
         ("whole", "true"),
         ("part", "x"),
         ("flag", "1"),
-        ("word", 5),
+        ("word", True),
         ("word", None),
         ("many", "3"),
     ],

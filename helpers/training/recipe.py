@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from helpers._keras import keras
 from helpers.backbones import find_stages, stage_at
+from helpers.data.augmentation import read_augmentation
 from helpers.training.weights import PRECISIONS
 
 
@@ -81,6 +82,8 @@ class Recipe:
         for name, top in (("start_share", 1), ("label_smoothing", 0.99)):
             if not 0 <= getattr(self, name) <= top:
                 raise ValueError(f"Expected `{name}` within 0 to {top}. Received {getattr(self, name)}.")
+        if self.augmentation:
+            read_augmentation(self.augmentation)
         if self.precision not in PRECISIONS:
             raise ValueError(
                 f"Expected `precision` to be one of {', '.join(PRECISIONS)}. Received {self.precision!r}."
