@@ -231,7 +231,7 @@ def _type_names(annotation: ast.expr) -> tuple[str, ...]:
 def _converted(value, parameter: Parameter):
     """Returns the value as one of the declared types; a text is taken as it is only where no other type fits it."""
     types = parameter.types
-    if value in (None, "None") and parameter.default == "":
+    if value in (None, "None") and (parameter.default == "" or parameter.name == "exports"):
         return ""
     if value is None and parameter.name == "weights":  # papermill's None
         return "None"
@@ -259,6 +259,8 @@ def _checked(value, types: tuple[str, ...]):
         return value
     if name == "list" and "tuple" in types:  # YAML knows no tuples
         return value
-    if name in ("int", "float") and "str" in types:  # papermill and YAML make numbers of texts: minutes, a year's folder
+    if (
+        name in ("int", "float") and "str" in types
+    ):  # papermill and YAML make numbers of texts: minutes, a year's folder
         return str(value)
     raise ValueError

@@ -181,6 +181,10 @@ class Step:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 a notebook failed, 2 refused before the start, 130 interrupted."""
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as under nohup; nbclient and kernels would listen to it again
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         templates = _templates()
         declared = {name: p for _, _, own in templates for name, p in own.items()}
@@ -308,10 +312,8 @@ def _check_values(steps: list[Step]) -> None:
     usual = {name: p.default for step in steps for name, p in step.declared.items()} | {"backbone": LETTERS}
     if not (values := checked_values({k: v for step in steps for k, v in step.values.items()}, usual)):
         return
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    at_start = (signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL)  # Ctrl-C ends it without a traceback
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, initializer=signal.signal, initargs=at_start) as pool:
+    quietly = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}  # Ctrl-C shows no traceback
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **quietly) as pool:
         if problems := pool.submit(impossible_values, values).result():
             raise Refused("\n".join([*problems, "Nothing was started."]))
 

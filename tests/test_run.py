@@ -303,6 +303,16 @@ def test_an_interruption_keeps_what_has_finished(toy):
     assert about.exception is True  # so that it is executed again
 
 
+def test_an_interruption_that_is_ignored_at_the_start_stays_ignored(toy):
+    code = "import os, signal, time\n[os.kill(process, signal.SIGINT) for process in (os.getppid(), os.getpid())]"
+    write_notebook(
+        toy / "notebooks" / "02_train.ipynb", "Deaf?", 'run_dir: str = ""  # where', code, "time.sleep(0.5)"
+    )
+    ignore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    done = subprocess.run(**command(toy), **ignore, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_runs_cannot_write_to_one_folder(toy):
     folder = toy / "runs" / "digits"
     folder.mkdir(parents=True)
