@@ -62,8 +62,8 @@ def export_model(path: str | Path, folder: str | Path, *, kinds: Iterable[str] =
     """Returns the classifier's exports by kind: `chosen.savedmodel`, a folder, and the files `.onnx` and `.tflite`.
 
     Each is written under another name, loaded again by its own runtime and compared with Keras on images of noise. It
-    gets its name, and takes the place of an older export, only if it gives the same probabilities. Random layers that do
-    nothing in a prediction are left out.
+    gets its name, and takes the place of an older export, only if it gives the same probabilities. Random layers that
+    do nothing in a prediction are left out.
 
     Args:
         path: of a `.keras` file that `helpers.training.save_model` wrote.
@@ -111,8 +111,8 @@ def read_kinds(exports: str | Iterable[str] | None) -> list[str]:
         if kind not in FORMATS:
             nearest = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0)[0]
             raise ValueError(
-                f"Expected `exports` to be some of {', '.join(KINDS)}, separated by commas. Received {kind!r}. Did you "
-                f"mean {nearest}?"
+                f"Expected `exports` to be some of {', '.join(KINDS)}, separated by commas. Received {kind!r}. "
+                f"Did you mean {nearest}?"
             )
     return kinds
 
@@ -356,7 +356,8 @@ def _write(model: keras.Model, settings: dict, format: Format, file: Path) -> No
 def _predicting(model: keras.Model) -> keras.Model:
     """Returns the model without the random layers that do nothing in a prediction: dropout, noise, augmentation.
 
-    Keras applies augmentation also in what it exports. A layer counts if it has a random generator and gives noise back.
+    Keras applies augmentation also in what it exports. A layer counts if it has a random generator and gives noise
+    back.
     """
 
     def plain(layer):
@@ -405,8 +406,8 @@ def _half_precision(layers: Iterable[keras.Layer]) -> str:
     if not policies:
         return ""
     return (
-        f" The cause is its precision, {' and '.join(sorted(policies))}: build the network anew under the policy float32, "
-        f"give it the weights (`set_weights`), save it, and use that file."
+        f" The cause is its precision, {' and '.join(sorted(policies))}: build the network anew under the policy "
+        f"float32, give it the weights (`set_weights`), save it, and use that file."
     )
 
 

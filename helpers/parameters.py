@@ -24,8 +24,8 @@ EMBEDDED = "digits"
 LETTERS, PHOTOS = "data/letters.keras", "MobileNetV2"
 """The networks that `backbone="auto"` stands for: for the embedded example, and for anything else.
 
-MobileNetV2 at its 224 pixels suits two cores: about 95 images a second forward and 38 in training (ResNet50: 20 and 6),
-and 94 to 96 % on the ants and bees.
+MobileNetV2 at its 224 pixels suits two cores: about 95 images a second forward and 38 in training (ResNet50: 20 and
+6), and 94 to 96 % on the ants and bees.
 """
 
 _CHECKS = {  # what the notebooks read parameters with: the function, and those that it is given by name
@@ -99,7 +99,7 @@ def choose_backbone(backbone: str, data: str | None) -> str:
 
 
 def describe_backbone(backbone: str, weights: str | None) -> str:
-    """Returns a line on a network that `choose_backbone` chose: what it is, what is downloaded, how to choose another."""
+    """Returns a line on what `choose_backbone` chose: what it is, what is downloaded, how to choose another."""
     about = {
         LETTERS: ", pretrained on letters, for images of 8 pixels",
         PHOTOS: " at 224 pixels, with ImageNet's weights, which Keras downloads once (9 MB)",
@@ -141,8 +141,8 @@ def checked_values(values: dict, usual: dict) -> dict:
 def impossible_values(values: dict) -> list[str]:
     """Returns what the notebooks would say about values that are wrong whatever the images are, a message each.
 
-    They are read by the notebooks' own functions. The network is loaded, so that weights that have to be downloaded are
-    there when they are needed, unless another value is wrong.
+    They are read by the notebooks' own functions. The network is loaded, so that weights that have to be downloaded
+    are there when they are needed, unless another value is wrong.
     """
     problems = []
     for path, names in _CHECKS.items():
@@ -259,8 +259,6 @@ def _checked(value, types: tuple[str, ...]):
         return value
     if name == "list" and "tuple" in types:  # YAML knows no tuples
         return value
-    if (
-        name in ("int", "float") and "str" in types
-    ):  # papermill and YAML make numbers of texts: minutes, a year's folder
+    if name in ("int", "float") and "str" in types:  # papermill and YAML make numbers of minutes and of 2024/
         return str(value)
     raise ValueError

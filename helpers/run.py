@@ -181,9 +181,7 @@ class Step:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 a notebook failed, 2 refused before the start, 130 interrupted."""
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # as under nohup; nbclient and kernels would listen to it again
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by nohup; nbclient and kernels would listen again
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         templates = _templates()

@@ -31,7 +31,8 @@ def read_augmentation(kinds: str) -> tuple[str, ...]:
     if not names or not AUGMENTATIONS.keys() >= set(names):
         known = "; ".join(f'"{name}": {meaning}' for name, meaning in AUGMENTATIONS.items())
         raise ValueError(
-            f"Expected `augmentation` to be one or several of these, separated by commas: {known}. Received {kinds!r}."
+            f"Expected `augmentation` to be one or several of these, separated by commas: {known}. "
+            f"Received {kinds!r}."
         )
     return names
 
