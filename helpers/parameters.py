@@ -28,18 +28,20 @@ MobileNetV2 at its 224 pixels suits two cores: about 95 images a second forward 
 6), and 94 to 96 % on the ants and bees.
 """
 
-_CHECKS = {  # what the notebooks read parameters with: the function, and those that it is given by name
-    "helpers.data.sources.find_data": ("data",),
-    "helpers.data.checks.check_policy": ("on_problem",),
-    "helpers.data.splits.check_shares": ("validation_fraction", "test_fraction", "images_per_class", "seed"),
-    "helpers.data.pixels.check_rule": ("resize",),
-    "helpers.training.recipe.Recipe": ("learning_rate", "lowest_rate", "steps", "batch_size", "augmentation"),
-    "helpers.study.plan.read_budget": ("budget",),
-    "helpers.study.plan.read_margin": ("margin",),
-    "helpers.export.read_kinds": ("exports",),
-    "helpers.parameters.check_paths": ("shifted", "new_images"),
-    "helpers.backbones.load_backbone": ("backbone", "weights", "image_size", "preprocessing"),
-}
+_RECIPE = ("learning_rate", "lowest_rate", "steps", "batch_size", "augmentation")
+_CHECKS = (  # what the notebooks read parameters with: the function, and those that it is given by name
+    ("helpers.data.sources.find_data", ("data",)),
+    ("helpers.data.checks.check_policy", ("on_problem",)),
+    ("helpers.data.splits.check_shares", ("validation_fraction", "test_fraction", "images_per_class", "seed")),
+    ("helpers.data.pixels.check_rule", ("resize",)),
+    *(("helpers.training.recipe.Recipe", (name,)) for name in _RECIPE),
+    ("helpers.study.plan.read_budget", ("budget",)),
+    ("helpers.study.plan.read_margin", ("margin",)),
+    ("helpers.export.read_kinds", ("exports",)),
+    ("helpers.parameters.check_folder", ("shifted",)),
+    ("helpers.parameters.check_folder", ("new_images",)),
+    ("helpers.backbones.load_backbone", ("backbone", "weights", "image_size", "preprocessing")),
+)
 
 _CHECKED = {"int", "float", "str", "bool", "None", "list", "dict", "tuple"}
 
@@ -98,26 +100,23 @@ def choose_backbone(backbone: str, data: str | None) -> str:
     return LETTERS if data == EMBEDDED else PHOTOS
 
 
-def describe_backbone(backbone: str, weights: str | None) -> str:
-    """Returns a line on what `choose_backbone` chose: what it is, what is downloaded, how to choose another."""
-    about = {
-        LETTERS: ", pretrained on letters, for images of 8 pixels",
-        PHOTOS: " at 224 pixels, with ImageNet's weights, which Keras downloads once (9 MB)",
-    }
-    kind = about.get(backbone, "") if weights == "imagenet" else f", weights: {weights}"
-    return (
-        f"The network is {backbone}{kind}. `backbone` (make run BACKBONE=...) chooses another: a name in "
-        f"keras.applications, such as ResNet50, or a .keras file."
-    )
+def describe_backbone(backbone: str, weights: str | None, image_size: int) -> str:
+    """Returns a line on the network: what it is, what is downloaded, and how to choose another."""
+    about = "" if weights == "imagenet" else f", weights: {weights}"
+    if backbone == LETTERS:
+        about = ", pretrained on letters" + about
+    elif backbone == PHOTOS and weights == "imagenet":
+        about = f", {image_size or 224} pixels, ImageNet weights (9 MB, downloaded once)"
+    return f"Network: {backbone}{about}. To choose another: BACKBONE=NAME."
 
 
-def check_paths(**paths: str) -> None:
-    """Makes sure that there is what parameters name; "" names nothing.
+def check_folder(**named: str) -> None:
+    """Makes sure that the folder of images that a parameter names is there; "" names none.
 
     Raises:
         FileNotFoundError: with the name of the parameter.
     """
-    for name, path in paths.items():
+    for name, path in named.items():
         if path and not resolve_path(path).exists():
             raise FileNotFoundError(
                 f"The parameter `{name}` should name a folder of images. Received {path!r}, but there is no "
@@ -132,7 +131,7 @@ def checked_values(values: dict, usual: dict) -> dict:
         values: by name.
         usual: values that need no check, such as defaults.
     """
-    groups = [names for names in _CHECKS.values() if set(names) <= set(values)]
+    groups = [names for _, names in _CHECKS if set(names) <= set(values)]
     return {
         name: values[name] for names in groups if any(values[name] != usual[name] for name in names) for name in names
     }
@@ -145,7 +144,7 @@ def impossible_values(values: dict) -> list[str]:
     are there when they are needed, unless another value is wrong.
     """
     problems = []
-    for path, names in _CHECKS.items():
+    for path, names in _CHECKS:
         if not set(names) <= set(values):
             continue
         given = {name: values[name] for name in names}

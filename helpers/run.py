@@ -197,8 +197,9 @@ def main(arguments: list[str] | None = None) -> int:
             Step(path, run / path.name, notebook, own, {k: v for k, v in values.items() if k in own})
             for path, notebook, own in templates
         ]
+        _check_values(_remaining(run, steps), chosen)
         with _locked(run):
-            return _run(run, steps, chosen)
+            return _run(run, steps)
     except Refused as refusal:
         print(wrapped(str(refusal)), file=sys.stderr)
         return 2
@@ -301,14 +302,22 @@ def _locked(run: Path):
         yield
 
 
-def _check_values(steps: list[Step]) -> None:
+def _check_values(steps: list[Step], chosen: bool) -> None:
     """Has the values looked at in another process, whose memory is free again before the notebooks need it.
+
+    Args:
+        steps: what remains to be done.
+        chosen: whether the network was not named, so that the person has to be told which one it is.
 
     Raises:
         Refused: Some are wrong, whatever the images are.
     """
+    values = {name: value for step in steps for name, value in step.values.items()}
+    if chosen and values.get("backbone", LETTERS) != LETTERS:
+        line = describe_backbone(*(values[name] for name in ("backbone", "weights", "image_size")))
+        print(wrapped(line), file=sys.stderr)
     usual = {name: p.default for step in steps for name, p in step.declared.items()} | {"backbone": LETTERS}
-    if not (values := checked_values({k: v for step in steps for k, v in step.values.items()}, usual)):
+    if not (values := checked_values(values, usual)):
         return
     quietly = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}  # Ctrl-C shows no traceback
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **quietly) as pool:
@@ -316,12 +325,8 @@ def _check_values(steps: list[Step]) -> None:
             raise Refused("\n".join([*problems, "Nothing was started."]))
 
 
-def _run(run: Path, steps: list[Step], chosen: bool) -> int:
+def _run(run: Path, steps: list[Step]) -> int:
     remaining = _remaining(run, steps)
-    if chosen and any(step.given.get("backbone", LETTERS) != LETTERS for step in remaining):
-        values = {name: value for step in remaining for name, value in step.values.items()}
-        print(wrapped(describe_backbone(values["backbone"], values["weights"])), file=sys.stderr)
-    _check_values(remaining)
     if done := _names(step for step in steps if step not in remaining):
         goes_on = (
             f"going on with {remaining[0].template.stem}"

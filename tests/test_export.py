@@ -141,7 +141,7 @@ def test_what_is_random_in_training_does_nothing_in_an_export(tmp_path):
     augmentation = [layers.RandomFlip(), layers.RandomRotation(0.1), layers.RandomContrast(0.2)]
     noise = [
         layers.RandomBrightness(0.2),
-        layers.GaussianNoise(9.0),
+        layers.GaussianNoise(1.0),
         layers.Dropout(0.5),
         layers.SpatialDropout2D(0.5),
     ]

@@ -27,8 +27,8 @@ def load_application(name: str, weights: str | None, image_size: int) -> keras.M
     if name.lower().endswith((".h5", ".hdf5")):
         raise ValueError(
             f"Expected `backbone` to be a network of keras.applications or a .keras file. Received {name!r}. Two "
-            f"lines of Python make a .keras file of a whole model, if Keras 3 can still load it:\n    import keras\n    "
-            f"keras.models.load_model({name!r}, compile=False).save({name.rpartition('.')[0] + '.keras'!r})\n"
+            f"lines of Python make a .keras file of a whole model, if Keras 3 can still load it:\n    import keras\n"
+            f"    keras.models.load_model({name!r}, compile=False).save({name.rpartition('.')[0] + '.keras'!r})\n"
             f"If it has weights only, name the network as `backbone`, and the file as `weights`."
         )
     known = application_names()
