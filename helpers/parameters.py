@@ -93,7 +93,7 @@ def declared_parameters(notebook) -> dict[str, Parameter]:
     return declared
 
 
-def choose_backbone(backbone: str, data: str | None) -> str:
+def choose_backbone(backbone: str, data: str | None = None) -> str:
     """Returns the network that the parameter names; for "auto", the one that suits `data` (see `PHOTOS`)."""
     if backbone != "auto":
         return str(backbone)

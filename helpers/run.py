@@ -382,6 +382,8 @@ def _remaining(run: Path, steps: list[Step]) -> list[Step]:
             return steps[number:]
         before = {name: p.default for name, p in declared_parameters(saved).items()}
         before |= saved.metadata.papermill.get("parameters", {})
+        if before.get("backbone") == "auto":  # by plain papermill; which one it was, the kept parameters say
+            before.pop("backbone")
         if differences := _differences(before, step.values):
             raise Refused(f"{_shown(step.saved)} was made with {differences}: {CHOICES}.")
         if _code(saved) != _code(step.notebook):

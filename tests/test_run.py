@@ -441,7 +441,7 @@ def test_paths_count_from_where_the_person_stands(tmp_path, monkeypatch):
 
 def test_auto_is_a_network_that_suits_the_images():
     assert choose_backbone("auto", "digits") == LETTERS
-    assert choose_backbone("auto", "pets") == choose_backbone("auto", None) == PHOTOS
+    assert choose_backbone("auto", "pets") == choose_backbone("auto") == PHOTOS
     assert choose_backbone("ResNet50", "digits") == "ResNet50"
     line = describe_backbone(PHOTOS, "imagenet", 96)
     assert "MobileNetV2, 96 pixels, ImageNet weights (9 MB" in line and "BACKBONE=" in line
