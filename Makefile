@@ -25,7 +25,7 @@ help:  ## show this help
 #: NAME             ## the run's name: results go to runs/NAME
 #: DATA             ## your images: a folder of class folders (train/ val/ test/ around them or not), a table, an archive
 #: ON_PROBLEM       ## exclude (what would spoil the answer), keep or stop
-#: BACKBONE         ## a name of keras.applications (MobileNetV2, ResNet50, ...), a .keras file or hub:PRESET
+#: BACKBONE         ## a name in keras.applications (ResNet50, ...), a .keras file, hub:PRESET, or auto: MobileNetV2 for your images
 #: WEIGHTS          ## imagenet, None or a weights file
 #: PREPROCESSING    ## how a .keras file of your own wants its pixels
 #: IMAGE_SIZE       ## pixels along an image's side

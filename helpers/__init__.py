@@ -23,7 +23,7 @@ def resolve_path(path: str | Path) -> Path:
     JupyterLab and nbval work in `notebooks/`, papermill in the caller's folder: so the same parameter
     means the same file, whoever executes.
     """
-    return ROOT / Path(path).expanduser()
+    return ROOT / Path(str(path)).expanduser()  # papermill makes a number of a folder called 2024
 
 
 def write_atomically(path: Path, text: str) -> Path:

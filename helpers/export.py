@@ -12,6 +12,7 @@ From the command line: `python -m helpers.export MODEL -o FOLDER`.
 """
 
 import argparse
+import difflib
 import importlib
 import json
 import logging
@@ -61,30 +62,59 @@ def export_model(path: str | Path, folder: str | Path, *, kinds: Iterable[str] =
     """Returns the classifier's exports by kind: `chosen.savedmodel`, a folder, and the files `.onnx` and `.tflite`.
 
     Each is written under another name, loaded again by its own runtime and compared with Keras on images of noise. It
-    gets its name, and takes the place of an older export, only if it gives the same probabilities.
+    gets its name, and takes the place of an older export, only if it gives the same probabilities. Random layers that
+    do nothing in a prediction are left out.
 
     Args:
         path: of a `.keras` file that `helpers.training.save_model` wrote.
         folder: where the exports go, made if need be.
-        kinds: some of `KINDS`. All but "savedmodel" need the extra `export`.
+        kinds: some of `KINDS`, or none; a text as for `read_kinds`. All but "savedmodel" need the extra `export`.
 
     Raises:
         ValueError: no such kind; the file is not a whole classifier; a format cannot express one of its layers, or
-            gives other probabilities.
+            gives other probabilities. The other kinds are written all the same, and each that failed is named.
         ImportError: what a kind needs is not installed.
         OSError: there is no such file, or the folder cannot be written to.
     """
-    formats = _named_formats(kinds)
-    model, settings = load_model(path), load_settings(path)
+    formats = {kind: FORMATS[kind] for kind in read_kinds(kinds)}
+    if not formats:
+        return {}
+    model, settings = _predicting(load_model(path)), load_settings(path)
     _hold_arrays(model)
-    folder, stem, written = resolve_path(folder), resolve_path(path).stem, {}
+    folder, stem, written, errors = resolve_path(folder), resolve_path(path).stem, {}, []
     with _partial_folder(folder) as partial, tqdm(formats.items(), desc="exporting", **_BAR) as bar:
         for kind, format in bar:
             bar.set_postfix_str(kind)
             file = partial / f"{stem}{format.suffix}"
-            _write(model, settings, format, file)
-            written[kind] = _give_name(file, folder / file.name)
+            try:
+                _import_all(format)
+                _write(model, settings, format, file)
+                written[kind] = _give_name(file, folder / file.name)
+            except (ValueError, ImportError, OSError) as error:
+                errors.append(error)
+    if errors:
+        kind = next((k for k in (ImportError, OSError) if all(isinstance(error, k) for error in errors)), ValueError)
+        done = [f"Written: {', '.join(file.name for file in written.values())}."] if written else []
+        raise kind("\n".join([*map(str, errors), *done]))
     return written
+
+
+def read_kinds(exports: str | Iterable[str] | None) -> list[str]:
+    """Returns some of `KINDS`, which a text separates by commas; "" and None are for none.
+
+    Raises:
+        ValueError: one that there is not.
+    """
+    kinds = exports.split(",") if isinstance(exports, str) else exports or []
+    kinds = [kind.strip() for kind in kinds if kind.strip() not in ("", "None")]
+    for kind in kinds:
+        if kind not in FORMATS:
+            nearest = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0)[0]
+            raise ValueError(
+                f"Expected `exports` to be some of {', '.join(KINDS)}, separated by commas. Received {kind!r}. "
+                f"Did you mean {nearest}?"
+            )
+    return kinds
 
 
 @_on_cpu()
@@ -268,16 +298,6 @@ FORMATS = {
 }
 
 
-def _named_formats(kinds: Iterable[str]) -> dict[str, Format]:
-    kinds = [kinds] if isinstance(kinds, str) else [*kinds]
-    if not kinds or any(kind not in FORMATS for kind in kinds):
-        raise ValueError(f"Expected `kinds` to be some of {', '.join(KINDS)}. Received {kinds}.")
-    named = {kind: FORMATS[kind] for kind in kinds}
-    for format in named.values():
-        _import_all(format)
-    return named
-
-
 def _kind_of(path: Path) -> str:
     for kind, format in FORMATS.items():
         if path.suffix == format.suffix:
@@ -329,8 +349,27 @@ def _write(model: keras.Model, settings: dict, format: Format, file: Path) -> No
     if not difference <= TOLERANCE:  # NaN is not
         raise ValueError(
             f"{file.name} was not written: {format.title} gives other probabilities than Keras, by up to "
-            f"{difference:.2g}. Choose another kind."
+            f"{difference:.2g}.{_half_precision(model.layers)} Choose another kind."
         )
+
+
+def _predicting(model: keras.Model) -> keras.Model:
+    """Returns the model without the random layers that do nothing in a prediction: dropout, noise, augmentation.
+
+    Keras applies augmentation also in what it exports. A layer counts if it has a random generator and gives noise
+    back.
+    """
+
+    def plain(layer):
+        if not isinstance(layer, keras.Layer) or layer.weights or not layer.variables:
+            return layer
+        dtype = keras.backend.standardize_dtype(layer.input.dtype)
+        noise = np.random.default_rng(0).integers(0, 256, (2, *layer.input.shape[1:])).astype(dtype)
+        same = np.array_equal(keras.ops.convert_to_numpy(layer(noise, training=False)), noise)
+        # Where it also changes the type, a product with 1 does so, too.
+        return keras.layers.Rescaling(1.0, name=layer.name, dtype=layer.dtype_policy) if same else layer
+
+    return keras.models.clone_model(model, clone_function=plain)
 
 
 def _hold_arrays(model: keras.Model) -> None:
@@ -355,9 +394,21 @@ def _reason(model: keras.Model, error: Exception) -> str:
     layers = " or ".join(f"{layer.name} ({type(layer).__name__})" for layer in named)
     operation = re.search(r"No Op registered for (\w+)|'tf\.(\w+)' op", line)
     why = f"it has no operation {operation[1] or operation[2]}." if operation else line
+    why += _half_precision(named or model.layers)
     if dangling := re.search(r"Required inputs \(\['([^']+)'", line):
         why = f"its constant {dangling[1].rpartition(':')[0]} was taken for an input, and has no value."
     return f"{'the layer ' + layers if layers else 'a layer of this network'}: {why}"
+
+
+def _half_precision(layers: Iterable[keras.Layer]) -> str:
+    """Returns a sentence on what computes in half precision, which runtimes often lack or round in another way."""
+    policies = {layer.dtype_policy.name for layer in layers if layer.compute_dtype in ("float16", "bfloat16")}
+    if not policies:
+        return ""
+    return (
+        f" The cause is its precision, {' and '.join(sorted(policies))}: build the network anew under the policy "
+        f"float32, give it the weights (`set_weights`), save it, and use that file."
+    )
 
 
 @contextmanager
@@ -449,10 +500,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="where the exports go")
     parser.add_argument("--kinds", default=",".join(KINDS), help="separated by commas (default: %(default)s)")
     asked = parser.parse_args(arguments)
-    kinds = [kind.strip() for kind in asked.kinds.split(",")]
     model, folder = (Path(given).expanduser().absolute() for given in (asked.model, asked.output))
     try:
-        written = export_model(model, folder, kinds=kinds)
+        written = export_model(model, folder, kinds=asked.kinds)
     except (ValueError, ImportError, OSError) as error:
         print(wrapped(str(error)), file=sys.stderr)
         return 2

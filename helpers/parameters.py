@@ -6,18 +6,42 @@ neither `weights: str | None = None` nor a comment with an `=` in it.
 
 import ast
 import difflib
+import importlib
 import io
 import os
+import sys
 import tokenize
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from helpers import ROOT
+from helpers import ROOT, resolve_path
 
 EMBEDDED = "digits"
 """The value of `data` that means the embedded example and not a folder."""
+LETTERS, PHOTOS = "data/letters.keras", "MobileNetV2"
+"""The networks that `backbone="auto"` stands for: for the embedded example, and for anything else.
+
+MobileNetV2 at its 224 pixels suits two cores: about 95 images a second forward and 38 in training (ResNet50: 20 and
+6), and 94 to 96 % on the ants and bees.
+"""
+
+_RECIPE = ("learning_rate", "lowest_rate", "steps", "batch_size", "augmentation")
+_CHECKS = (  # what the notebooks read parameters with: the function, and those that it is given by name
+    ("helpers.data.sources.find_data", ("data",)),
+    ("helpers.data.checks.check_policy", ("on_problem",)),
+    ("helpers.data.splits.check_shares", ("validation_fraction", "test_fraction", "images_per_class", "seed")),
+    ("helpers.data.pixels.check_rule", ("resize",)),
+    *(("helpers.training.recipe.Recipe", (name,)) for name in _RECIPE),
+    ("helpers.study.plan.read_budget", ("budget",)),
+    ("helpers.study.plan.read_margin", ("margin",)),
+    ("helpers.export.read_kinds", ("exports",)),
+    ("helpers.parameters.check_folder", ("shifted",)),
+    ("helpers.parameters.check_folder", ("new_images",)),
+    ("helpers.backbones.load_backbone", ("backbone", "weights", "image_size", "preprocessing")),
+)
 
 _CHECKED = {"int", "float", "str", "bool", "None", "list", "dict", "tuple"}
 
@@ -69,6 +93,72 @@ def declared_parameters(notebook) -> dict[str, Parameter]:
     return declared
 
 
+def choose_backbone(backbone: str, data: str | None = None) -> str:
+    """Returns the network that the parameter names; for "auto", the one that suits `data` (see `PHOTOS`)."""
+    if backbone != "auto":
+        return str(backbone)
+    return LETTERS if data == EMBEDDED else PHOTOS
+
+
+def describe_backbone(backbone: str, weights: str | None, image_size: int) -> str:
+    """Returns a line on the network: what it is, what is downloaded, and how to choose another."""
+    about = "" if weights == "imagenet" else f", weights: {weights}"
+    if backbone == LETTERS:
+        about = ", pretrained on letters" + about
+    elif backbone == PHOTOS and weights == "imagenet":
+        about = f", {image_size or 224} pixels, ImageNet weights (9 MB, downloaded once)"
+    return f"Network: {backbone}{about}. To choose another: BACKBONE=NAME."
+
+
+def check_folder(**named: str) -> None:
+    """Makes sure that the folder of images that a parameter names is there; "" names none.
+
+    Raises:
+        FileNotFoundError: with the name of the parameter.
+    """
+    for name, path in named.items():
+        if path and not resolve_path(path).exists():
+            raise FileNotFoundError(
+                f"The parameter `{name}` should name a folder of images. Received {path!r}, but there is no "
+                f"{resolve_path(path)}. Check the spelling."
+            )
+
+
+def checked_values(values: dict, usual: dict) -> dict:
+    """Returns the values that `impossible_values` has to look at: those of checks with one that is not the usual.
+
+    Args:
+        values: by name.
+        usual: values that need no check, such as defaults.
+    """
+    groups = [names for _, names in _CHECKS if set(names) <= set(values)]
+    return {
+        name: values[name] for names in groups if any(values[name] != usual[name] for name in names) for name in names
+    }
+
+
+def impossible_values(values: dict) -> list[str]:
+    """Returns what the notebooks would say about values that are wrong whatever the images are, a message each.
+
+    They are read by the notebooks' own functions. The network is loaded, so that weights that have to be downloaded
+    are there when they are needed, unless another value is wrong.
+    """
+    problems = []
+    for path, names in _CHECKS:
+        if not set(names) <= set(values):
+            continue
+        given = {name: values[name] for name in names}
+        if problems and given.get("weights") == "imagenet":
+            given["weights"] = None
+        module, _, function = path.rpartition(".")
+        try:
+            with redirect_stdout(sys.stderr):  # Keras shows how a download gets on
+                getattr(importlib.import_module(module), function)(**given)
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            problems.append(str(error))
+    return problems
+
+
 def fitting_values(given: dict, declared: dict[str, Parameter]) -> dict:
     """Returns the given values by name, texts converted to the declared types.
 
@@ -89,7 +179,7 @@ def fitting_values(given: dict, declared: dict[str, Parameter]) -> dict:
             problems.append(f"There is no parameter {name}.{hint}")
         else:
             try:
-                values[name] = _converted(value, declared[name].types)
+                values[name] = _converted(value, declared[name])
             except ValueError:
                 expected = " or ".join(declared[name].types)
                 problems.append(f"{name}: expected {expected}. Received: {value!r} ({_type_name(value)}).")
@@ -137,8 +227,13 @@ def _type_names(annotation: ast.expr) -> tuple[str, ...]:
     return (ast.unparse(annotation),)
 
 
-def _converted(value, types: tuple[str, ...]):
-    """Returns the value as one of `types`; a text is taken as it is only where no other type fits it."""
+def _converted(value, parameter: Parameter):
+    """Returns the value as one of the declared types; a text is taken as it is only where no other type fits it."""
+    types = parameter.types
+    if value in (None, "None") and (parameter.default == "" or parameter.name == "exports"):
+        return ""
+    if value is None and parameter.name == "weights":  # papermill's None
+        return "None"
     if not isinstance(value, str):
         return _checked(value, types)
     for kind in (int, float):  # first: YAML 1.1 reads 1e-4 as a text
@@ -163,4 +258,6 @@ def _checked(value, types: tuple[str, ...]):
         return value
     if name == "list" and "tuple" in types:  # YAML knows no tuples
         return value
+    if name in ("int", "float") and "str" in types:  # papermill and YAML make numbers of minutes and of 2024/
+        return str(value)
     raise ValueError

@@ -6,9 +6,12 @@ numbered notebooks with papermill, each once: a notebook that has finished is no
 
 import argparse
 import json
+import multiprocessing
 import os
+import signal
 import sys
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +20,18 @@ import yaml
 from helpers import ROOT, resolve_path, wrapped, write_atomically
 from helpers.environment import add_environment, describe_environment
 from helpers.execution import Progress, Stopped, code_cells, execute, is_finished, read_executed
-from helpers.parameters import EMBEDDED, Parameter, declared_parameters, fitting_values, from_here
+from helpers.parameters import (
+    EMBEDDED,
+    LETTERS,
+    Parameter,
+    checked_values,
+    choose_backbone,
+    declared_parameters,
+    describe_backbone,
+    fitting_values,
+    from_here,
+    impossible_values,
+)
 from helpers.report import COLUMNS, Record, read_metrics, summary_rows, write_card, write_report
 
 CHOICES = "choose another folder (make run NAME=..., or another run_dir), or delete this one to start over"
@@ -34,9 +48,11 @@ def open_run(run_dir: str | Path, parameters: dict) -> Path:
         parameters: What the notebook was asked for: names and plain values.
 
     Raises:
-        ValueError: Results in the folder were made with another value of one of them.
+        ValueError: A value is of another type than the notebooks declare, or results in the folder were made with
+            another value of one of them.
     """
-    run = resolve_path(run_dir)
+    run, declared = resolve_path(run_dir), _all_declared()
+    fitting_values({name: value for name, value in _plain(parameters).items() if name in declared}, declared)
     if differences := _differences(kept_parameters(run), _plain(parameters)):
         raise ValueError(f"{_shown(run)} was made with {differences}: {CHOICES}.")
     run.mkdir(parents=True, exist_ok=True)
@@ -103,10 +119,21 @@ def write_json(path: Path, values: dict | list) -> None:
     write_atomically(Path(path), text + "\n")
 
 
-def kept_parameters(run: Path) -> dict:
+def kept_parameters(run: str | Path) -> dict:
     """Returns what the run's results were made with so far: the contents of `parameters.yaml`, by name."""
-    path = run / "parameters.yaml"
+    path = resolve_path(run) / "parameters.yaml"
     return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+
+
+def _all_declared() -> dict[str, Parameter]:
+    """Returns what any notebook declares, by name; one that somebody is just editing may be wrong."""
+    import nbformat
+
+    declared = {}
+    for path in sorted(ROOT.glob("notebooks/*_*.ipynb")):
+        with suppress(OSError, ValueError, SyntaxError, AttributeError):  # validating them all would take a second
+            declared |= declared_parameters(nbformat.v4.reads(path.read_text(encoding="utf-8")))
+    return {name: parameter for name, parameter in declared.items() if name != "run_dir"}
 
 
 def _differences(before: dict, now: dict) -> str:
@@ -114,7 +141,7 @@ def _differences(before: dict, now: dict) -> str:
     return "; ".join(
         f"{name}={before[name]!r}, and {name}={now[name]!r} was asked for"
         for name in now
-        if name in before and before[name] != now[name]
+        if name in before and before[name] != now[name] and str(before[name]) != str(now[name])  # 60 minutes or "60"
     )
 
 
@@ -161,17 +188,23 @@ class Step:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 a notebook failed, 2 refused before the start, 130 interrupted."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by nohup; nbclient and kernels would listen again
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         templates = _templates()
         declared = {name: p for _, _, own in templates for name, p in own.items()}
         asked = _parser(declared).parse_args(arguments)
         values = _given_values(asked, declared)
+        chosen = values.get("backbone", "auto") == "auto" and "backbone" in declared
+        if chosen:
+            values["backbone"] = choose_backbone("auto", values.get("data", EMBEDDED))
         runs = Path(asked.runs_dir).expanduser().absolute() if asked.runs_dir else ROOT / "runs"
         run = runs / (asked.name or run_name(values, declared))
         steps = [
             Step(path, run / path.name, notebook, own, {k: v for k, v in values.items() if k in own})
             for path, notebook, own in templates
         ]
+        _check_values(_remaining(run, steps), chosen)
         with _locked(run):
             return _run(run, steps)
     except Refused as refusal:
@@ -187,12 +220,12 @@ def run_name(values: dict, declared: dict[str, Parameter]) -> str:
     def of(name: str, otherwise: str) -> str:
         return str(values.get(name, declared[name].default if name in declared else otherwise))
 
-    default = str(declared["backbone"].default) if "backbone" in declared else ""
-    if of("data", EMBEDDED) == EMBEDDED and of("backbone", "") == default:
+    backbone = choose_backbone(of("backbone", ""), of("data", EMBEDDED))
+    if of("data", EMBEDDED) == EMBEDDED and backbone in ("", LETTERS):
         return EMBEDDED
     data = resolve_path(of("data", EMBEDDED))
     source = data.name.partition(".")[0] if data.is_file() else data.name  # a table's or an archive's, too
-    stem = of("backbone", "").removesuffix(".keras")
+    stem = backbone.removesuffix(".keras")
     return "-".join(part for part in (source, Path(stem).name) if part)
 
 
@@ -254,8 +287,8 @@ def _given_values(asked: argparse.Namespace, declared: dict[str, Parameter]) -> 
     try:
         values = fitting_values(given, declared)
     except ValueError as error:
-        known = f"\n\n{_listed(declared)}" if "no parameter" in str(error) else ""
-        raise Refused(f"{error}\nNothing was started.{known}") from None
+        known = f"{_listed(declared)}\n\n" if "no parameter" in str(error) else ""
+        raise Refused(f"{known}{error}\nNothing was started.") from None
     return {name: from_here(name, value, Path.cwd()) for name, value in values.items()}
 
 
@@ -274,6 +307,29 @@ def _locked(run: Path):
                 "folder with NAME=... (-n)."
             ) from None
         yield
+
+
+def _check_values(steps: list[Step], chosen: bool) -> None:
+    """Has the values looked at in another process, whose memory is free again before the notebooks need it.
+
+    Args:
+        steps: what remains to be done.
+        chosen: whether the network was not named, so that the person has to be told which one it is.
+
+    Raises:
+        Refused: Some are wrong, whatever the images are.
+    """
+    values = {name: value for step in steps for name, value in step.values.items()}
+    if chosen and values.get("backbone", LETTERS) != LETTERS:
+        line = describe_backbone(*(values[name] for name in ("backbone", "weights", "image_size")))
+        print(wrapped(line), file=sys.stderr)
+    usual = {name: p.default for step in steps for name, p in step.declared.items()} | {"backbone": LETTERS}
+    if not (values := checked_values(values, usual)):
+        return
+    quietly = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}  # Ctrl-C shows no traceback
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **quietly) as pool:
+        if problems := pool.submit(impossible_values, values).result():
+            raise Refused("\n".join([*problems, "Nothing was started."]))
 
 
 def _run(run: Path, steps: list[Step]) -> int:
@@ -333,6 +389,8 @@ def _remaining(run: Path, steps: list[Step]) -> list[Step]:
             return steps[number:]
         before = {name: p.default for name, p in declared_parameters(saved).items()}
         before |= saved.metadata.papermill.get("parameters", {})
+        if before.get("backbone") == "auto":  # by plain papermill; which one it was, the kept parameters say
+            before.pop("backbone")
         if differences := _differences(before, step.values):
             raise Refused(f"{_shown(step.saved)} was made with {differences}: {CHOICES}.")
         if _code(saved) != _code(step.notebook):

@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,14 @@ def pytest_collection_modifyitems(items):
     """The files that take longest come first, so that in the end no process waits for another one's long file."""
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))  # each file's own order stays
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Ctrl-C as Python has it, also where the tests were started with SIGINT ignored, as by nohup."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

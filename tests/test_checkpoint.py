@@ -242,6 +242,13 @@ def test_ctrl_c_twice_ends_at_once_and_an_error_gives_the_interrupt_back():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_an_ignored_interrupt_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep = Checkpoint(None, start=start(1.0), patience=99)
+    fit(keep, Interrupt(0, times=2))
+    assert keep.epoch == EPOCHS and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
 # ---- going on
 
 KILLED = """

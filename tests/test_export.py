@@ -124,6 +124,52 @@ def test_layers_of_other_families_agree(tmp_path):
     assert (table["largest_difference"] < 1e-5).all() and (table["same_class"] == 1).all()
 
 
+def own_network(*first, dtype=None) -> keras.Model:
+    """Somebody's network, whose first layers are random in training."""
+    keras.utils.set_random_seed(0)
+    x = images = keras.Input((8, 8, 3), dtype="uint8", name="images")
+    for layer in first:
+        x = layer(x)
+    x = keras.layers.Conv2D(8, 3, activation="relu", name="convolution", dtype=dtype)(
+        keras.layers.Rescaling(1 / 255)(x)
+    )
+    return keras.Model(images, keras.layers.GlobalAveragePooling2D()(x))
+
+
+def test_what_is_random_in_training_does_nothing_in_an_export(tmp_path):
+    layers = keras.layers
+    augmentation = [layers.RandomFlip(), layers.RandomRotation(0.1), layers.RandomContrast(0.2)]
+    noise = [
+        layers.RandomBrightness(0.2),
+        layers.GaussianNoise(1.0),
+        layers.Dropout(0.5),
+        layers.SpatialDropout2D(0.5),
+    ]
+    file = solved_classifier(tmp_path / "x.keras", own_network(*augmentation, *noise))
+    plain = solved_classifier(tmp_path / "plain.keras", own_network())
+    images = coloured_images(20)[0]
+    exports = export_model(file, tmp_path)
+    assert (compare_exports(file, exports, images)["largest_difference"] < 1e-5).all()
+    np.testing.assert_allclose(
+        load_export(exports["onnx"])[0](images), call(load_classifier(plain)[0], images), atol=1e-5
+    )
+
+
+def test_a_failure_does_not_lose_the_others_and_half_precision_is_named(tmp_path):
+    file = solved_classifier(tmp_path / "x.keras", own_network(dtype="mixed_float16"))
+    with pytest.raises(
+        ValueError, match=r"x\.tflite was not written.*convolution.*mixed_float16.*\nWritten: x\.savedm"
+    ):
+        export_model(file, tmp_path, kinds="litert,savedmodel")
+    assert load_export(tmp_path / "x.savedmodel")
+
+
+def test_all_failures_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"x\.onnx was not written(.*\n)+x\.tflite was not written"):
+        export_model(unsupported(tmp_path / "x.keras"), tmp_path)
+    assert (tmp_path / "x.savedmodel").exists()
+
+
 # ---- comparing
 
 
@@ -215,10 +261,18 @@ def test_an_export_that_gives_something_else_does_not_get_its_name(classifier, t
 # ---- what cannot be done
 
 
-@pytest.mark.parametrize("kinds", [["onnx", "tensorrt"], [], "coreml"])
+@pytest.mark.parametrize("kinds", [["onnx", "onxx"], "savedmodel, onxx"])
 def test_an_unknown_kind(classifier, tmp_path, kinds):
-    with pytest.raises(ValueError, match="Expected `kinds` to be some of savedmodel, onnx, litert. Received"):
-        export_model(classifier, tmp_path, kinds=kinds)
+    with pytest.raises(
+        ValueError, match="Expected `exports` .* savedmodel, onnx, litert.* 'onxx'. Did you mean onnx?"
+    ):
+        export_model(classifier, tmp_path / "new", kinds=kinds)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kinds", ["", " ", ",", None, "None", []])
+def test_no_kind(classifier, tmp_path, kinds):
+    assert export_model(classifier, tmp_path / "new", kinds=kinds) == {} and not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -231,7 +285,8 @@ def test_what_is_not_installed_is_named_with_the_command(classifier, exports, tm
         ImportError, match=rf'needs {package}, .*pip install .*-e "\.\[export\]"\. Without it.*savedmodel'
     ):
         export_model(classifier, tmp_path / "new")
-    assert not (tmp_path / "new").exists(), "refused before anything is written"
+    written = {path.suffix for path in (tmp_path / "new").iterdir()}
+    assert written == {".savedmodel", ".onnx", ".tflite"} - {FORMATS[kind].suffix}, "the others are written"
     with pytest.raises(ImportError, match=rf"needs {package}"):
         load_export(exports[kind])
 

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from refresh import MOST_BYTES, copy_tree, environment, execute, faults, notebook_paths
@@ -70,6 +71,12 @@ def test_parameters_are_literals_with_a_type_and_a_meaning(path):
     declared = declared_parameters(notebook)  # fails on anything but literals
     assert [line.target.id for line in lines] == list(declared)
     assert [name for name, parameter in declared.items() if not parameter.meaning] == []
+
+
+@notebooks
+def test_papermill_knows_all_parameters(path):
+    """It warns of others, as of one whose type has a `|` in it."""
+    assert list(papermill.inspect_notebook(path)) == list(declared_parameters(read(path)))
 
 
 def test_a_parameter_means_the_same_in_all_notebooks():

@@ -155,6 +155,18 @@ def test_every_parameter_at_another_value(tree, tmp_path, make_images, other_par
     assert (tree / "runs" / "shared.journal").exists() and not (run / "study.journal").exists()
 
 
+def test_05_loses_nothing_if_an_export_fails_and_none_can_be_asked_for(tree, other_parameters):
+    run, tables = tree / "runs" / "again", {"classes.csv", "mistakes.csv", "corruptions.csv", "shift.csv"}
+    ignored = shutil.ignore_patterns("parameters.yaml", "predictions.csv", "chosen.[!k]*", *tables)
+    shutil.copytree(tree / "runs" / "shapes", run, ignore=ignored)
+    parameters = other_parameters | {"run_dir": "runs/again", "exports": "onxx"}
+    with pytest.raises(papermill.PapermillExecutionError, match="Did you mean onnx"):
+        walk(tree, NOTEBOOKS[4:], parameters)
+    assert tables | {"predictions.csv"} <= {path.name for path in run.iterdir()}
+    walk(tree, NOTEBOOKS[4:], parameters | {"exports": None})
+    assert {path.name for path in run.glob("chosen.*")} == {"chosen.keras"}
+
+
 def test_the_chosen_model_is_like_the_others(tree):
     from helpers.training import load_classifier
 
@@ -307,12 +319,8 @@ def test_the_runner_tells_a_missing_folder_in_one_paragraph(tree):
     result = subprocess.run(
         command, cwd=tree, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tree)}
     )
-    assert result.returncode == 1
-    assert (
-        "01_load_data" in result.stderr
-        and "no/such/folder" in result.stderr
-        and "Check the spelling" in result.stderr
-    )
+    assert result.returncode == 2
+    assert "no/such/folder" in result.stderr and "Check the spelling" in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
 
 

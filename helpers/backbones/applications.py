@@ -24,6 +24,13 @@ def application_names() -> list[str]:
 
 def load_application(name: str, weights: str | None, image_size: int) -> keras.Model:
     """Returns a network of keras.applications without its head; `load_backbone` says what it raises."""
+    if name.lower().endswith((".h5", ".hdf5")):
+        raise ValueError(
+            f"Expected `backbone` to be a network of keras.applications or a .keras file. Received {name!r}. Two "
+            f"lines of Python make a .keras file of a whole model, if Keras 3 can still load it:\n    import keras\n"
+            f"    keras.models.load_model({name!r}, compile=False).save({name.rpartition('.')[0] + '.keras'!r})\n"
+            f"If it has weights only, name the network as `backbone`, and the file as `weights`."
+        )
     known = application_names()
     if name not in known:
         nearest = difflib.get_close_matches(name.lower(), [key.lower() for key in known], n=1, cutoff=0)

@@ -21,6 +21,22 @@ _AUGMENTING = 1
 """To be raised when `augment` makes other images of a seed: what was stored of older ones is then left alone."""
 
 
+def read_augmentation(kinds: str) -> tuple[str, ...]:
+    """Returns the names of `AUGMENTATIONS` in a text in which commas separate them.
+
+    Raises:
+        ValueError: there is none, or an unknown one.
+    """
+    names = tuple(kind.strip() for kind in kinds.split(",") if kind.strip())
+    if not names or not AUGMENTATIONS.keys() >= set(names):
+        known = "; ".join(f'"{name}": {meaning}' for name, meaning in AUGMENTATIONS.items())
+        raise ValueError(
+            f"Expected `augmentation` to be one or several of these, separated by commas: {known}. "
+            f"Received {kinds!r}."
+        )
+    return names
+
+
 class Augmented:
     """Images that look different in every epoch: `at_epoch` returns one view of each.
 
@@ -36,13 +52,7 @@ class Augmented:
     """
 
     def __init__(self, pixels: np.ndarray | StoredArray, kinds: str, *, seed: int = 0, views: int = 0):
-        self.kinds = tuple(kind.strip() for kind in kinds.split(",") if kind.strip())
-        if not self.kinds or not AUGMENTATIONS.keys() >= set(self.kinds):
-            known = "; ".join(f'"{name}": {meaning}' for name, meaning in AUGMENTATIONS.items())
-            raise ValueError(
-                f"Expected `augmentation` to be one or several of these, separated by commas: {known}. "
-                f"Received {kinds!r}."
-            )
+        self.kinds = read_augmentation(kinds)
         if views < 0:
             raise ValueError(f"Expected `augment_views` of at least 0. Received {views}.")
         self.pixels, self.seed, self.views = pixels, seed, views

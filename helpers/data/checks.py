@@ -116,8 +116,7 @@ def check_images(found: pd.DataFrame, *, on_problem: str = "exclude") -> tuple[p
     Raises:
         ValueError: `on_problem` is none of these.
     """
-    if on_problem not in POLICIES:
-        raise ValueError(f'Expected `on_problem` to be "exclude", "stop" or "keep". Received {on_problem!r}.')
+    check_policy(on_problem)
     known = found[found["problem"] != ""]
     images, findings = found[found["problem"] == ""].drop(columns=["problem", "reason"]), []
     with closing(Thumbnails()) as thumbnails:
@@ -139,6 +138,12 @@ def check_images(found: pd.DataFrame, *, on_problem: str = "exclude") -> tuple[p
 
 
 _FINDING = ("path", "label", "split", "problem", "reason", "other", "group")
+
+
+def check_policy(on_problem: str) -> None:
+    """Raises ValueError if the policy is none of `POLICIES`."""
+    if on_problem not in POLICIES:
+        raise ValueError(f'Expected `on_problem` to be "exclude", "stop" or "keep". Received {on_problem!r}.')
 
 
 def _decide(problems: pd.DataFrame, on_problem: str) -> pd.DataFrame:

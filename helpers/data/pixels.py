@@ -56,9 +56,7 @@ def load_pixels(images: pd.DataFrame, *, image_size: tuple[int, int], resize: st
     image_size = tuple(int(side) for side in image_size)
     if min(image_size) < 1:
         raise ValueError(f"Expected `image_size` (height, width) of at least 1 pixel. Received {image_size}.")
-    if resize not in RESIZE_RULES:
-        rules = ", ".join(f'"{rule}"' for rule in RESIZE_RULES)
-        raise ValueError(f"Expected `resize` to be one of {rules}. Received {resize!r}.")
+    check_rule(resize)
     column = images["sha256"].to_numpy("S64")
     hashes, first, rows = np.unique(column, return_index=True, return_inverse=True)
     paths, hashes = images["path"].to_numpy()[first], hashes.astype("str")
@@ -98,6 +96,13 @@ def shrink_pixels(pixels: np.ndarray | Pixels, *, side: int) -> np.ndarray:
         small[index] = Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
     small /= 255
     return small
+
+
+def check_rule(resize: str) -> None:
+    """Raises ValueError if the rule is none of `RESIZE_RULES`."""
+    if resize not in RESIZE_RULES:
+        rules = ", ".join(f'"{rule}"' for rule in RESIZE_RULES)
+        raise ValueError(f"Expected `resize` to be one of {rules}. Received {resize!r}.")
 
 
 def _decode(path: str, sha256: str, *, image_size: tuple[int, int], resize: str) -> np.ndarray:

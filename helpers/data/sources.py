@@ -41,7 +41,7 @@ def open_data(data: str) -> Path:
     """
     if data == "digits":
         return _write_digits(resolve_path("data/digits"))
-    path = _resolve_data(str(data))
+    path = find_data(str(data))
     if path.is_dir():
         return _find_table(path) or path
     if path.suffix.lower() in TABLES and path.is_file():
@@ -57,7 +57,12 @@ def open_data(data: str) -> Path:
     )
 
 
-def _resolve_data(data: str) -> Path:
+def find_data(data: str) -> Path:
+    """Returns the absolute path of what `data` names, which may be anything.
+
+    Raises:
+        FileNotFoundError: there is nothing of this name.
+    """
     try:
         path = resolve_path(data or "?")  # an empty text would be the repository itself
     except RuntimeError:  # "~somebody", who has no home here

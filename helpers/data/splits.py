@@ -38,13 +38,7 @@ def split_images(
         ValueError: a fraction, the seed or the limit is out of range, or a class has too few images (or too few
             groups) to be in every part.
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"Expected `seed` of at least 0 and below 2**32. Received {seed}.")
-    for name, value in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
-        if not 0 < value < 1:
-            raise ValueError(f"Expected `{name}` between 0 and 1, both excluded. Received {value}.")
-    if images_per_class < 0:
-        raise ValueError(f"Expected `images_per_class` of at least 0 (0 keeps all). Received {images_per_class}.")
+    check_shares(validation_fraction, test_fraction, images_per_class, seed)
     if shortages := find_shortages(images):
         label, reason = next(iter(shortages.items()))
         more = f" So have {len(shortages) - 1} other classes." if len(shortages) > 1 else ""
@@ -62,6 +56,17 @@ def split_images(
         table = _limit(table, images_per_class, drawn_fraction)
     split = table["split"].sort_index()
     return images.assign(split=split)[split != ""].reset_index(drop=True)
+
+
+def check_shares(validation_fraction: float, test_fraction: float, images_per_class: int, seed: int) -> None:
+    """Raises ValueError if a fraction, the limit or the seed of `split_images` is out of range."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"Expected `seed` of at least 0 and below 2**32. Received {seed}.")
+    for name, value in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
+        if not 0 < value < 1:
+            raise ValueError(f"Expected `{name}` between 0 and 1, both excluded. Received {value}.")
+    if images_per_class < 0:
+        raise ValueError(f"Expected `images_per_class` of at least 0 (0 keeps all). Received {images_per_class}.")
 
 
 def find_shortages(images: pd.DataFrame) -> dict[str, str]:

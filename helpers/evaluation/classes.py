@@ -145,7 +145,7 @@ def choose_examples(
     """
     found = _judge(probabilities, labels, class_names)
     if positions != "auto":
-        numbers = [number.strip() for number in positions.split(",")]
+        numbers = [number.strip() for number in str(positions).split(",")]
         if not all(number.isdecimal() and int(number) < len(found) for number in numbers):
             raise ValueError(
                 f'Expected "auto" or numbers of images, from 0 to {len(found) - 1}, separated by commas. Received '

@@ -224,6 +224,17 @@ def read_budget(budget: str | float) -> str | float:
     return minutes
 
 
+def read_margin(margin: float) -> float:
+    """Returns the margin, given in points, as a difference of accuracies.
+
+    Raises:
+        ValueError: it is out of range.
+    """
+    if not 0 < margin < 100:
+        raise ValueError(f"Expected `margin` in points, above 0 and below 100. Received {margin}.")
+    return margin / 100
+
+
 def make_plan(budget: str | float, *, cuts: list[str], usual: Arm, costs: dict[str, float], measured: dict) -> Plan:
     """Returns what fits into a budget.
 

@@ -12,7 +12,7 @@ import pandas as pd
 from helpers._keras import keras
 from helpers.evaluation import ARMS, accuracy_interval
 from helpers.study.experiment import Experiment, unpack
-from helpers.study.plan import Arm, Plan, make_plan, read_budget
+from helpers.study.plan import Arm, Plan, make_plan, read_budget, read_margin
 from helpers.study.trials import Trial, Trials
 from helpers.study.verdict import FIRST_LOOK, accuracy_over_pairs, choose_arm, compare_pairs, decide, describe_verdict
 from helpers.training import choose_cut
@@ -65,9 +65,7 @@ class Study:
         cut: str = "auto",
         usual: tuple[str, float] = ("auto", 1e-3),
     ):
-        if not 0 < margin < 100:
-            raise ValueError(f"Expected `margin` in points, above 0 and below 100. Received {margin}.")
-        self.experiment, self.margin, self.stopped = experiment, margin / 100, ""
+        self.experiment, self.margin, self.stopped = experiment, read_margin(margin), ""
         self._started, self._interrupted_in, self._race_cut = time.monotonic(), "", 0
         budget, cuts = read_budget(budget), candidate_cuts(probe, cut)
         arm = (cuts[0], experiment.first_stage(cuts[0], usual[0]), usual[1])

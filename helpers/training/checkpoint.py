@@ -105,7 +105,8 @@ class Checkpoint(keras.callbacks.Callback):
             self._start = self._weights()
             self._best = self._start if self.patience else []
             self._write()
-        if threading.current_thread() is threading.main_thread():
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as under nohup: it stays so
+        if threading.current_thread() is threading.main_thread() and not ignored:
             self._previous = signal.signal(signal.SIGINT, self._interrupt)
         self._started = time.perf_counter()
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from helpers._keras import keras
 from helpers.backbones import find_stages, stage_at
+from helpers.data.augmentation import read_augmentation
 from helpers.training.weights import PRECISIONS, check_class_weight
 
 
@@ -86,6 +87,8 @@ class Recipe:
             if not 0 <= getattr(self, name) <= top:
                 raise ValueError(f"Expected `{name}` within 0 to {top}. Received {getattr(self, name)}.")
         check_class_weight(self.class_weight)
+        if self.augmentation:
+            read_augmentation(self.augmentation)
         if self.precision not in PRECISIONS:
             raise ValueError(
                 f"Expected `precision` to be one of {', '.join(PRECISIONS)}. Received {self.precision!r}."
