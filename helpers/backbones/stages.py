@@ -9,7 +9,7 @@ import pandas as pd
 
 from helpers._keras import keras
 from helpers.backbones.costs import count_multiply_adds
-from helpers.backbones.graphs import check_graph, find_nodes, is_stack
+from helpers.backbones.graphs import check_graph, find_nodes, find_segments, free_name, has_kernel, is_stack, pool
 
 
 @dataclass(frozen=True)
@@ -30,30 +30,6 @@ class Stage:
     def output(self) -> keras.KerasTensor:
         """The symbolic tensor at its end, the only one that passes there."""
         return self.boundaries[-1]
-
-
-def _segments(model: keras.Model) -> list[list]:
-    """Returns the graph's nodes cut at every boundary, input to output; a segment's last node makes the boundary.
-
-    In a graph whose every node lies between input and output, a tensor is the only way through exactly if
-    nothing else is still needed at the moment it has been computed, in any valid order of computation.
-    """
-    nodes = find_nodes(model)
-    last_use = {id(tensor): index for index, node in enumerate(nodes) for tensor in node.input_tensors}
-    last_use[id(model.outputs[0])] = len(nodes)
-    segments, segment, alive = [], [], set()
-    for index, node in enumerate(nodes):
-        segment.append(node)
-        alive |= {id(tensor) for tensor in node.outputs}
-        alive = {tensor for tensor in alive if last_use.get(tensor, -1) > index}
-        if len(alive) == 1 and id(node.outputs[0]) in alive:
-            segments.append(segment)
-            segment = []
-    return segments
-
-
-def _has_kernel(node) -> bool:
-    return any(len(weight.shape) > 1 for weight in getattr(node.operation, "weights", []))
 
 
 def _stage_name(segment: list) -> str | None:
@@ -80,8 +56,8 @@ def _group(model: keras.Model) -> dict[str, list[list]]:
     """Returns each stage's segments. A stage begins with a kernel: what has none belongs to the one before."""
     stages: dict[str, list[list]] = {"input": []}
     current = "input"
-    for segment in _segments(model):
-        if any(map(_has_kernel, segment)):
+    for segment in find_segments(model):
+        if any(map(has_kernel, segment)):
             name = _stage_name(segment) or ("stem" if current == "input" else current)
             # a name that comes back later cannot be a stage of its own
             current = current if name in stages else name
@@ -168,7 +144,7 @@ def _inseparable(model: keras.Model) -> tuple[str, str] | None:
             if 2 * sum(map(count_multiply_adds, segment)) > whole:
                 if any(is_stack(node.operation) for node in segment):
                     return name, "one layer hides all its blocks"
-                if sum(map(_has_kernel, segment)) > 1:
+                if sum(map(has_kernel, segment)) > 1:
                     return name, "several tensors pass side by side"
     return None
 
@@ -286,6 +262,4 @@ def truncate(network: keras.Model, cut_point: str) -> keras.Model:
 def pool_features(network: keras.Model, cut_point: str):
     """Returns the symbolic features (batch, channels) at an inner cut point: the mean over positions or tokens."""
     tensor = list(find_stages(network).values())[find_stage(network, cut_point) - 1].output
-    kinds = {4: keras.layers.GlobalAveragePooling2D, 3: keras.layers.GlobalAveragePooling1D}
-    kind = kinds.get(len(tensor.shape))
-    return kind(name=f"pooled_before_{cut_point}")(tensor) if kind else tensor  # no name that the network may have
+    return pool(tensor, free_name(f"pooled_before_{cut_point}", network))

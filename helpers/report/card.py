@@ -74,6 +74,7 @@ def write_card(run: Path) -> Path:
         verdict=verdict,
         chosen=chosen_arm(verdict),
         parameters=_parameters(record),
+        features=record.metrics.get("features", ""),
         fingerprint=_digest(record.run / "images.csv") if images is not None else "",
         counts=counts if len(counts) <= MOST_CLASSES + 1 else counts[-1:],
         smallest=min((row.test for row in counts[:-1]), default=0),
