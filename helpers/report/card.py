@@ -161,11 +161,10 @@ def _other_table(path: Path) -> tuple[list, list] | None:
 
 def _loading(path: Path) -> str:
     return f"""\
-import keras  # in the repository's folder, with .venv/bin/python
-from helpers.data import read_pixels  # as in training, by the rule that is stored with the model
-from helpers.training import load_settings
+from helpers.data import read_pixels  # in the repository's folder, with .venv/bin/python
+from helpers.training import load_classifier
 
 file = {f"runs/{path.parent.name}/{path.name}"!r}
-model, settings = keras.models.load_model(file), load_settings(file)
-image = read_pixels("image.jpg", model.input_shape[1:3], resize=settings["resize"])
+model, settings = load_classifier(file)
+image = read_pixels("image.jpg", model.input_shape[1:3], resize=settings["resize"])  # as in training
 dict(zip(settings["class_names"], model.predict(image[None])[0]))"""
