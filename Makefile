@@ -28,6 +28,7 @@ help:  ## show this help
 #: BACKBONE         ## a name in keras.applications (ResNet50, ...), a .keras file, hub:PRESET, or auto: MobileNetV2 for your images
 #: WEIGHTS          ## imagenet, None or a weights file
 #: PREPROCESSING    ## how a .keras file of your own wants its pixels
+#: FEATURES_FROM    ## the layer whose output the features are, or auto (a classifier's head is cut off)
 #: IMAGE_SIZE       ## pixels along an image's side
 #: RESIZE           ## how images of another shape fit: crop, pad or stretch
 #: SEED             ## of the split and of the training

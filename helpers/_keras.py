@@ -2,6 +2,9 @@
 
 TensorFlow writes start-up messages to the process's standard error before any of its own settings can
 stop it, and a notebook would store them in its first output. Every module here takes `keras` from this one.
+
+Keras' settings file (`~/.keras/keras.json`) changes nothing here: the backend is TensorFlow, and the order of axes,
+the type of numbers and the fuzz factor are Keras' defaults, which the networks of others were made with.
 """
 
 import os
@@ -13,14 +16,27 @@ from helpers import silent_stderr
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what is fatal also arrives as an exception
 
 
+def _check_backend(received: str) -> None:
+    if received != "tensorflow":
+        raise ValueError(
+            f"Expected Keras to compute with tensorflow. Received the backend {received!r}; leave the environment "
+            f"variable KERAS_BACKEND unset, and import `helpers` before `keras`."
+        )
+
+
+_check_backend(os.environ.get("KERAS_BACKEND") or "tensorflow")
+os.environ["KERAS_BACKEND"] = "tensorflow"  # goes before what the settings file names
 with silent_stderr():
     import keras
 
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow
+    _check_backend(keras.backend.backend())  # it may have been imported before
+    import tensorflow
 
-        tensorflow.config.list_physical_devices()  # looks for GPUs now: without one, CUDA complains at length
-        tensorflow.get_logger().setLevel("ERROR")  # it warns of every second model that predicts
+    tensorflow.config.list_physical_devices()  # looks for GPUs now: without one, CUDA complains at length
+    tensorflow.get_logger().setLevel("ERROR")  # it warns of every second model that predicts
+keras.config.set_image_data_format("channels_last")
+keras.config.set_floatx("float32")
+keras.config.set_epsilon(1e-7)
 __all__ = ["compute_deterministically", "count_devices", "keras", "on_all_devices", "set_seed"]
 
 
@@ -35,8 +51,7 @@ def set_seed(seed: int) -> None:
 
 def compute_deterministically() -> None:
     """Has TensorFlow use deterministic algorithms only, from now on."""
-    if keras.backend.backend() == "tensorflow":
-        tensorflow.config.experimental.enable_op_determinism()
+    tensorflow.config.experimental.enable_op_determinism()
 
 
 def on_all_devices():
@@ -57,7 +72,5 @@ def count_devices() -> int:
 
 @cache
 def _strategy():
-    if keras.backend.backend() != "tensorflow":
-        return None
     gpus = tensorflow.config.list_logical_devices("GPU")
     return tensorflow.distribute.MirroredStrategy([gpu.name for gpu in gpus]) if len(gpus) > 1 else None

@@ -34,7 +34,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from helpers import progress_file, resolve_path, silent_stderr, wrapped
-from helpers.backbones import keras, load_model
+
+try:
+    from helpers.backbones import keras, load_model
+except ValueError as error:  # another backend was asked for
+    if __name__ == "__main__":
+        sys.exit(wrapped(str(error)))
+    raise
 from helpers.backbones.files import first_line
 from helpers.training import load_settings
 

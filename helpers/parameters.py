@@ -28,7 +28,7 @@ MobileNetV2 at its 224 pixels suits two cores: about 95 images a second forward 
 6), and 94 to 96 % on the ants and bees.
 """
 
-_RECIPE = ("learning_rate", "lowest_rate", "steps", "batch_size", "augmentation")
+_RECIPE = ("learning_rate", "lowest_rate", "steps", "batch_size", "augmentation", "class_weight")
 _CHECKS = (  # what the notebooks read parameters with: the function, and those that it is given by name
     ("helpers.data.sources.find_data", ("data",)),
     ("helpers.data.checks.check_policy", ("on_problem",)),
@@ -40,7 +40,7 @@ _CHECKS = (  # what the notebooks read parameters with: the function, and those 
     ("helpers.export.read_kinds", ("exports",)),
     ("helpers.parameters.check_folder", ("shifted",)),
     ("helpers.parameters.check_folder", ("new_images",)),
-    ("helpers.backbones.load_backbone", ("backbone", "weights", "image_size", "preprocessing")),
+    ("helpers.backbones.load_backbone", ("backbone", "weights", "image_size", "preprocessing", "features_from")),
 )
 
 _CHECKED = {"int", "float", "str", "bool", "None", "list", "dict", "tuple"}

@@ -187,6 +187,7 @@ class _Classifier:
     def __init__(self, model, settings: dict, familiarity):
         from helpers._keras import keras
         from helpers.backbones import features_tensor
+        from helpers.backbones.graphs import free_name
         from helpers.training.activations import Inference
 
         self.class_names, self.resize = settings["class_names"], settings["resize"]
@@ -196,7 +197,8 @@ class _Classifier:
             features = features_tensor(model)
             if features.shape[1:] != familiarity.centres.shape[1:]:
                 raise ValueError(f"{model.name} gives other features than those by which its file knows its own.")
-            outputs = keras.layers.Concatenate(dtype="float32", name="outputs")([outputs, features])
+            name = free_name("outputs", model)
+            outputs = keras.layers.Concatenate(dtype="float32", name=name)([outputs, features])
         self._infer = Inference(keras.Model(model.inputs[0], outputs, name=model.name))
         self.batch_size = self._infer.batch_size
 

@@ -62,6 +62,12 @@ def test_it_has_the_sections_of_model_cards_and_what_the_run_knows(run):
     assert not re.search(r"\b(None|nan)\b", card.partition("```")[0])
 
 
+def test_it_says_what_the_features_are(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | {"features": "1,280 features: the output of 'top'."}))
+    assert "\n- Features: 1,280 features: the output of 'top'.\n- Training: " in write_card(run).read_text()
+
+
 def test_the_verdict_is_said_once(run):
     card = " ".join(write_card(run).read_text().split())
     assert "5.0 points more accurate.** Of 100 test images, more are right. A training takes 61 s." in card

@@ -7,18 +7,29 @@ import keras_hub
 import numpy as np
 import pytest
 from networks import call, random_images, residual_network, train
+from PIL import Image
 
 from helpers.backbones import (
     PREPROCESSING,
     audit_weights,
+    check_preprocessing,
     copy_weights,
     cut,
+    cut_points,
+    describe_features,
     describe_stages,
+    features_tensor,
+    find_stages,
     freeze,
     keras,
     load_backbone,
     load_model,
+    truncate,
 )
+from helpers.predict import predict_folder
+from helpers.training import attach_head, fit_head, probe_depth, save_model
+
+layers = keras.layers
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +87,132 @@ def test_sequential_models_are_taken_and_others_are_refused(tmp_path):
     keras.Model(grey, layers.Conv2D(4, 3)(grey)).save(tmp_path / "grey.keras")
     with pytest.raises(ValueError, match="RGB images.*grey.keras takes"):
         load_backbone(str(tmp_path / "grey.keras"), preprocessing="unit")
+
+
+# ---- a classifier's head
+
+ENDS = {  # what follows 48 pooled numbers, and how many of its own it leaves
+    "logits": (lambda x: layers.Dense(5)(x), 48),
+    "more classes than features": (lambda x: layers.Dense(100)(x), 48),
+    "a hidden layer": (lambda x: layers.Dense(5)(layers.Dropout(0.5)(layers.Dense(40, activation="relu")(x))), 40),
+    "a linear layer before": (lambda x: layers.Dense(5)(layers.Dense(40)(x)), 40),
+    "batch normalization": (lambda x: layers.BatchNormalization()(layers.Dense(5)(x)), 48),
+    "activation": (lambda x: layers.Activation("softmax", dtype="float32")(layers.Dense(5)(x)), 48),
+    "an operation": (lambda x: keras.ops.softmax(layers.Dense(5)(x) / 2.0), 48),
+    "dropout and reshape": (lambda x: layers.Reshape((5,))(layers.Dropout(0.5)(layers.Dense(5)(x))), 48),
+    "several labels": (lambda x: layers.Dense(5, activation="sigmoid")(x), 48),
+    "one number": (lambda x: layers.Dense(1, activation="tanh")(x), 48),
+    "two heads": (lambda x: layers.Concatenate()([layers.Dense(5)(x), layers.Dense(3)(x)]), 48),
+    "a convolution": (lambda x: layers.Flatten()(layers.Conv2D(5, 1)(layers.Reshape((1, 1, 48))(x))), 48),
+    "an embedding": (lambda x: layers.Dense(40, activation="relu")(x), 40),
+    "an embedding of length 1": (lambda x: layers.UnitNormalization()(layers.Dense(40)(x)), 40),
+    "few": (lambda x: layers.Dense(5, activation="relu")(x), 5),
+    "a softmax that is meant": (lambda x: layers.Identity()(layers.Dense(5, activation="softmax")(x)), 5),
+}
+
+
+def save_ending(path, end, *, averaged: bool = True) -> str:
+    images = keras.Input((8, 8, 3))
+    x = layers.Conv2D(48, 3, activation="relu", name="conv1_conv")(images)
+    x = layers.GlobalAveragePooling2D(name="pooled")(x) if averaged else x
+    keras.Model(images, end(x)).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_head_is_found_by_what_it_does(tmp_path, end):
+    make, count = ENDS[end]
+    network = load_backbone(save_ending(tmp_path / "own.keras", make), preprocessing="unit")
+    assert network.output_shape == (None, count)
+    about = describe_features(network)
+    assert about.startswith(f"{count} features: the output of ") and ("left out: " in about) == (
+        end in list(ENDS)[:12]
+    )
+    assert ("Warning: they are fewer than 32" in about) == (end == "few")
+    assert ("Warning: each image's sum to 1" in about) == (end == "a softmax that is meant")
+    assert ("such as 'pooled'" in about) == (count == 5)
+    network.save(tmp_path / "again.keras")
+    again = load_backbone(str(tmp_path / "again.keras"))
+    np.testing.assert_array_equal(call(again, random_images()), call(network, random_images()))
+    assert features_tensor(again) is again.outputs[0], "a second head is never cut off"
+
+
+def test_a_head_in_front_of_the_pooling(tmp_path):
+    def softmax(x):
+        return layers.Softmax()(layers.GlobalAveragePooling2D()(layers.Conv2D(5, 1, activation="relu")(x)))
+
+    def logits(x):
+        return layers.GlobalAveragePooling2D()(layers.Conv2D(5, 1)(x))
+
+    def wide(x):
+        return layers.GlobalAveragePooling2D()(layers.Conv2D(40, 3)(x))
+
+    for end, count in ((softmax, 48), (logits, 48), (wide, 40)):
+        network = load_backbone(save_ending(tmp_path / "x.keras", end, averaged=False), preprocessing="unit")
+        assert network.output_shape == (None, count)
+
+
+def test_features_from_a_layer(tmp_path):
+    path = save_ending(tmp_path / "own.keras", lambda x: layers.Dense(5)(layers.Dense(40, name="inner")(x)))
+    networks = {
+        name: load_backbone(path, preprocessing="unit", features_from=name) for name in ("conv1_conv", "inner")
+    }
+    assert [network.output_shape[1] for network in networks.values()] == [48, 40]
+    assert "'conv1_conv', averaged over 36 positions. What follows" in describe_features(networks["conv1_conv"])
+    with pytest.raises(ValueError, match="`features_from`.*Received 'iner'. Did you mean 'inner'"):
+        load_backbone(path, preprocessing="unit", features_from="iner")
+    network = load_backbone("MobileNet", weights=None, image_size=32, features_from="conv_pw_3_relu")
+    assert network.output_shape == (None, 128)
+
+
+@pytest.mark.parametrize("name", ["MobileNet", "MobileNetV3Small"])
+def test_networks_with_their_tops(tmp_path, name):
+    whole = getattr(keras.applications, name)(weights=None, input_shape=(32, 32, 3))
+    whole.save(tmp_path / "top.keras")
+    network = load_backbone(str(tmp_path / "top.keras"), preprocessing="none")
+    assert network.output_shape == (None, 1024)
+    dropout = next(layer for layer in reversed(whole.layers) if isinstance(layer, layers.Dropout))
+    by_hand = call(keras.Model(whole.inputs[0], dropout.output), random_images(2, 32).astype("float32"))
+    np.testing.assert_allclose(call(network, random_images(2, 32)), by_hand[:, 0, 0], rtol=1e-3, atol=1e-6)
+
+
+# ---- names that are taken
+
+NAMES = [
+    "images",
+    "preprocessing",
+    "flip",
+    "avg_pool",
+    "features",
+    "head",
+    "probabilities",
+    "outputs",
+    "all_cut_points",
+]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "pooled_before_conv3", "input", "all", "auto"])
+def test_a_layer_may_have_any_name(root, name):
+    images = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="relu", name="conv1_conv")(images)
+    x = layers.Conv2D(4, 3, activation="relu", name=name)(x)
+    keras.Model(images, layers.Conv2D(4, 3, activation="relu", name="conv3_conv")(x)).save(root / "own.keras")
+    network = load_backbone(str(root / "own.keras"), preprocessing="caffe")
+    pixels, labels = random_images(12), np.arange(12) % 2
+    check_preprocessing(network, pixels)
+    assert not {"all", "auto"} & set(find_stages(network))
+    parts = ("train", "validation")
+    assert len(probe_depth(network, dict.fromkeys(parts, pixels), dict.fromkeys(parts, labels))) == 3
+    for cut_point in cut_points(network):
+        taken = truncate(network, cut_point)
+        model = attach_head(taken, fit_head(call(taken, pixels), labels), class_names=["a", "b"])
+    known = {"class_names": ["a", "b"], "pixels": pixels, "labels": labels}
+    save_model(model, root / "classifier.keras", resize="crop", **known)
+    for number, image in enumerate(pixels):
+        (root / "new").mkdir(exist_ok=True)
+        Image.fromarray(image).save(root / "new" / f"{number:02d}.png")
+    table = predict_folder(root / "classifier.keras", root / "new", output=root / "predictions.csv")
+    np.testing.assert_allclose(table["probability"], call(model, pixels).max(axis=1), atol=1e-4)
 
 
 # ---- networks inside networks

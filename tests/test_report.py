@@ -177,6 +177,15 @@ def test_damaged_files_are_named_and_the_rest_is_told(tmp_path):
     assert cells(page.main.section.table)["frozen"][0] == "0.900", "from metrics.json"
 
 
+def test_doubtful_features_are_told(tmp_path):
+    run = write_run(tmp_path / "pets")
+    metrics = json.loads((run / "metrics.json").read_text())
+    for features, told in (("5 features. Warning: they are few.", True), ("1,280 features.", False)):
+        (run / "metrics.json").write_text(json.dumps(metrics | {"features": features}))
+        failures = texts(read_page(run).select("#main p.failure"))
+        assert any("The features are doubtful. 5 features." in text for text in failures) == told
+
+
 def test_a_folder_without_anything_is_told(tmp_path):
     page = read_page(tmp_path)
     check_accessible(page)

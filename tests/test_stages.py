@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from networks import call, random_images, residual_network
 
-from helpers.backbones import cut, describe_stages, find_stages, freeze, keras, load_backbone, stage_at
+from helpers.backbones import cut, describe_stages, find_stages, freeze, keras, load_backbone, stage_at, truncate
 from helpers.backbones.applications import application_names
 
 
@@ -65,6 +65,48 @@ def test_stages_of_every_family(name):
     network = load_backbone(name, weights=None, image_size=SMALLEST.get(name, 32))
     assert list(check_table(network).index) == FAMILIES[name]
     check_every_boundary(network)
+
+
+UNTOLD = {  # names of convolutions, those with a pooling behind them, and the stages
+    "given by Keras": ([""] * 5, range(5), ["conv2d", "conv2d_1", "conv2d_2", "conv2d_3", "conv2d_4"]),
+    "of one size": ([""] * 5, (), ["conv2d", "conv2d_2", "conv2d_4"]),
+    "two for each size": ([""] * 6, (1, 3), ["conv2d", "conv2d_2", "conv2d_4"]),
+    "letters": ([f"my_conv_{letter}" for letter in "abcde"], (1, 2), ["my", "my_conv_c", "my_conv_d"]),
+    "numbers behind a word": (
+        [f"features_{n}" for n in (0, 3, 6, 8)],
+        (0, 1),
+        ["features", "features_3", "features_6"],
+    ),
+    "one word for all": (
+        [f"net1_conv_{letter}" for letter in "abcde"],
+        range(5),
+        ["net1", "net1_conv_c", "net1_conv_e"],
+    ),
+    "in part": (["conv1", "", "", ""], (0, 1), ["conv1", "conv2d", "conv2d_1"]),
+    "only later": (["", "", "", "block5_conv"], (), ["stem", "block5"]),
+    "a parameter's value": (["all_conv", "auto", "input_conv"], range(3), ["all_conv", "auto_2", "input_conv"]),
+}
+
+
+@pytest.mark.parametrize("names", UNTOLD)
+def test_where_names_tell_nothing_sizes_make_the_stages(names):
+    given, pooled, expected = UNTOLD[names]
+    layers = keras.layers
+    images = x = keras.Input((64, 64, 3))
+    for number, name in enumerate(given):
+        x = layers.Conv2D(4, 3, padding="same", **({"name": name} if name else {}))(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+        x = layers.MaxPooling2D()(x) if number in pooled else x
+    network = keras.Model(images, layers.GlobalAveragePooling2D()(x))
+    assert list(check_table(network).index) == ["input", *expected]
+    check_every_boundary(network)
+    for number, stage in enumerate(expected[1:], start=1):
+        taken = truncate(network, stage)
+        head = layers.Softmax(name="probabilities")(layers.Dense(3, name="head")(taken.outputs[0]))
+        stages = list(find_stages(keras.Model(images, head)))
+        assert stages == ["input", *expected[:number], "head"], (
+            "a network that is cut has the same stages up to there"
+        )
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def backbone(tree):
             layers.Conv2D(8, 3, activation="relu", name="block1_conv"),
             layers.Conv2D(8, 3, activation="relu", name="block2_conv"),
             layers.Conv2D(8, 3, activation="relu", name="block3_conv"),
-            layers.GlobalAveragePooling2D(),
+            layers.GlobalAveragePooling2D(name="pooled"),
             layers.Dense(7, activation="softmax", name="predictions"),
         ]
     )
@@ -82,6 +82,7 @@ def other_parameters(tree, backbone):
         "backbone": backbone,
         "weights": "None",
         "preprocessing": "unit",
+        "features_from": "pooled",
         "image_size": 20,
         "cut": "head",
         "resize": "pad",
@@ -127,6 +128,9 @@ def test_every_parameter_at_another_value(tree, tmp_path, make_images, other_par
     assert metrics["arms"]["majority class"]["test_accuracy"] == pytest.approx(1 / 3)
     assert metrics["arms"]["frozen"]["test_accuracy"] > 0.9, "the classes differ in brightness"
     assert "36 held-out test images" in metrics["answer"]
+    assert metrics["features"].startswith(
+        "8 features: the output of 'pooled'. What follows it is left out: predictions"
+    )
     verdict = json.loads((run / "verdict.json").read_text())
     assert verdict["paragraph"] == metrics["answer"] and verdict["margin"] == 0.025
     assert set(verdict["arms"]) == set(metrics["study"]) >= {*metrics["arms"]} | {"from scratch"}
@@ -273,6 +277,7 @@ def test_pretraining_on_ones_own_unlabelled_images(tree, make_images, backbone):
         "backbone": backbone,
         "weights": "None",
         "preprocessing": "unit",
+        "features_from": "pooled",
         "image_size": 16,
         "unfreeze_from": "block3",
         "augmentation": "crop,rotate",

@@ -20,7 +20,7 @@ layers between boundaries are grouped into the *stages* that people know by name
 from helpers._keras import keras
 from helpers.backbones.files import load_model
 from helpers.backbones.freezing import audit_weights, copy_weights, freeze, weights_by_path
-from helpers.backbones.loading import features_tensor, load_backbone, logits_tensor
+from helpers.backbones.loading import describe_features, features_tensor, load_backbone, logits_tensor
 from helpers.backbones.preprocessing import PREPROCESSING, PreprocessingCheck, check_preprocessing, preprocess
 from helpers.backbones.stages import (
     Stage,
@@ -42,6 +42,7 @@ __all__ = [
     "copy_weights",
     "cut",
     "cut_points",
+    "describe_features",
     "describe_stages",
     "features_tensor",
     "find_stages",

@@ -1,5 +1,8 @@
 """Layer graphs: their nodes, and networks inside networks spread out into one flat graph."""
 
+from collections.abc import Collection
+from itertools import count
+
 from helpers._keras import keras
 
 
@@ -27,6 +30,45 @@ def find_nodes(model: keras.Model) -> list:
     """Returns the graph's nodes (one per call of a layer), each after those that it depends on."""
     by_depth = _graph(model)._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+def find_segments(model: keras.Model) -> list[list]:
+    """Returns the graph's nodes cut at every boundary, input to output; a segment's last node makes the boundary.
+
+    In a graph whose every node lies between input and output, a tensor is the only way through exactly if
+    nothing else is still needed at the moment it has been computed, in any valid order of computation.
+    """
+    nodes = find_nodes(model)
+    last_use = {id(tensor): index for index, node in enumerate(nodes) for tensor in node.input_tensors}
+    last_use[id(model.outputs[0])] = len(nodes)
+    segments, segment, alive = [], [], set()
+    for index, node in enumerate(nodes):
+        segment.append(node)
+        alive |= {id(tensor) for tensor in node.outputs}
+        alive = {tensor for tensor in alive if last_use.get(tensor, -1) > index}
+        if len(alive) == 1 and id(node.outputs[0]) in alive:
+            segments.append(segment)
+            segment = []
+    return segments
+
+
+def has_kernel(node) -> bool:
+    """Returns whether a node's layer has weights of more than one axis: it mixes numbers, and does not only scale."""
+    return any(len(weight.shape) > 1 for weight in getattr(node.operation, "weights", []))
+
+
+def free_name(name: str, taken: keras.Model | Collection[str]) -> str:
+    """Returns the name, with a number behind it where a model or a collection has it: a graph's names are unique."""
+    if isinstance(taken, keras.Model):
+        taken = {operation.name for operation in _graph(taken).operations}
+    return next(free for n in count(1) if (free := name if n == 1 else f"{name}_{n}") not in taken)
+
+
+def pool(x, name: str):
+    """Returns the mean of a symbolic tensor over positions or tokens, (batch, channels); a vector stays as it is."""
+    kinds = {4: keras.layers.GlobalAveragePooling2D, 3: keras.layers.GlobalAveragePooling1D}
+    kind = kinds.get(len(x.shape))
+    return kind(name=name)(x) if kind else x
 
 
 def flatten(network: keras.Model, x, *, unroll: bool = True):

@@ -1,5 +1,7 @@
 """A pretrained network from wherever it is, as one flat graph from raw images to features."""
 
+import difflib
+import math
 import re
 from pathlib import Path
 
@@ -8,12 +10,25 @@ import numpy as np
 from helpers._keras import keras, on_all_devices
 from helpers.backbones.applications import load_application
 from helpers.backbones.files import first_line, load_model, load_preset, mend_layers
-from helpers.backbones.graphs import check_graph, find_nodes, flatten
+from helpers.backbones.graphs import check_graph, find_nodes, find_segments, flatten, free_name, has_kernel, pool
 from helpers.backbones.preprocessing import PREPROCESSING, application_preprocessing, preprocess
+
+FEW_FEATURES = 32
+"""Fewer than these are rather a classifier's outputs than a description of an image."""
+
+_OURS = re.compile(r"(avg_pool|class_token|features)(_\d+)?")
+"""Names of the layers that `load_backbone` puts behind a network."""
+
+_PROBABILITIES = {"softmax", "logsoftmax", "sigmoid", "logsigmoid", "hardsigmoid", "sparsemax"}
 
 
 def load_backbone(
-    backbone: str, *, weights: str | None = "imagenet", image_size: int = 0, preprocessing: str = "auto"
+    backbone: str,
+    *,
+    weights: str | None = "imagenet",
+    image_size: int = 0,
+    preprocessing: str = "auto",
+    features_from: str = "auto",
 ) -> keras.Model:
     """Returns the network as a flat functional model from raw images to features.
 
@@ -25,20 +40,21 @@ def load_backbone(
 
     Args:
         backbone: a name in `keras.applications` ("ResNet50"), the path of a `.keras` file, or "hub:" and a preset
-            of KerasHub: its name, or the folder that `save_to_preset` wrote. Of a classifier, the Dense layer with
-            softmax or sigmoid, or with a single output, is cut off.
+            of KerasHub: its name, or the folder that `save_to_preset` wrote.
         weights: "imagenet" (downloaded by Keras), None or "None" for random weights, or the path of a
             weights file. Files and presets bring their own, which None replaces by random ones, too.
         image_size: height and width of the images in pixels; 0 for the size the network was made for.
         preprocessing: "auto", or a key of `PREPROCESSING`. "auto" is right for `keras.applications`, for files
             whose input is uint8, as the models that this project saves, and for presets with an image converter.
+        features_from: "auto", or the name of the layer whose output the features are. "auto" is the network's output,
+            or, of a file or preset that is a classifier, what enters its head (`features_tensor`).
 
     Returns:
         A model with input uint8 (batch, height, width, 3) and output float32 (batch, features), with
-        every layer trainable.
+        every layer trainable. `describe_features` says what its features are.
 
     Raises:
-        ValueError: no such network; weights that cannot be had or belong to another architecture; an image
+        ValueError: no such network or layer; weights that cannot be had or belong to another architecture; an image
             size that the network does not take; preprocessing that is unknown or has to be named; weights or
             preprocessing named for a file that brings its own; a model that has no graph, or more than one input or
             output; KerasHub is needed and not installed.
@@ -62,6 +78,11 @@ def load_backbone(
         network = load_application(backbone, weights, image_size)
         mode = application_preprocessing(backbone) if mode == "auto" else mode
     network = _own_network(network, backbone, image_size) if own else network
+    if features_from != "auto":
+        tensor = _output_of(network, features_from)
+    else:
+        tensor = features_tensor(network) if own else network.outputs[0]
+    whole, network = network, keras.Model(network.inputs[0], tensor)
     raw = keras.backend.standardize_dtype(network.inputs[0].dtype) == "uint8"
     if mode != "auto" and raw:
         raise ValueError(
@@ -76,14 +97,51 @@ def load_backbone(
         )
     images = keras.Input(network.inputs[0].shape[1:], dtype="uint8", name="images")
     x = images if raw else preprocess(images, mode)
-    features = _pool(keras.Function.call(network, x), network)
+    for operation in keras.Function(images, x).operations:
+        operation.name = free_name(operation.name, network)
+    features = _features(keras.Function.call(network, x), network)
+    if features_tensor(keras.Model(images, features)) is not features:  # nobody shall take it for a head again
+        features = keras.layers.Identity(name=free_name("features", network))(features)
     name = re.sub(r"\W", "_", Path(backbone.removeprefix("hub:")).stem)
     with on_all_devices():
         model = _rebuild(keras.Model(images, features, name=name))
     model.trainable = True
     if own and weights in (None, "None"):
         _draw_anew(model)
+    kept = {operation.name for operation in network.operations}
+    left_out = [layer.name for layer in whole.layers if layer.name not in kept]
+    model.left_out = ", ".join(left_out if len(left_out) < 6 else [*left_out[:5], f"and {len(left_out) - 5} more"])
     return model
+
+
+def describe_features(network: keras.Model) -> str:
+    """Returns in words what the features of a backbone from `load_backbone` are, and what speaks against them.
+
+    They are doubtful where each image's sum to 1 (a softmax is left in), or where they are fewer than `FEW_FEATURES`.
+    """
+    ends = [segment[-1] for segment in find_segments(network)]
+    names = [node.operation.name for node in ends]
+    last = max(n for n, name in enumerate(names) if not n or not _OURS.fullmatch(name))
+    count, shape = network.output_shape[-1], ends[last].outputs[0].shape[1:]
+    positions = math.prod(shape[:-1])
+    how = f", averaged over {positions} positions" if positions > 1 else ""
+    how = " at its class token" if any(name.startswith("class_token") for name in names[last + 1 :]) else how
+    message = f"{count:,} features: the output of {names[last]!r}{how}."
+    if left_out := getattr(network, "left_out", ""):
+        message += f" What follows it is left out: {left_out} (`features_from` names another layer)."
+    noise = np.random.default_rng(0).integers(0, 256, (2, *network.input_shape[1:]), dtype="uint8")
+    values = keras.ops.convert_to_numpy(network(noise, training=False)).astype("float32")
+    reason = f"they are fewer than {FEW_FEATURES}" if count < FEW_FEATURES else ""
+    if count > 1 and values.min() >= 0 and np.allclose(values.sum(axis=1), 1, atol=1e-2):
+        reason = "each image's sum to 1, so that a softmax seems to be among the layers"
+    if reason:
+        enough = max(count + 1, FEW_FEATURES)
+        wider = [name for name, end in zip(names, ends, strict=True) if end.outputs[0].shape[-1] >= enough]
+        message += (
+            f" Warning: {reason}. A classifier's outputs say less about images than what enters its head. Name an "
+            f"earlier layer in `features_from`{f', such as {wider[-1]!r}' if wider else ''}, unless this is meant."
+        )
+    return message
 
 
 def _draw_anew(model: keras.Model) -> None:
@@ -108,7 +166,7 @@ def _rebuild(model: keras.Model) -> keras.Model:
 
 
 def _own_network(network: keras.Model, name: str, image_size: int) -> keras.Model:
-    """Returns a flat copy of somebody's network, for images of one size, without a classifier's last layer."""
+    """Returns a flat copy of somebody's network, for images of one size."""
     try:
         check_graph(network)
     except ValueError as error:
@@ -122,8 +180,7 @@ def _own_network(network: keras.Model, name: str, image_size: int) -> keras.Mode
             f"{name} takes images of {shape[1]}x{shape[2]} pixels. Received `image_size` {image_size}; leave it at 0."
         )
     network = keras.Model(network.inputs[0], network.outputs[0])  # a preset's own class takes a dictionary
-    flat = _flat_copy(network, name, size)
-    return keras.Model(flat.inputs[0], features_tensor(flat))
+    return _flat_copy(network, name, size)
 
 
 def _flat_copy(network: keras.Model, name: str, size: tuple[int, int]) -> keras.Model:
@@ -157,18 +214,58 @@ def _agree(one: keras.Model, other: keras.Model, images: np.ndarray) -> bool:
 
 
 def features_tensor(network: keras.Model):
-    """Returns the tensor that enters a classifier's last Dense layer, or the output of a network that is none."""
-    decides = False
-    for node in reversed(find_nodes(network)):
-        layer = node.operation
-        activation = getattr(layer, "activation", None)
-        decides |= isinstance(layer, keras.layers.Softmax)
-        decides |= activation in (keras.activations.softmax, keras.activations.sigmoid)
-        if isinstance(layer, keras.layers.Dense):
-            return node.input_tensors[0] if decides or layer.units == 1 else network.outputs[0]
-        if not isinstance(layer, (keras.layers.Softmax, keras.layers.Activation, keras.layers.Dropout)):
-            break
-    return network.outputs[0]
+    """Returns the tensor that enters a classifier's head, or the output of a network that has none.
+
+    The head is what begins with the last layer that has a kernel, Dense or not, where
+
+    - it ends in probabilities (softmax, sigmoid) or in a single number, or
+    - it is linear from there to the end, and works on vectors or narrows each position before they are averaged: then
+      a new linear head on what enters it can do all that it did.
+
+    An embedding made on purpose, whose numbers are bent or scaled (relu, tanh, unit length), has no head, and neither
+    has a network that ends in an Identity layer.
+    """
+    segments, output = find_segments(network), network.outputs[0]
+    first = max((n for n, segment in enumerate(segments) if any(map(has_kernel, segment))), default=0)
+    if first == 0 or isinstance(segments[-1][-1].operation, keras.layers.Identity):
+        return output
+    entering, narrowed = segments[first - 1][-1].outputs[0], segments[first][-1].outputs[0]
+    chain = [segment[0].operation for segment in segments[first:] if len(segment) == 1]
+    names = {type(operation).__name__ for operation in chain}
+    names |= {getattr(getattr(operation, "activation", None), "__name__", "") for operation in chain}
+    if set(output.shape[1:]) == {1} or _PROBABILITIES & {name.lower().replace("_", "") for name in names}:
+        return entering
+    if None in entering.shape[1:]:
+        return output
+    kernels = [weight for layer in chain[:1] for weight in getattr(layer, "weights", []) if len(weight.shape) > 1]
+    pointwise = all(size == 1 for kernel in kernels for size in kernel.shape[:-2])
+    averaged = pointwise and len(output.shape) == 2 and narrowed.shape[-1] < entering.shape[-1]
+    on_vectors = math.prod(entering.shape[1:-1]) == 1
+    return entering if (on_vectors or averaged) and _gives_logits(entering, output) else output
+
+
+def _gives_logits(start, end) -> bool:
+    """Returns whether a tensor is linear (with an offset) in one before it in a graph, or sums to 1."""
+    values = np.random.default_rng(0).normal(0, 10, (8, *start.shape[1:])).astype("float32")
+    part = keras.Model(start, end)
+    first, second, both, zero = (
+        keras.ops.convert_to_numpy(part(given.astype(start.dtype), training=False)).astype("float64")
+        for given in (values[:4], values[4:], values[:4] + values[4:], 0 * values[:4])
+    )
+    sums_to_one = both.min() >= 0 and np.allclose(both.sum(axis=-1), 1, atol=1e-2)
+    return sums_to_one or np.abs(both + zero - first - second).max() <= 1e-2 * np.abs(both - zero).max()
+
+
+def _output_of(network: keras.Model, layer: str):
+    """Returns what a layer gives, where it is called last."""
+    outputs = {node.operation.name: node.outputs[0] for node in find_nodes(network)}
+    if layer not in outputs:
+        nearest = difflib.get_close_matches(layer, outputs, n=1, cutoff=0)
+        raise ValueError(
+            f'Expected `features_from` "auto" or the name of a layer of this network. Received {layer!r}. Did you '
+            f"mean {nearest[0]!r}? Its last layers are {', '.join(list(outputs)[-8:])}."
+        )
+    return outputs[layer]
 
 
 def logits_tensor(classifier: keras.Model):
@@ -186,13 +283,9 @@ def logits_tensor(classifier: keras.Model):
     return classifier.outputs[0]
 
 
-def _pool(x, network: keras.Model):
+def _features(x, network: keras.Model):
     """Returns one vector for each image, with layers of Keras only."""
-    if len(x.shape) == 4:
-        return keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
     if len(x.shape) == 3 and any(weight.name in ("class_token", "cls_token") for weight in network.weights):
-        first = keras.layers.Cropping1D((0, x.shape[1] - 1), name="class_token")(x)
-        return keras.layers.Flatten(name="features")(first)
-    if len(x.shape) == 3:
-        return keras.layers.GlobalAveragePooling1D(name="avg_pool")(x)
-    return x
+        first = keras.layers.Cropping1D((0, x.shape[1] - 1), name=free_name("class_token", network))(x)
+        return keras.layers.Flatten(name=free_name("features", network))(first)
+    return pool(x, free_name("avg_pool", network))

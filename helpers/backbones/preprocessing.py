@@ -1,5 +1,6 @@
 """What values a pretrained network expects, and whether those that it gets look like them."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,7 +119,8 @@ def check_preprocessing(network: keras.Model, images, *, most: int = 64) -> Prep
             {},
         )
     tensors = [node.input_tensors[0] for node in nodes]
-    layer = next((node for node in find_nodes(network) if node.operation.name == "preprocessing"), None)
+    scalings = [node for node in find_nodes(network) if isinstance(node.operation, keras.layers.Rescaling)]
+    layer = next((n for n in scalings if re.fullmatch(r"preprocessing(_\d+)?", n.operation.name)), None)
     if layer is None:
         distance = _distance(keras.Model(network.inputs[0], tensors), lambda batch: batch, sample, stored)
         return _judge("in place", {"in place": distance})

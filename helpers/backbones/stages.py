@@ -1,6 +1,7 @@
 """The boundaries of a network's graph, the stages between them, and the cut at one of them."""
 
 import difflib
+import math
 import re
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from helpers._keras import keras
 from helpers.backbones.costs import count_multiply_adds
-from helpers.backbones.graphs import check_graph, find_nodes, is_stack
+from helpers.backbones.graphs import check_graph, find_nodes, find_segments, free_name, has_kernel, is_stack, pool
 
 
 @dataclass(frozen=True)
@@ -32,59 +33,82 @@ class Stage:
         return self.boundaries[-1]
 
 
-def _segments(model: keras.Model) -> list[list]:
-    """Returns the graph's nodes cut at every boundary, input to output; a segment's last node makes the boundary.
+_RESERVED = ("auto", "all")
+"""What no stage is called, since parameters mean something else by it."""
 
-    In a graph whose every node lies between input and output, a tensor is the only way through exactly if
-    nothing else is still needed at the moment it has been computed, in any valid order of computation.
-    """
-    nodes = find_nodes(model)
-    last_use = {id(tensor): index for index, node in enumerate(nodes) for tensor in node.input_tensors}
-    last_use[id(model.outputs[0])] = len(nodes)
-    segments, segment, alive = [], [], set()
-    for index, node in enumerate(nodes):
-        segment.append(node)
-        alive |= {id(tensor) for tensor in node.outputs}
-        alive = {tensor for tensor in alive if last_use.get(tensor, -1) > index}
-        if len(alive) == 1 and id(node.outputs[0]) in alive:
-            segments.append(segment)
-            segment = []
-    return segments
+_TOGETHER = 2
+"""Blocks of one map size that make a stage where names tell none."""
 
 
-def _has_kernel(node) -> bool:
-    return any(len(weight.shape) > 1 for weight in getattr(node.operation, "weights", []))
+def _told(layer: str) -> str:
+    """Returns the stage that a layer's name tells ("conv4_block1_out": "conv4"), or else the word it begins with."""
+    for pattern in (
+        r".*?(stage_?\d+|stem|downsampling_block_\d+)",
+        r".*?((?:transformer|encoder)_(?:block|layer)_\d+)",
+        r"((?:block|conv|fire|mixed|layers?|expanded_conv)_?\d+)(?!d)",
+        r"(expanded_conv)",
+        r"conv_[dp]w(_\d+)",  # MobileNet: a depthwise and a pointwise convolution make a block
+        r"(conv(?=\dd)|[A-Za-z]+\d*)",
+    ):
+        if match := re.match(pattern, layer, re.IGNORECASE):
+            return f"block{match[1]}" if match[1].startswith("_") else match[1]
+    return ""
 
 
-def _stage_name(segment: list) -> str | None:
-    """Returns the stage that the layers' names tell, None where Keras made the names (`conv2d_3`, `add`)."""
-    for node in reversed(segment):
-        layer = node.operation
-        class_name = type(layer).__name__.lower()
-        if re.sub(r"_\d+$", "", layer.name).replace("_", "") == class_name:
-            continue
-        for pattern in (
-            r".*?(stage_?\d+|stem|downsampling_block_\d+)",
-            r".*?((?:transformer|encoder)_(?:block|layer)_\d+)",
-            r"((?:block|conv|fire|mixed|layers?|expanded_conv)_?\d+)(?!d)",
-            r"(expanded_conv)",
-            r"conv_[dp]w(_\d+)",  # MobileNet: a depthwise and a pointwise convolution make a block
-            r"([A-Za-z]+\d*)",
-        ):
-            if match := re.match(pattern, layer.name, re.IGNORECASE):
-                return f"block{match[1]}" if match[1].startswith("_") else match[1]
-    return None
+def _made_by_keras(layer: str, classes) -> bool:
+    """Returns whether a layer has a name that Keras made from its class (`conv2d_3`, `add`)."""
+    return re.sub(r"_\d+$", "", layer).replace("_", "") in classes
+
+
+def _stage_name(segment: list) -> str:
+    """Returns what the layers' names tell, the last one's first; "" where Keras made them all."""
+    layers = [node.operation for node in reversed(segment)]
+    names = (x.name for x in layers if not _made_by_keras(x.name, [type(x).__name__.lower()]))
+    return next(filter(None, map(_told, names)), "")
+
+
+def _tells(name: str) -> bool:
+    """Returns whether a name is that of one stage among several, as those with a number are."""
+    return bool(re.search(r"\d", name)) or name.lower() in ("stem", "expanded_conv")
+
+
+def _positions(segment: list) -> int:
+    return math.prod(size or 1 for size in segment[-1].outputs[0].shape[1:-1])
+
+
+def _has_telling_names(segments: list[list]) -> bool:
+    """Returns whether layers' names tell stages; of a network cut in front of the first, the pooling's does."""
+    classes = {name.lower() for name in dir(keras.layers)}
+    cuts = [s[-1].operation.name.partition("pooled_before_")[2] for s in segments]
+    cuts = [_told(name) for name in cuts if not _made_by_keras(name, classes)]
+    inner = (s for s in segments if any(map(has_kernel, s)) and len(s[-1].outputs[0].shape) > 2)
+    return any(map(_tells, (*cuts, *map(_stage_name, inner))))
 
 
 def _group(model: keras.Model) -> dict[str, list[list]]:
-    """Returns each stage's segments. A stage begins with a kernel: what has none belongs to the one before."""
+    """Returns each stage's segments. A stage begins with a kernel: what has none belongs to the one before.
+
+    Where names tell nothing, or the same for all, one begins where the map's size changes, and after every two
+    blocks of one size; it is called as its first layer with a kernel. All of this is seen from what lies before: so
+    a network that is cut has the stages that the whole one has up to there.
+    """
+    segments = find_segments(model)
     stages: dict[str, list[list]] = {"input": []}
-    current = "input"
-    for segment in _segments(model):
-        if any(map(_has_kernel, segment)):
-            name = _stage_name(segment) or ("stem" if current == "input" else current)
+    current, blocks, size, stem = "input", 0, 0, _has_telling_names(segments)
+    for segment in segments:
+        if any(map(has_kernel, segment)):
+            name, here = _stage_name(segment), _positions(segment)
+            stem = stem and not _tells(name)
+            if not name and stem:  # in front of all names that tell
+                name = "stem" if current == "input" else current
+            elif (not _tells(name) or size >= 16 * here) and (not name or name in (*stages, *_RESERVED)):
+                first = next(node.operation.name for node in segment if has_kernel(node))
+                alike = size < 2 * here and here < 2 * size and blocks < _TOGETHER
+                name = current if alike and current != "input" else free_name(first, {*stages, *_RESERVED})
             # a name that comes back later cannot be a stage of its own
-            current = current if name in stages else name
+            if name not in stages:
+                current, blocks, size = name, 0, here
+            blocks += 1
         stages.setdefault(current, []).append(segment)
     return stages
 
@@ -93,7 +117,8 @@ def find_stages(model: keras.Model) -> dict[str, Stage]:
     """Returns the network's stages by name, from input to output.
 
     The first, "input", holds the preprocessing and nothing that could learn. The others are named as the layers
-    are (`conv4`, `block_7`); each begins with a kernel.
+    are (`conv4`, `block_7`); each begins with a kernel. Where names tell no stages, as those that Keras gives, the
+    map's size does, and each is named after its first layer with a kernel (`conv2d_3`).
 
     Args:
         model: a functional model with one input and one output.
@@ -168,7 +193,7 @@ def _inseparable(model: keras.Model) -> tuple[str, str] | None:
             if 2 * sum(map(count_multiply_adds, segment)) > whole:
                 if any(is_stack(node.operation) for node in segment):
                     return name, "one layer hides all its blocks"
-                if sum(map(_has_kernel, segment)) > 1:
+                if sum(map(has_kernel, segment)) > 1:
                     return name, "several tensors pass side by side"
     return None
 
@@ -286,6 +311,4 @@ def truncate(network: keras.Model, cut_point: str) -> keras.Model:
 def pool_features(network: keras.Model, cut_point: str):
     """Returns the symbolic features (batch, channels) at an inner cut point: the mean over positions or tokens."""
     tensor = list(find_stages(network).values())[find_stage(network, cut_point) - 1].output
-    kinds = {4: keras.layers.GlobalAveragePooling2D, 3: keras.layers.GlobalAveragePooling1D}
-    kind = kinds.get(len(tensor.shape))
-    return kind(name=f"pooled_before_{cut_point}")(tensor) if kind else tensor  # no name that the network may have
+    return pool(tensor, free_name(f"pooled_before_{cut_point}", network))

@@ -94,6 +94,7 @@ def write_card(run: Path) -> Path:
         verdict=verdict,
         chosen=chosen_arm(verdict),
         parameters=_parameters(record),
+        features=record.metrics.get("features", ""),
         fingerprint=_digest(record.run / "images.csv") if images is not None else "",
         counts=counts if len(counts) <= MOST_CLASSES + 1 else counts[-1:],
         smallest=min((row.test for row in counts[:-1]), default=0),
@@ -182,11 +183,10 @@ def _other_table(path: Path) -> tuple[list, list] | None:
 
 def _loading(path: Path) -> str:
     return f"""\
-import keras  # in the repository's folder, with .venv/bin/python
-from helpers.data import read_pixels  # as in training, by the rule that is stored with the model
-from helpers.training import load_settings
+from helpers.data import read_pixels  # in the repository's folder, with .venv/bin/python
+from helpers.training import load_classifier
 
 file = {f"runs/{path.parent.name}/{path.name}"!r}
-model, settings = keras.models.load_model(file), load_settings(file)
-image = read_pixels("image.jpg", model.input_shape[1:3], resize=settings["resize"])
+model, settings = load_classifier(file)
+image = read_pixels("image.jpg", model.input_shape[1:3], resize=settings["resize"])  # as in training
 dict(zip(settings["class_names"], model.predict(image[None])[0]))"""

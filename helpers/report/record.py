@@ -17,8 +17,8 @@ def read_metrics(run: Path) -> dict:
     """Returns what `metrics.json` of a run holds; empty before a notebook has written to it.
 
     The keys are `arms` (name -> test_accuracy, low and high of its 95 % interval as fractions, and optionally
-    log_loss, seconds, trainable_weights), `study`, the same over several splits and seeds, if 04 was executed, and
-    `answer`, a few plain sentences.
+    log_loss, seconds, trainable_weights), `study`, the same over several splits and seeds, if 04 was executed,
+    `features`, what 02 says about them, and `answer`, a few plain sentences.
     """
     path = Path(run) / "metrics.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -301,8 +301,6 @@ _INFERENCE: WeakKeyDictionary = WeakKeyDictionary()
 
 def _compiled(model: keras.Model):
     """Returns the model's inference, compiled. (`predict` would first read all of the images into memory.)"""
-    if keras.backend.backend() != "tensorflow":
-        return lambda batch: model(batch, training=False)
     import tensorflow
 
     if model not in _INFERENCE:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers._keras import keras, on_all_devices, set_seed
+from helpers.backbones.graphs import free_name
 from helpers.data import Pairs, make_dataset
 from helpers.training.checkpoint import Checkpoint, return_to_start, show_progress
 from helpers.training.fine_tuning import digest_images, seed_training, training_batches
@@ -110,7 +111,7 @@ def attach_projector(backbone: keras.Model, *, width: int = 128) -> keras.Model:
     """
     size = backbone.input_shape[1:]
     with on_all_devices():
-        pairs = keras.Input((2, *size), dtype=backbone.inputs[0].dtype, name="pairs")
+        pairs = keras.Input((2, *size), dtype=backbone.inputs[0].dtype, name=free_name("pairs", [backbone.name]))
         x = backbone(keras.ops.reshape(pairs, (-1, *size)))
         x = keras.layers.Dense(x.shape[-1], use_bias=False, name="projector_1")(x)
         x = keras.layers.BatchNormalization(momentum=0.9, name="projector_1_bn")(x)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from helpers import progress_file
 from helpers._keras import keras, on_all_devices
+from helpers.backbones.graphs import free_name
 from helpers.data import StoredArray
 from helpers.training.weights import weigh_classes
 
@@ -187,11 +188,8 @@ def attach_head(backbone: keras.Model, head: LogisticRegression, *, class_names:
             f"Expected a head from {features} features to {classes} classes. Received one from "
             f"{kernel.shape[0]} features to {kernel.shape[1]} classes."
         )
-    taken = {layer.name for layer in backbone.layers}  # by a backbone that was such a classifier itself
-    head_name, softmax_name = (
-        next(name for name in (base, *(f"{base}_{i}" for i in range(2, 99))) if name not in taken)
-        for base in ("head", "probabilities")
-    )
+    # a backbone that was such a classifier itself has these names
+    head_name, softmax_name = (free_name(name, backbone) for name in ("head", "probabilities"))
     with on_all_devices():
         dense = keras.layers.Dense(classes, name=head_name, dtype="float32")
         probabilities = keras.layers.Softmax(name=softmax_name, dtype="float32")(dense(backbone.outputs[0]))

@@ -5,6 +5,7 @@ import pandas as pd
 
 from helpers._keras import keras
 from helpers.backbones import cut_points, pool_features
+from helpers.backbones.graphs import free_name
 from helpers.training.activations import load_activations
 from helpers.training.calibration import judge
 from helpers.training.heads import fit_head
@@ -22,7 +23,8 @@ def load_features(network: keras.Model, pixels: dict) -> dict[str, dict]:
     """
     *inner, end = cut_points(network)
     tensors = [*(pool_features(network, name) for name in inner), network.outputs[0]]
-    joined = keras.layers.Concatenate(name="all_cut_points", dtype="float32")(tensors) if inner else tensors[0]
+    name = free_name("all_cut_points", network)
+    joined = keras.layers.Concatenate(name=name, dtype="float32")(tensors) if inner else tensors[0]
     stored = load_activations(keras.Model(network.inputs[0], joined, name=network.name), pixels)
     values = {part: np.asarray(array) for part, array in stored.items()}
     stops = np.cumsum([tensor.shape[-1] for tensor in tensors]).tolist()
