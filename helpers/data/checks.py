@@ -250,7 +250,7 @@ def _open_all(
                 results[row] = result._replace(thumbnail=None)
     for path, label, split, result in zip(paths, images["label"], images["split"], results, strict=True):
         told = [*result.remarks, (result.problem, result.reason)]
-        if deep and result.brightest > white:
+        if deep and 4 * result.brightest > 5 * white:
             reason = f"its values reach {result.brightest}, and in this set {white} and more are white"
             told.append(("too bright", reason))
         findings.extend((path, label, split, *finding, "", "") for finding in told if finding[0])
@@ -263,8 +263,8 @@ def _open_all(
     if deep:
         images["white"] = white
         reason = (
-            f"{len(deep)} of {len(results)} files have 16 bits: in each of them 0 is black, and {white}, the largest "
-            f"value of {white.bit_length()} bits, is white"
+            f"{len(deep)} of {len(results)} files have 16 bits: in each of them 0 is black and {white} is white, by "
+            f"the largest values in the set"
         )
         findings.append(("", "", "", "bit depth", reason, "", ""))
     findings.extend(_find_shortcuts(images, results))

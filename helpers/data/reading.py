@@ -184,17 +184,19 @@ def find_white(images: pd.DataFrame) -> int:
 
 
 def choose_white(brightest: list[int]) -> int:
-    """Returns the value that is white in all files of 16 bits of a set: the largest one of 8, 9, ..., or 16 bits.
+    """Returns the value that is white in all files of 16 bits of a set.
 
-    Detectors have 10, 12 or 14 bits, and their files do not say so. With the fewest bits that hold what is there, no
-    set is darker than half as bright as it could be, also if the exposure left most of the bits unused.
+    Detectors have 10, 12 or 14 bits, and their files do not say so. White is the largest number of as few bits as
+    hold the set's largest value, as if the set had been saved in 8 bits; or, if the exposure left a quarter of that
+    unused or more, the set's largest value itself, so that no set is dark. Up to 255, values stay as they are.
 
     Args:
         brightest: of each file, from `find_brightest`. Of ten or more, the brightest one, or the brightest 1 %, do
             not count: one odd file would leave a few grey levels to all others.
     """
-    bits = sorted(int(value).bit_length() for value in brightest)
-    return 2 ** max(8, bits[-1 - max(len(bits) // 100, int(len(bits) >= 10))]) - 1
+    largest = sorted(brightest)[-1 - max(len(brightest) // 100, int(len(brightest) >= 10))]
+    full = 2 ** max(8, int(largest).bit_length()) - 1
+    return full if full == 255 or largest > 0.75 * full else int(largest)
 
 
 def find_brightest(values: np.ndarray) -> int:
