@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
-from scipy.stats import hypergeom
 
 from helpers import resolve_path, write_atomically
 from helpers.data.duplicates import SIDE, Thumbnails, find_similar, group_pairs
@@ -460,9 +459,12 @@ def _find_shortcuts(images: pd.DataFrame, results: list[_Opened]) -> list[tuple]
             has = (values >= low) & (values <= high)
             inside, everywhere = int(has[own].sum()), int(has.sum())
             share, other = inside / len(own), (everywhere - inside) / (len(values) - len(own))
+            if share - other <= best[0]:
+                continue
+            from scipy.stats import hypergeom  # here: it takes a second, and ordinary sets do not need it
+
             chance = hypergeom.sf(inside - 1, len(values), everywhere, len(own))
-            chance *= len(classes) * len(kinds) * (1 if exact else len(own) ** 2)
-            if share - other > best[0] and chance < 0.001:
+            if chance * len(classes) * len(kinds) * (1 if exact else len(own) ** 2) < 0.001:
                 usual = str(names[low]) if exact else f"a {name} of {names[low]:.4g} to {names[high]:.4g}"
                 told = f"{100 * share:.0f} % of its images have {usual}, {100 * other:.0f} % of the others"
                 best = (share - other, label, f"{told}: a classifier can tell it by its {name} alone")
