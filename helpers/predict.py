@@ -166,7 +166,7 @@ def _rows(classifier: "_Classifier", files: Iterator[tuple[str, str, str]], tota
         try:
             if not problem:
                 content = read_file(path)
-                return path, read_pixels(io.BytesIO(content), classifier.image_size, resize=classifier.resize), ""
+                return path, read_pixels(io.BytesIO(content), **classifier.reading), ""
         except Exception as error:  # Pillow's plugins raise many kinds; each is a row
             problem, reason = explain(error, path, content)
         return path, None, f"{problem}: {reason}"
@@ -190,8 +190,8 @@ class _Classifier:
         from helpers.backbones.graphs import free_name
         from helpers.training.activations import Inference
 
-        self.class_names, self.resize = settings["class_names"], settings["resize"]
-        self.image_size, self.familiarity = model.input_shape[1:3], familiarity
+        self.class_names, self.familiarity = settings["class_names"], familiarity
+        self.reading = {name: settings[name] for name in ("resize", "white")} | {"image_size": model.input_shape[1:3]}
         outputs = model.outputs[0]
         if familiarity is not None:  # both from one pass
             features = features_tensor(model)

@@ -61,7 +61,7 @@ def exports(classifier) -> dict[str, Path]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_gives_the_same_for_any_number_of_images(classifier, exports, kind):
     predict, settings = load_export(exports[kind])
-    assert settings == {"class_names": NAMES, "resize": "pad"}
+    assert settings == {"class_names": NAMES, "resize": "pad", "white": 65535}
     model, images = load_classifier(classifier)[0], coloured_images(33)[0]
     expected = call(model, images)
     assert np.ptp(expected[:, 0]) > 0.1, "images that it does not tell apart would agree by themselves"

@@ -33,7 +33,7 @@ def test_a_saved_model_is_the_same_model_with_nothing_but_keras(root, tmp_path):
     model = attach_head(network, head, class_names=list("abc"))
     names = ["ants", "bées", 'quo"ted, name']
     save_model(model, tmp_path / "x.keras", class_names=names, resize="pad", pixels=images, labels=labels)
-    assert load_settings(tmp_path / "x.keras") == {"class_names": names, "resize": "pad"}
+    assert load_settings(tmp_path / "x.keras") == {"class_names": names, "resize": "pad", "white": 65535}
     np.save(tmp_path / "images.npy", images)
     script = (
         "import sys, numpy, keras\n"

@@ -476,7 +476,8 @@ def test_auto_is_a_network_that_suits_the_images():
     ],
 )
 def test_what_is_wrong_whatever_the_images_are_is_told_as_the_notebooks_do(wrong, told):
-    network = {"weights": "imagenet", "image_size": 0, "preprocessing": "auto"} if "backbone" in wrong else {}
+    network = {"weights": "imagenet", "image_size": 0, "preprocessing": "auto", "features_from": "auto"}
+    network = network if "backbone" in wrong else {}
     (problem,) = impossible_values(network | wrong)
     assert re.search(told, problem, re.DOTALL)
     (first, *rest) = impossible_values({"budget": "x", "margin": -1.0} | network | wrong)
@@ -485,6 +486,7 @@ def test_what_is_wrong_whatever_the_images_are_is_told_as_the_notebooks_do(wrong
 
 def test_only_what_was_changed_is_looked_at():
     usual = {"budget": "quick", "weights": "imagenet", "image_size": 0, "preprocessing": "auto", "backbone": LETTERS}
+    usual["features_from"] = "auto"
     assert checked_values(usual | {"unknown": 1}, usual) == {}
     assert checked_values(usual | {"budget": "60"}, usual) == {"budget": "60"}
     assert checked_values(usual | {"weights": "None"}, usual).keys() == usual.keys() - {"budget"}

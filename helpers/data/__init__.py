@@ -20,13 +20,14 @@ The table is a pandas DataFrame with one row per image, sorted by path:
     label   str, the class: the name of the image's class folder, or what a table says, in composed Unicode
     split   str, "train", "validation" or "test"; "" while undecided
     group   str, images of one group (one patient, one video, near-duplicates) stay in one part; "" for none
+    white   int, only if there are images of 16 bits: the value that becomes 255 in all of them
 """
 
 from helpers.data.augmentation import AUGMENTATIONS, Augmented, Pairs
 from helpers.data.batches import make_dataset
 from helpers.data.checks import check_images, exclude_problems, save_problems, summarize_problems
 from helpers.data.pixels import Pixels, load_pixels, shrink_pixels
-from helpers.data.reading import RESIZE_RULES, read_image, read_pixels
+from helpers.data.reading import FULL_WHITE, RESIZE_RULES, find_white, read_image, read_pixels
 from helpers.data.sources import find_images, open_data
 from helpers.data.splits import split_images
 from helpers.data.stores import StoredArray, content_keys, new_store, open_store
@@ -35,6 +36,7 @@ from helpers.data.unlabelled import find_unlabelled
 
 __all__ = [
     "AUGMENTATIONS",
+    "FULL_WHITE",
     "PARTS",
     "RESIZE_RULES",
     "Augmented",
@@ -48,6 +50,7 @@ __all__ = [
     "exclude_problems",
     "find_images",
     "find_unlabelled",
+    "find_white",
     "load_images",
     "load_pixels",
     "make_dataset",

@@ -19,10 +19,17 @@ from helpers.data.names import PART_WORDS, find_words, fold_name
 from helpers.data.parallel import in_parallel
 from helpers.data.reading import (
     FORMATS,
+    FULL_WHITE,
+    RAW,
     TooLarge,
+    Unsupported,
+    choose_white,
     convert_image,
+    find_brightest,
     find_orientation,
+    find_white,
     open_image,
+    read_deep,
     read_file,
     read_image,
     taking_turns,
@@ -49,6 +56,7 @@ KINDS = {
     "truncated": _Kind("error", "left out", False),
     "damaged": _Kind("error", "left out", False),
     "too large": _Kind("error", "left out", False),
+    "unsupported": _Kind("error", "left out", False),
     "no permission": _Kind("error", "left out", False),
     "missing file": _Kind("error", "left out", False),
     "broken link": _Kind("error", "left out", False),
@@ -71,11 +79,14 @@ KINDS = {
     "similar, two labels": _Kind("warning", "kept together"),
     "two spellings": _Kind("warning", "kept"),
     "named like a part": _Kind("warning", "kept"),
+    "shortcut": _Kind("warning", "kept"),
+    "too bright": _Kind("warning", "kept"),
     "few images": _Kind("warning", "kept"),
     "empty class": _Kind("warning", "ignored"),
     # what is good to know
     "near-duplicate": _Kind("note", "kept together"),
     "imbalance": _Kind("note", "kept"),
+    "bit depth": _Kind("note", "kept"),
     "animation": _Kind("note", "kept"),
     "wrong extension": _Kind("note", "kept"),
     "EXIF rotation": _Kind("note", "kept"),
@@ -90,10 +101,15 @@ FEW_IMAGES = 10
 IMBALANCE = 5
 """How many times as many images the largest class has as the smallest, from which on it is reported."""
 
+SHORTCUT = 0.75
+"""How much more often a property has to be seen in one class than in the others, as a share, to be reported."""
+
 _PRECEDENCE = {"train": 0, "validation": 1, "test": 2}
 
 
-def check_images(found: pd.DataFrame, *, on_problem: str = "exclude") -> tuple[pd.DataFrame, pd.DataFrame]:
+def check_images(
+    found: pd.DataFrame, *, on_problem: str = "exclude", white: int | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns the images that can be decoded, measured and grouped, and a table of everything that was found.
 
     Every file is read once, in parallel. Nothing is left out yet: `exclude_problems` does what the table says,
@@ -106,12 +122,15 @@ def check_images(found: pd.DataFrame, *, on_problem: str = "exclude") -> tuple[p
             training copy where given parts share images (or near-duplicates, or a group), else the second copy.
             "keep" leaves out only what cannot be decoded, and near-duplicates lie where they may. "stop" lets
             `exclude_problems` raise.
+        white: the value that becomes 255 in images of 16 bits, if a classifier settles it, 1 to 65535. None for the
+            one that suits the set (`helpers.data.reading.choose_white`).
 
     Returns:
-        The images, with the added columns width and height (pixels, as a viewer shows the image) and sha256 (of
-        the file's bytes), and with copies and near-duplicates joined in `group`, to stay in one part; and the
-        problems, worst first: path, label, split; severity ("error", "warning", "note"), problem (see `KINDS`),
-        action, reason; other (the path of the image that it is like) and group.
+        The images, with the added columns width and height (pixels, as a viewer shows the image), sha256 (of the
+        file's bytes) and, if there are images of 16 bits, white, the same for all; and with copies and
+        near-duplicates joined in `group`, to stay in one part. And the problems, worst first: path, label, split;
+        severity ("error", "warning", "note"), problem (see `KINDS`), action, reason; other (the path of the image
+        that it is like) and group.
 
     Raises:
         ValueError: `on_problem` is none of these.
@@ -120,7 +139,7 @@ def check_images(found: pd.DataFrame, *, on_problem: str = "exclude") -> tuple[p
     known = found[found["problem"] != ""]
     images, findings = found[found["problem"] == ""].drop(columns=["problem", "reason"]), []
     with closing(Thumbnails()) as thumbnails:
-        images, comparable = _open_all(images.reset_index(drop=True), thumbnails, findings)
+        images, comparable = _open_all(images.reset_index(drop=True), thumbnails, findings, white)
         similar = find_similar(thumbnails, comparable)
     _note_small(images, findings)
     images = _find_duplicates(images, similar, findings, join=on_problem != "keep")
@@ -214,37 +233,58 @@ class _Opened(NamedTuple):
     thumbnail: Image.Image | None = None
     comparable: bool = False
     remarks: tuple = ()  # (problem, reason) of an image that can be used
+    format: str = ""
+    brightest: int = 0  # of 16 bits; 0 for an image of 8
 
 
-def _open_all(images: pd.DataFrame, thumbnails: Thumbnails, findings: list) -> tuple[pd.DataFrame, np.ndarray]:
+def _open_all(
+    images: pd.DataFrame, thumbnails: Thumbnails, findings: list, white: int | None
+) -> tuple[pd.DataFrame, np.ndarray]:
     """Returns the images that can be decoded, measured, and which of them are to be compared: each content once."""
-    count = len(images)
-    sizes, digests, pixels = np.zeros((count, 2), "int64"), [], []
-    usable, comparable = np.zeros(count, bool), np.zeros(count, bool)
-    paths = images["path"].tolist()
-    for row, result in enumerate(in_parallel(_open, paths, title="checking images")):
-        if result.problem or result.remarks:
-            about = (paths[row], images["label"].iloc[row], images["split"].iloc[row])
-            told = [*result.remarks, (result.problem, result.reason)]
-            findings.extend((*about, *finding, "", "") for finding in told if finding[0])
+    paths, results = images["path"].tolist(), []
+    for result in in_parallel(_open, paths, title="checking images"):
         if not result.problem:
             thumbnails.append(result.thumbnail)
-            usable[row], comparable[row] = True, result.comparable
-            sizes[row] = result.width, result.height
-            digests.append(result.sha256)
-            pixels.append(result.pixels)
+        results.append(result._replace(thumbnail=None))
+    usable = np.array([not result.problem for result in results], bool)
+    deep = [row for row, result in enumerate(results) if result.brightest]
+    if deep:  # only now it is known what is white in them
+        white = white or choose_white([results[row].brightest for row in deep])
+        place = usable.cumsum() - 1
+        again = in_parallel(lambda row: _open(paths[row], white), deep, title="checking images of 16 bits")
+        for row, result in zip(deep, again, strict=True):
+            if not result.problem:
+                thumbnails.replace(int(place[row]), result.thumbnail)
+                results[row] = result._replace(thumbnail=None)
+    for path, label, split, result in zip(paths, images["label"], images["split"], results, strict=True):
+        told = [*result.remarks, (result.problem, result.reason)]
+        if deep and 4 * result.brightest > 5 * white:
+            reason = f"its values reach {result.brightest}, and in this set {white} and more are white"
+            told.append(("too bright", reason))
+        findings.extend((path, label, split, *finding, "", "") for finding in told if finding[0])
     images = images[usable].reset_index(drop=True)
-    images["width"], images["height"] = sizes[usable].T
-    images["sha256"], images["pixels"] = pd.array(digests, dtype="str"), pd.array(pixels, dtype="str")
-    comparable = comparable[usable] & ~images["sha256"].duplicated().to_numpy()
+    results = [result for result in results if not result.problem]
+    for name in ("width", "height"):
+        images[name] = np.array([getattr(result, name) for result in results], "int64")
+    for name in ("sha256", "pixels"):
+        images[name] = pd.array([getattr(result, name) for result in results], dtype="str")
+    if deep:
+        images["white"] = white
+        reason = (
+            f"{len(deep)} of {len(results)} files have 16 bits: in each of them 0 is black and {white} is white, by "
+            f"the largest values in the set"
+        )
+        findings.append(("", "", "", "bit depth", reason, "", ""))
+    findings.extend(_find_shortcuts(images, results))
+    comparable = np.array([result.comparable for result in results], bool) & ~images["sha256"].duplicated().to_numpy()
     return images, np.flatnonzero(comparable)
 
 
-def _open(path: str) -> _Opened:
+def _open(path: str, white: int = FULL_WHITE) -> _Opened:
     content = b""
     try:
         content = read_file(path)
-        return _measure(path, content)
+        return _measure(path, content, white)
     except Exception as error:  # Pillow's plugins raise many kinds; each is a row in the table, with its file
         return _Opened(*explain(error, path, content))
 
@@ -257,7 +297,7 @@ def _read_start(path: str) -> bytes:
         return b""
 
 
-def _measure(path: str, content: bytes) -> _Opened:
+def _measure(path: str, content: bytes, white: int) -> _Opened:
     extension = os.path.splitext(path)[1]
     # Few calls that wait for Python's lock: with two threads, waiting took as long as decoding
     with open_image(io.BytesIO(content)) as image, taking_turns(image):
@@ -266,7 +306,7 @@ def _measure(path: str, content: bytes) -> _Opened:
         turned = find_orientation(image)
         if turned != 1:
             remarks.append(("EXIF rotation", "it is turned, or mirrored, as its EXIF data say; some programs do not"))
-        pixels, small = "", min(width, height) < SIDE
+        pixels, brightest, small = "", 0, min(width, height) < SIDE
         if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and not small:
             # All of the file is decoded, but only to grey and small: twice as fast, and enough to compare
             image.draft("L", (2 * SIDE, 2 * SIDE))
@@ -275,13 +315,16 @@ def _measure(path: str, content: bytes) -> _Opened:
             if turned in (5, 6, 7, 8):  # on its side
                 width, height = height, width
         else:
-            colour = convert_image(image)
+            deep = read_deep(image)
+            if deep is not None:
+                brightest = max(find_brightest(deep), 1)
+            colour = convert_image(image, deep, white=white)
             width, height = colour.size
             if small:  # too small to compare, so that only the very same pixels are found
                 pixels = f"{width}x{height} {hashlib.sha256(colour.tobytes()).hexdigest()}"
             grey = colour.convert("L")
         thumbnail = grey.resize((SIDE, SIDE), Image.Resampling.BOX)
-        blank = _is_blank(thumbnail, grey) and _is_blank_in_colour(content)
+        blank = _is_blank(thumbnail, grey) and _is_blank_in_colour(content, white)
     if blank:
         remarks.append(("blank", "every pixel has nearly the same colour: there is nothing to learn from"))
     return _Opened(
@@ -292,6 +335,8 @@ def _measure(path: str, content: bytes) -> _Opened:
         thumbnail=thumbnail,
         comparable=not small and not blank,
         remarks=tuple(remarks),
+        format="JPEG" if image.format == "MPO" else image.format,
+        brightest=brightest,
     )
 
 
@@ -322,14 +367,19 @@ def _is_blank(thumbnail: Image.Image, image: Image.Image) -> bool:
     return np.searchsorted(shares, 0.9995) - np.searchsorted(shares, 0.0005) <= 32
 
 
-def _is_blank_in_colour(content: bytes) -> bool:
-    image = read_image(io.BytesIO(content))  # colours of one brightness are the same grey
+def _is_blank_in_colour(content: bytes, white: int) -> bool:
+    image = read_image(io.BytesIO(content), white=white)  # colours of one brightness are the same grey
     return all(_is_blank(band.resize((SIDE, SIDE), Image.Resampling.BOX), band) for band in image.split())
 
 
 _FOREIGN = (
     (b"ftyphe", "a HEIC photo, which is not read: convert it to JPEG (telephones can be set to take JPEG)"),
     (b"ftypmif1", "a HEIF photo, which is not read: convert it to JPEG"),
+    (b"ftypcrx", RAW),
+    (b"fujifilmccd-raw", RAW),
+    (b"iiro\x08\0", RAW),
+    (b"iirs\x08\0", RAW),
+    (b"iiu\0\x18\0\0\0", RAW),
     (b"%PDF", "a PDF document: export its pages as PNG"),
     (b"<svg", "an SVG drawing: export it as PNG"),
     (b"<html", "a web page, as a failed download leaves behind"),
@@ -364,6 +414,10 @@ def explain(error: Exception, path: str, content: bytes = b"") -> tuple[str, str
         return "no permission", "this account may not read it"
     if isinstance(error, (TooLarge, MemoryError, Image.DecompressionBombError)):
         return "too large", message
+    if isinstance(error, Unsupported):
+        return "unsupported", message
+    if "PngImagePlugin.MAX_TEXT" in message:
+        return "too large", "a PNG with more text in it than any picture needs: save it without metadata"
     if isinstance(error, OSError) and error.errno is not None:
         return "damaged", f"it cannot be read: {error.strerror or message}"
     if not content:
@@ -381,6 +435,51 @@ def explain(error: Exception, path: str, content: bytes = b"") -> tuple[str, str
 
 
 # ---- all files
+
+
+def _find_shortcuts(images: pd.DataFrame, results: list[_Opened]) -> list[tuple]:
+    """Returns a finding for each property of the files that sets a class apart from the others.
+
+    Of each class, these are its usual bit depth and file format, and the range of sizes, and of shapes, of its
+    central 90 %. One is reported if nearly all images of the class have it, few others do (`SHORTCUT`), and chance
+    hardly ever brings that about (Fisher's exact test, corrected for the number of classes, properties and ranges).
+    """
+    width, height = (images[name].to_numpy("float64") for name in ("width", "height"))
+    bits = find_white(images).bit_length()
+    depths = {0: "8 bits", 1: f"at most {bits - 4} bits", 2: f"{bits} bits"}  # far fewer: of another detector
+    kinds = {
+        "bit depth": [
+            depths[(result.brightest > 0) + (result.brightest.bit_length() > bits - 4)] for result in results
+        ],
+        "file format": [result.format for result in results],
+        "size (root of width x height)": np.sqrt(width * height),
+        "shape (width / height)": width / height,
+    }
+    classes, findings = images.groupby("label").indices, []
+    for name, values in kinds.items() if len(classes) > 1 else ():
+        names, values = np.unique(values, return_inverse=True)
+        exact, best = names.dtype.kind == "U", (SHORTCUT, "", "")
+        for label, own in classes.items():
+            mine = np.sort(values[own])
+            if exact:
+                low = high = np.bincount(mine).argmax()
+            else:
+                low, high = mine[len(mine) // 20], mine[-1 - len(mine) // 20]
+            has = (values >= low) & (values <= high)
+            inside, everywhere = int(has[own].sum()), int(has.sum())
+            share, other = inside / len(own), (everywhere - inside) / (len(values) - len(own))
+            if share - other <= best[0]:
+                continue
+            from scipy.stats import hypergeom  # here: it takes a second, and ordinary sets do not need it
+
+            chance = hypergeom.sf(inside - 1, len(values), everywhere, len(own))
+            if chance * len(classes) * len(kinds) * (1 if exact else len(own) ** 2) < 0.001:
+                usual = str(names[low]) if exact else f"a {name} of {names[low]:.4g} to {names[high]:.4g}"
+                told = f"{100 * share:.0f} % of its images have {usual}, {100 * other:.0f} % of the others"
+                best = (share - other, label, f"{told}: a classifier can tell it by its {name} alone")
+        if best[1]:
+            findings.append(("", best[1], "", "shortcut", best[2], "", ""))
+    return findings
 
 
 def _note_small(images: pd.DataFrame, findings: list) -> None:
@@ -434,19 +533,20 @@ def _same_pixels(images: pd.DataFrame, similar: np.ndarray) -> np.ndarray:
     one, other, bits = similar.T
     pairs = similar[(bits <= 32) & (sizes[one] == sizes[other]).all(axis=1), :2]
     paths = images["path"].tolist()
-    same = in_parallel(lambda pair: _equal(*(paths[row] for row in pair)), pairs, title="comparing pixels")
+    white = find_white(images)
+    same = in_parallel(lambda pair: _equal(*(paths[row] for row in pair), white), pairs, title="comparing pixels")
     return pairs[np.fromiter(same, bool, len(pairs))]
 
 
-def _equal(one: str, other: str) -> bool:
+def _equal(one: str, other: str, white: int) -> bool:
     try:
-        return _hash_pixels(one) == _hash_pixels(other)
+        return _hash_pixels(one, white) == _hash_pixels(other, white)
     except (OSError, ValueError):  # gone since it was checked: whoever reads it next will say so
         return False
 
 
-def _hash_pixels(path: str) -> bytes:
-    return hashlib.sha256(read_image(path).tobytes()).digest()  # one after the other: two large ones are many bytes
+def _hash_pixels(path: str, white: int) -> bytes:  # one after the other: two large ones are many bytes
+    return hashlib.sha256(read_image(path, white=white).tobytes()).digest()
 
 
 def _group_names(images: pd.DataFrame, together: np.ndarray) -> pd.Series:

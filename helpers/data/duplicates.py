@@ -49,6 +49,15 @@ class Thumbnails:
         if self._used == _BATCH:
             self._hash_batch()
 
+    def replace(self, row: int, thumbnail: Image.Image) -> None:
+        """Puts another thumbnail in the place of an earlier one."""
+        if row >= (done := len(self._hashes) * _BATCH):
+            self._sheet.paste(thumbnail, (0, SIDE * (row - done)))
+            return
+        self._file.flush()
+        os.pwrite(self._file.fileno(), thumbnail.tobytes(), row * SIDE * SIDE)
+        self._hashes[row // _BATCH][row % _BATCH] = hash_thumbnails(np.asarray(thumbnail)[None])[0]
+
     def _hash_batch(self) -> None:
         batch = np.asarray(self._sheet).reshape(-1, SIDE, SIDE)[: self._used]
         self._file.write(batch.tobytes())

@@ -17,11 +17,11 @@ from PIL import Image
 from helpers import resolve_path
 from helpers.data.batches import make_dataset
 from helpers.data.parallel import in_parallel
-from helpers.data.reading import RESIZE_RULES, read_pixels
+from helpers.data.reading import FULL_WHITE, RESIZE_RULES, find_white, read_pixels
 from helpers.data.stores import StoredArray, new_store, open_store
 from helpers.data.tables import PARTS
 
-_READING = 2
+_READING = 3
 """To be raised when `helpers.data.reading` makes other pixels of the same file: older stores are then left alone."""
 
 _LOADING = threading.Lock()
@@ -30,6 +30,9 @@ _LOADING = threading.Lock()
 
 class Pixels(StoredArray):
     """The images of one part: a uint8 array (images, height, width, 3), RGB in 0..255, that stays on disk."""
+
+    white = FULL_WHITE
+    """The value of 16 bits that became 255 (`helpers.data.find_white`)."""
 
     def dataset(self, labels: np.ndarray | None = None, *, batch_size: int = 32, shuffle: int | None = None):
         """Returns a tf.data.Dataset of batches: see `helpers.data.make_dataset`."""
@@ -44,7 +47,8 @@ def load_pixels(images: pd.DataFrame, *, image_size: tuple[int, int], resize: st
     anew. What is read from it takes memory, the rest does not, so a set larger than memory works.
 
     Args:
-        images: columns path, split, sha256, as `check_images` and `split_images` made them.
+        images: columns path, split, sha256, and white if there are images of 16 bits, as `check_images` and
+            `split_images` made them.
         image_size: (height, width) in pixels.
         resize: "crop", "pad" or "stretch", as in `read_pixels`. ImageNet's networks were trained on undistorted
             shapes, without borders.
@@ -61,14 +65,15 @@ def load_pixels(images: pd.DataFrame, *, image_size: tuple[int, int], resize: st
     hashes, first, rows = np.unique(column, return_index=True, return_inverse=True)
     paths, hashes = images["path"].to_numpy()[first], hashes.astype("str")
     # Pillow is part of the key, since its releases differ in how they decode and scale.
-    made = f"{image_size[0]}x{image_size[1]}-{resize}-{_READING}-{PIL.__version__}"
+    white = find_white(images)
+    made = f"{image_size[0]}x{image_size[1]}-{resize}-{white}-{_READING}-{PIL.__version__}"
     keys = [f"{sha256}-{made}" for sha256 in hashes]
     digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
     file = resolve_path("runs/.pixels") / f"{digest}-{image_size[0]}x{image_size[1]}-{resize}.pixels"
     remedy = "Choose a smaller `image_size` or fewer images (`images_per_class`)."
 
     def decode(row: int) -> None:
-        write(row, _decode(paths[row], hashes[row], image_size=image_size, resize=resize)[None])
+        write(row, _decode(paths[row], hashes[row], image_size=image_size, resize=resize, white=white)[None])
 
     with _LOADING:
         store = open_store(file, keys)
@@ -80,7 +85,10 @@ def load_pixels(images: pd.DataFrame, *, image_size: tuple[int, int], resize: st
                         pass
             store = write.store
     split = images["split"].to_numpy()
-    return {part: Pixels(store, rows[split == part]) for part in PARTS}
+    pixels = {part: Pixels(store, rows[split == part]) for part in PARTS}
+    for part in PARTS:
+        pixels[part].white = white
+    return pixels
 
 
 def shrink_pixels(pixels: np.ndarray | Pixels, *, side: int) -> np.ndarray:
@@ -105,12 +113,12 @@ def check_rule(resize: str) -> None:
         raise ValueError(f"Expected `resize` to be one of {rules}. Received {resize!r}.")
 
 
-def _decode(path: str, sha256: str, *, image_size: tuple[int, int], resize: str) -> np.ndarray:
+def _decode(path: str, sha256: str, **how) -> np.ndarray:
     try:
         content = resolve_path(path).read_bytes()
         if hashlib.sha256(content).hexdigest() != sha256:
             raise ValueError("its content has changed")
-        return read_pixels(io.BytesIO(content), image_size, resize=resize)
+        return read_pixels(io.BytesIO(content), **how)
     except Exception as error:
         raise ValueError(
             f"{path} is not what it was when images.csv was made: {error}. Bring it back, or start "

@@ -52,7 +52,7 @@ def to_csv(table: pd.DataFrame, **options) -> str:
 
 def load_images(path: str | Path) -> pd.DataFrame:
     """Returns a table that `save_images` wrote; labels such as "007" or "NA" stay the texts that they are."""
-    return read_texts(path, numbers=("width", "height"))
+    return read_texts(path, numbers=("width", "height", "white"))
 
 
 def read_texts(path: str | Path, *, numbers: tuple[str, ...] = ()) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import pandas as pd
 from PIL import Image, ImageFilter
 
 from helpers import resolve_path
-from helpers.data import StoredArray, check_images, find_images, load_pixels, open_data
+from helpers.data import FULL_WHITE, StoredArray, check_images, find_images, load_pixels, open_data
 from helpers.data.names import unify_name
 from helpers.evaluation.metrics import accuracy_interval, is_correct
 
@@ -183,7 +183,9 @@ def corruption_table(
     return pd.DataFrame(rows)
 
 
-def shifted_table(models: dict, folder: str | Path, *, class_names: list[str], resize: str = "crop") -> pd.DataFrame:
+def shifted_table(
+    models: dict, folder: str | Path, *, class_names: list[str], resize: str = "crop", white: int = FULL_WHITE
+) -> pd.DataFrame:
     """Returns each arm's accuracy on images of the same classes from elsewhere: another place, camera or year.
 
     Args:
@@ -192,6 +194,7 @@ def shifted_table(models: dict, folder: str | Path, *, class_names: list[str], r
             cannot be used is left out (`helpers.data.check_images`).
         class_names: in the order of the probabilities; the folders have these names.
         resize: as for the training: "crop", "pad" or "stretch".
+        white: as for the training: the value that becomes 255 in images of 16 bits.
 
     Returns:
         A DataFrame like `corruption_table`'s, a row per arm, whose corruption is the folder's name, at severity 1;
@@ -221,7 +224,7 @@ def shifted_table(models: dict, folder: str | Path, *, class_names: list[str], r
     found = find_images(open_data(str(folder)))
     numbers = {name: number for number, name in enumerate(class_names)}
     _check_classes(found[found["problem"] == ""], source, class_names)
-    usable, problems = check_images(found)
+    usable, problems = check_images(found, white=white)
     usable = usable[~usable["path"].isin(problems.loc[problems["action"] == "left out", "path"])]
     if usable.empty:
         raise ValueError(f"Expected images in {source}. None of its {len(found)} files is one that can be used.")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from helpers.data import PARTS, read_image
+from helpers.data import FULL_WHITE, PARTS, find_white, read_image
 from helpers.data.checks import KINDS
 from helpers.data.parallel import quiet
 from helpers.plots.figures import DescribedFigure, new_figure, say
@@ -44,7 +44,7 @@ def plot_examples(images: pd.DataFrame, *, per_class: int = 8, classes: int = 10
     """Returns a grid of training images, one row per class.
 
     Args:
-        images: columns path, label and split.
+        images: columns path, label and split, and white if there are images of 16 bits.
         per_class: images in a row.
         classes: rows at most; the first classes are shown.
     """
@@ -55,7 +55,7 @@ def plot_examples(images: pd.DataFrame, *, per_class: int = 8, classes: int = 10
     for row, name in zip(grid, names, strict=True):
         paths = train.loc[train["label"] == name, "path"]
         for axes, path in zip(row, paths, strict=False):
-            thumbnail = read_image(path)
+            thumbnail = read_image(path, white=find_white(images))
             thumbnail.thumbnail((96, 96))
             axes.imshow(thumbnail, interpolation="nearest")
         for axes in row:
@@ -88,11 +88,14 @@ def plot_sizes(images: pd.DataFrame) -> DescribedFigure:
     return figure
 
 
-def plot_problems(problems: pd.DataFrame, *, per_problem: int = 4, most: int = 16) -> DescribedFigure:
+def plot_problems(
+    problems: pd.DataFrame, *, white: int = FULL_WHITE, per_problem: int = 4, most: int = 16
+) -> DescribedFigure:
     """Returns a grid of images in which a problem was found, each beside the one that it is like.
 
     Args:
         problems: from `check_images`.
+        white: the value that becomes 255 in images of 16 bits.
         per_problem: images of one kind of problem at most.
         most: images in all.
     """
@@ -111,7 +114,7 @@ def plot_problems(problems: pd.DataFrame, *, per_problem: int = 4, most: int = 1
     figure = new_figure(9, 2.4 * rows)
     grid = figure.subplots(rows, 4, squeeze=False).ravel()
     for axes, row in zip(grid, shown.itertuples(), strict=False):
-        pictures = [_thumbnail(path) for path in (row.path, row.other) if path]
+        pictures = [_thumbnail(path, white) for path in (row.path, row.other) if path]
         sheet = np.full((128, 136 * len(pictures) - 8, 3), 255, "uint8")
         for position, picture in enumerate(pictures):
             top, left = (128 - picture.shape[0]) // 2, 136 * position + (128 - picture.shape[1]) // 2
@@ -131,11 +134,11 @@ def plot_problems(problems: pd.DataFrame, *, per_problem: int = 4, most: int = 1
     return figure
 
 
-def _thumbnail(path: str) -> np.ndarray:
+def _thumbnail(path: str, white: int) -> np.ndarray:
     """Returns the image at most 128 pixels high and wide; a grey field with a cross if it cannot be read."""
     try:
         with quiet:
-            image = read_image(path)
+            image = read_image(path, white=white)
         image.thumbnail((128, 128))
         return np.asarray(image)
     except Exception:  # its row in the table says why

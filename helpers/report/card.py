@@ -150,6 +150,7 @@ def _model(path: Path) -> dict:
     return {
         "class_names": settings["class_names"],
         "resize": settings["resize"],
+        "white": settings.get("white"),
         "height": height,
         "width": width,
         "keras": about["keras_version"],
@@ -188,5 +189,5 @@ from helpers.training import load_classifier
 
 file = {f"runs/{path.parent.name}/{path.name}"!r}
 model, settings = load_classifier(file)
-image = read_pixels("image.jpg", model.input_shape[1:3], resize=settings["resize"])  # as in training
+image = read_pixels("image.jpg", model.input_shape[1:3], resize=settings["resize"], white=settings["white"])
 dict(zip(settings["class_names"], model.predict(image[None])[0]))"""

@@ -87,7 +87,7 @@ class Experiment:
     def settings(self) -> dict:
         """What tells this experiment from others: of the network and of the images, a digest."""
         self._restore()
-        columns = [name for name in ("sha256", "label", "split", "group") if name in self.images]
+        columns = [name for name in ("sha256", "label", "split", "group", "white") if name in self.images]
         of_trials = {"unfreeze_from": "", "learning_rate": 1, "steps": 1, "seed": 0}
         table = self.images.sort_values("path")[columns].to_csv(index=False)
         return {

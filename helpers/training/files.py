@@ -19,7 +19,7 @@ from helpers._keras import keras, on_all_devices
 from helpers.backbones import features_tensor, load_model
 from helpers.backbones.files import existing_file, first_line
 from helpers.backbones.graphs import check_graph
-from helpers.data import RESIZE_RULES, StoredArray
+from helpers.data import FULL_WHITE, RESIZE_RULES, StoredArray
 from helpers.training.activations import compute_activations, load_activations
 from helpers.training.familiarity import Familiarity, learn_familiarity
 
@@ -30,6 +30,7 @@ def save_model(
     *,
     class_names: list[str],
     resize: str,
+    white: int | None = None,
     pixels: np.ndarray | StoredArray | None = None,
     labels: np.ndarray | None = None,
 ) -> None:
@@ -43,6 +44,8 @@ def save_model(
         path: of the `.keras` file.
         class_names: in the order of the probabilities.
         resize: how images were brought to the model's size: "crop", "pad" or "stretch".
+        white: the value that became 255 in images of 16 bits, 1 to 65535. None for that of `pixels`, if `load_pixels`
+            made them, else 65535.
         pixels: the images that it learned from, uint8 (images, height, width, 3). From their features the file gets
             to know which images are unlike them. Before it gets its name, it is loaded again, and has to give the
             same probabilities for 100 of them. None leaves out both.
@@ -51,7 +54,8 @@ def save_model(
     Raises:
         ValueError: what was saved is not the same model; or the labels are not one for each image.
     """
-    settings = {"class_names": class_names, "resize": resize}
+    white = getattr(pixels, "white", FULL_WHITE) if white is None else white
+    settings = {"class_names": class_names, "resize": resize, "white": white}
     familiarity = None
     if pixels is not None:
         features = keras.Model(model.inputs[0], features_tensor(model), name=model.name)
@@ -115,8 +119,8 @@ def load_settings(path: str | Path) -> dict:
     """Returns what `save_model` kept with a classifier, besides the model.
 
     Returns:
-        class_names, a list in the order of the model's probabilities, and resize, the rule by which images have
-        to be brought to its size (`helpers.data.read_pixels`).
+        class_names, a list in the order of the model's probabilities; resize, the rule by which images have to be
+        brought to its size; and white, the value that becomes 255 in images of 16 bits (`helpers.data.read_pixels`).
 
     Raises:
         FileNotFoundError: no such file.
@@ -126,15 +130,16 @@ def load_settings(path: str | Path) -> dict:
     try:
         settings = json.loads(_read_member(path, _SETTINGS))
         class_names, resize = list(settings["class_names"]), settings["resize"]
+        white = int(settings.get("white", FULL_WHITE))
         "".join(class_names).encode()  # texts, and such as a file can hold
-        if resize not in RESIZE_RULES:
-            raise ValueError(resize)
+        if resize not in RESIZE_RULES or not 0 < white <= FULL_WHITE:
+            raise ValueError(resize, white)
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"Expected a classifier that 02, 03 or 04 saved (`save_model`). {path} holds no class names: it was cut "
             f"off, is another Keras model, or no model at all."
         ) from None
-    return {"class_names": class_names, "resize": resize}
+    return {"class_names": class_names, "resize": resize, "white": white}
 
 
 def load_familiarity(path: str | Path) -> Familiarity | None:
