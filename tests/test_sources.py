@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from helpers.data import archives, find_images, open_data, sources
 
@@ -819,7 +820,7 @@ def test_an_archive_s_name_may_be_odd(root, name):
     ("files", "expected"),
     [
         (("pets/cats/1", "pets/dogs/1", "__MACOSX/pets/cats/._1", ".DS_Store"), "pets"),
-        (("a/pets/cats/1", "a/pets/dogs/1", "a/README"), "a"),
+        (("a/pets/cats/1", "a/pets/dogs/1", "a/README"), "a/pets"),
         (("a/pets/cats/1", "a/pets/dogs/1", "a/.hidden"), "a/pets"),
         (("pets/README", "pets/cats/1", "pets/dogs/1"), "pets"),
         (("pets/labels.csv", "pets/1", "pets/2"), "pets/labels.csv"),
@@ -1095,7 +1096,7 @@ def test_folders_of_an_archive_in_another_encoding_are_no_classes(root, encoding
 
 def test_an_archive_of_which_no_name_can_be_read_says_what_to_do(root):
     files = {os.fsdecode(name.encode("cp932")) + "/1.png": b"?" for name in ("猫", "犬")}
-    with pytest.raises(ValueError, match=r"x8c.xa2/1.png: bad name.*unpack it in its own encoding") as refused:
+    with pytest.raises(ValueError, match=r"x8c.xa2/1.png: bad name.*that asks for its encoding") as refused:
         find_images(open_data(str(make_tar(root / "x.tar", files))))
     str(refused.value).encode()
 
@@ -1122,7 +1123,7 @@ def test_a_zip_with_backslashes_between_folders_is_read(root):
     found = find_images(open_data(str(make_windows_zip(root / "x.zip", names[1:]))))
     assert found["label"].tolist() == ["cats", "cats", "dögs"] and (found["problem"] == "").all()
     folder = open_data(str(make_windows_zip(root / "y.zip", names)))
-    assert (folder / "readme.txt").is_file() and (folder / "pets" / "dögs" / "1.png").is_file()
+    assert (folder.parent / "readme.txt").is_file() and (folder / "dögs" / "1.png").is_file()
 
 
 @pytest.mark.parametrize("name", ["..\\x", "cats\\..\\..\\x", "C:\\x", "C:x", "\\x", "\\\\server\\x", ".."])
@@ -1274,3 +1275,49 @@ def test_every_file_below_a_folder_in_order(tmp_path):
         ("x/Thumbs.db", "stray file"),
         ("x/deep/er/2.png", ""),
     ]
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    return folder
+
+
+def test_what_a_refusal_advises_works(root):
+    flat = touch(root / "flat", "labelled bottle/1.png", "unlabelled bottle/1.png", "can/1.png")
+    with pytest.raises(ValueError, match="folder called train"):
+        find_images(flat)
+    flat.rename(root / "train")
+    (root / "whole").mkdir()
+    (root / "train").rename(root / "whole" / "train")
+    images = find_images(root / "whole")
+    assert set(images["split"]) == {"train"} and images["label"].nunique() == 3
+
+
+def test_folders_that_lie_alone_in_each_part_are_entered(root):
+    names = [f"{part}/{part}/{label}/{n}.png" for part in ("train", "test") for label in "ab" for n in range(2)]
+    images = find_images(touch(root / "twice", *names))
+    assert set(images["label"]) == {"a", "b"} and set(images["split"]) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    "names", [("traindata", "testdata"), ("TrainingData", "TestData"), ("trainImages", "valImages")]
+)
+def test_parts_in_one_word_are_no_classes(root, names):
+    with pytest.raises(ValueError, match="could be parts"):
+        find_images(touch(root / "run_together", *(f"{name}/1.png" for name in names)))
+
+
+def test_one_image_and_one_mask_folder_are_no_classes(root):
+    with pytest.raises(ValueError, match="segmentation"):
+        find_images(touch(root / "masks", "image/1.png", "mask/1.png"))
+
+
+def test_a_licence_beside_the_images_in_an_archive_does_not_matter(root):
+    with zipfile.ZipFile(root / "pets.zip", "w") as archive:
+        archive.writestr("LICENSE", "free")
+        for label in ("cat", "dog"):
+            archive.write(touch(root / "one", "1.png") / "1.png", f"set/{label}/1.png")
+    assert set(find_images(open_data(str(root / "pets.zip")))["label"]) == {"cat", "dog"}

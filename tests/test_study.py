@@ -335,7 +335,7 @@ def test_03s_arm_and_ties_stay_in_the_race(folder, root, monkeypatch):
 
 def test_the_final_ends_early_if_the_answer_is_clear(folder, root, monkeypatch):
     monkeypatch.setitem(planning.BUDGETS, "small", SMALL | {"pairs": 6})
-    for seed, (right, pairs) in enumerate([((0.6, 0.95), 4), ((0.8, 0.8), 6)]):
+    for seed, (right, pairs) in enumerate([((0.4, 0.95), 4), ((0.8, 0.8), 6)]):
         study = make_study(folder, root / f"{right}.journal")
         rng = np.random.default_rng(seed)
 

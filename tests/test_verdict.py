@@ -42,7 +42,13 @@ def studies(count: int, **truth) -> list[dict]:
     return [study(simulate(rng, **truth)) for _ in range(count)]
 
 
-@pytest.mark.parametrize("pairs", [budget["pairs"] for budget in BUDGETS.values()])
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        pytest.param(budget["pairs"], marks=() if budget["pairs"] == PAIRS else pytest.mark.slow)
+        for budget in BUDGETS.values()
+    ],
+)
 @pytest.mark.parametrize("images", [100, 500, 2000])
 @pytest.mark.parametrize("spread", [0.05, 0.15, 0.3])  # pairs vary less than images do, as much, and more
 def test_it_is_as_sure_as_it_says(images, spread, pairs):

@@ -81,6 +81,7 @@ KINDS = {
     "named like a part": _Kind("warning", "kept"),
     "shortcut": _Kind("warning", "kept"),
     "too bright": _Kind("warning", "kept"),
+    "too dark": _Kind("warning", "kept"),
     "few images": _Kind("warning", "kept"),
     "empty class": _Kind("warning", "ignored"),
     # what is good to know
@@ -249,7 +250,8 @@ def _open_all(
     usable = np.array([not result.problem for result in results], bool)
     deep = [row for row, result in enumerate(results) if result.brightest]
     if deep:  # only now it is known what is white in them
-        white = white or choose_white([results[row].brightest for row in deep])
+        reached = [results[row].brightest for row in deep]
+        white = white or choose_white(reached)
         place = usable.cumsum() - 1
         again = in_parallel(lambda row: _open(paths[row], white), deep, title="checking images of 16 bits")
         for row, result in zip(deep, again, strict=True):
@@ -275,6 +277,13 @@ def _open_all(
             f"the largest values in the set"
         )
         findings.append(("", "", "", "bit depth", reason, "", ""))
+        if 4 * np.median(reached) < white:
+            reason = (
+                f"half of the files with 16 bits reach {np.median(reached):.0f} at most, less than a quarter of "
+                f"what is white in this set, {white}, so that they look dark: leave out the few that are brighter, "
+                f"such as {paths[deep[int(np.argmax(reached))]]}, if these are faulty or of another detector"
+            )
+            findings.append(("", "", "", "too dark", reason, "", ""))
     findings.extend(_find_shortcuts(images, results))
     comparable = np.array([result.comparable for result in results], bool) & ~images["sha256"].duplicated().to_numpy()
     return images, np.flatnonzero(comparable)
@@ -326,7 +335,8 @@ def _measure(path: str, content: bytes, white: int) -> _Opened:
         thumbnail = grey.resize((SIDE, SIDE), Image.Resampling.BOX)
         blank = _is_blank(thumbnail, grey) and _is_blank_in_colour(content, white)
     if blank:
-        remarks.append(("blank", "every pixel has nearly the same colour: there is nothing to learn from"))
+        scale = f" (its values of 16 bits reach {brightest}, and {white} is white)" if brightest else ""
+        remarks.append(("blank", f"every pixel has nearly the same colour{scale}: there is nothing to learn from"))
     return _Opened(
         width=width,
         height=height,
@@ -446,10 +456,10 @@ def _find_shortcuts(images: pd.DataFrame, results: list[_Opened]) -> list[tuple]
     """
     width, height = (images[name].to_numpy("float64") for name in ("width", "height"))
     bits = find_white(images).bit_length()
-    depths = {0: "8 bits", 1: f"at most {bits - 4} bits", 2: f"{bits} bits"}  # far fewer: of another detector
+    depths = {0: "8 bits", 1: f"at most {bits - 2} bits", 2: f"{bits} bits"}  # fewer: of another detector
     kinds = {
         "bit depth": [
-            depths[(result.brightest > 0) + (result.brightest.bit_length() > bits - 4)] for result in results
+            depths[(result.brightest > 0) + (result.brightest.bit_length() > bits - 2)] for result in results
         ],
         "file format": [result.format for result in results],
         "size (root of width x height)": np.sqrt(width * height),

@@ -16,15 +16,16 @@ PART_NAMES = {
 
 PART_WORDS = {
     *PART_NAMES,
-    *("trainset", "valset", "testset", "eval", "evaluation", "holdout", "fold", "folds"),
+    *(name + what for name in PART_NAMES for what in ("set", "data", "images")),
+    *("eval", "evaluation", "holdout", "fold", "folds"),
     *("labelled", "labeled", "unlabelled", "unlabeled", "pred", "predict", "prediction", "predictions"),
 }
 """Words by which people call parts. A class may have such a name, too: a single one proves nothing."""
 
 
 def find_words(name: str) -> set[str]:
-    """Returns the words of a name, in lower case: letters, bounded by anything else (my_test1: my and test)."""
-    return set(re.findall(r"[^\W\d_]+", name.lower()))
+    """Returns the words of a name, in lower case: my and test of my_test1, my-test or myTest."""
+    return set(re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
 
 
 def unify_name(name: str) -> str:

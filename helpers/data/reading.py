@@ -216,12 +216,14 @@ def read_deep(image: Image.Image) -> np.ndarray | None:
     """Returns the values of an opened image of 16 bits, uint16 (height, width) or (height, width, 3 or 4); else None.
 
     Raises:
-        ValueError: they are not 0 to 65535.
+        Unsupported: they are not 0 to 65535.
     """
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > FULL_WHITE:
-            raise ValueError(f"an image of numbers from {values.min()} to {values.max()}: expected 0 to 65535")
+            raise Unsupported(
+                f"an image of numbers from {values.min()} to {values.max()}: save it with numbers from 0 to 65535"
+            )
         return values.astype("uint16")
     if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA") or not image.tile:
         return None
@@ -282,12 +284,16 @@ def convert_image(image: Image.Image, deep: np.ndarray | None, *, white: int) ->
     image.load()
     orientation = find_orientation(image)
     if deep is not None:
-        image = Image.fromarray(_scale(deep, white))
+        inverted = image.format == "TIFF" and deep.ndim == 2 and image.tag_v2.get(_PHOTOMETRIC) == 0  # 0 is white
+        scaled = _scale(deep, white)
+        image = Image.fromarray(255 - scaled if inverted else scaled)
     image = turn_upright(image, orientation)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F":
-        raise ValueError("an image of floating-point numbers: nothing says which of them is white")
+        raise Unsupported(
+            "an image of floating-point numbers, and nothing says which of them is white: save it with 8 or 16 bits"
+        )
     if image.mode in ("CMYK", "LAB"):
         return _convert_by_profile(image)
     if image.has_transparency_data:

@@ -80,10 +80,10 @@ def find_data(data: str) -> Path:
 def _descend(folder: Path) -> Path:
     """Returns the folder that matters in an unpacked archive: it often lies in another one, alone."""
     while True:
-        visible = [entry for entry in os.scandir(folder) if not _is_junk(entry.name)]
-        if len(visible) != 1 or not visible[0].is_dir():
+        folders, _, pictured = _look_into(folder)
+        if len(folders) != 1 or pictured or _find_table(folder):  # a licence beside it does not matter
             return folder
-        inner = Path(visible[0].path)
+        inner = folder / folders[0]
         if (not _folders(inner) or _is_train(inner)) and not _find_table(inner):  # the only class, or part
             return folder
         folder = inner
@@ -209,8 +209,8 @@ def _store(rows: list[_Row]) -> Iterator[_Row]:
             stored = row.path  # `resolve_path` would take it for somebody's home
         if not row.problem and not _is_utf8(stored):
             reason = (
-                "its name, or its folder's, is not UTF-8: rename it to use it (of an archive: unpack it in its own "
-                "encoding, `unzip -O cp932` for Japanese, say, and name the folder)"
+                "its name, or its folder's, is not UTF-8: rename it to use it (of an archive: unpack it with a "
+                "program that asks for its encoding, cp850 for German or cp932 for Japanese, and name the folder)"
             )
             row = row._replace(problem="bad name", reason=reason)
         yield row._replace(path=_escape(stored), label=_escape(row.label), reason=_escape(row.reason))
@@ -394,21 +394,29 @@ def _find_parts(folder: Path) -> dict[str, Path]:
         _refuse_other_tasks(part, _folders(part))
     if len(parts) == 2 and "validation" in parts:
         parts["test"] = parts.pop("validation")
-    return parts
+    inner = {part: _lone_folder(child) for part, child in parts.items()}
+    return inner if all(inner.values()) else parts  # train/train/cats, as some archives have it
+
+
+def _lone_folder(folder: Path) -> Path | None:
+    """Returns the folder of several folders that lies alone in another, if so."""
+    folders, _, pictured = _look_into(folder)
+    alone = len(folders) == 1 and not pictured and len(_folders(folder / folders[0])) > 1
+    return folder / folders[0] if alone else None
 
 
 def _is_train(folder: Path) -> bool:
-    """Tells whether a folder, alone in another, is the part train: its folders must not be called like parts."""
-    words = [find_words(child.name) for child in _folders(folder)]
-    is_called_so = PART_NAMES.get(folder.name.strip().lower()) == "train"
-    return is_called_so and bool(words) and not PART_WORDS & set().union(*words)
+    """Tells whether a folder, alone in another, is the part train: no part may lie in it, divided into classes."""
+    children = _folders(folder)
+    parts = [child for child in children if find_words(child.name) & PART_WORDS and _look_into(child)[0]]
+    return PART_NAMES.get(folder.name.strip().lower()) == "train" and bool(children) and not parts
 
 
 def _refuse_other_tasks(folder: Path, children: list[Path]) -> None:
     """Raises where images lie beside what belongs to them: that is no set of classes."""
     names = {child.name.lower(): child.name for child in children}
-    images = names.keys() & {"images", "imgs", "jpegimages"}
-    others = names.keys() & {"annotations", "labels", "masks"}
+    images = names.keys() & {"images", "image", "imgs", "jpegimages"}
+    others = names.keys() & {"annotations", "annotation", "labels", "label", "masks", "mask"}
     if images and others:
         found = " and ".join(repr(names[name]) for name in sorted(images | others))
         raise ValueError(

@@ -18,8 +18,8 @@ FIRST_LOOK = 4
 """Pairs after which a study may end."""
 
 FIRST_LEVEL = 0.985
-"""Of the first look's interval. It counts as many degrees of freedom as pairs less one: how much trainings vary
-cannot be estimated well from four."""
+"""Of the first look's interval. It counts as many degrees of freedom as pairs less one, at most: how much trainings
+vary cannot be estimated well from four."""
 
 POWER = 0.8
 """The probability with which the smallest detectable difference would have been shown."""
@@ -64,7 +64,7 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01
     error = float(np.sqrt(variance))
     reach = t.ppf(0.975, freedom) * error
     low, high = max(-1.0, difference - reach), min(1.0, difference + reach)
-    wide = t.ppf((1 + FIRST_LEVEL) / 2, pairs - 1) * error
+    wide = t.ppf((1 + FIRST_LEVEL) / 2, min(freedom, pairs - 1)) * error
     return {
         "difference": difference,
         "low": float(low),
