@@ -190,7 +190,7 @@ def test_a_saved_model_and_its_settings_give_from_files_what_was_evaluated(tree,
 
     run = tree / "runs" / "shapes"
     settings = load_settings(run / f"{name}.keras")
-    assert settings == {"class_names": ["one", "three", "two"], "resize": "pad"}
+    assert settings == {"class_names": ["one", "three", "two"], "resize": "pad", "white": 65535}
     model = keras.models.load_model(run / f"{name}.keras")
     images = load_images(run / "images.csv")
     labels, _ = encode_labels(images)
