@@ -272,8 +272,8 @@ ALL = {"dropout": 0.3, "augmentation": "flip,crop", "augment_views": 0, "pull": 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"patience": 99}, {"optimizer": "sgd", "batch_norm": "train"}, ALL],
-    ids=["plain", "best", "sgd", "all"],
+    [{}, {"patience": 99}, {"optimizer": "sgd", "batch_norm": "train"}, {"batch_parts": 2}, ALL],
+    ids=["plain", "best", "sgd", "parts", "all"],
 )
 def test_a_killed_training_ends_with_the_same_bits_as_one_that_was_not(root, changes):
     whole, kept = train(root / "whole.npz", **changes)

@@ -439,6 +439,11 @@ def test_a_recipe_that_cannot_be_followed_is_refused_at_once(bad):
         Recipe(**bad)
 
 
+def test_statistics_of_a_batch_need_all_of_it():
+    with pytest.raises(ValueError, match="`batch_parts` of 1.*Received 2"):
+        Recipe(batch_parts=2, batch_norm="train")
+
+
 def test_class_weights_change_the_head_and_the_training(root):
     rng = np.random.default_rng(0)
     labels = (np.arange(200) % 10 == 0).astype(int)
@@ -584,8 +589,7 @@ def test_two_cuts_share_their_layers(root):
     assert cut(model, "conv3")[1].layers[1] is model.get_layer("conv3_conv")
 
 
-def test_a_batch_in_parts_makes_the_same_steps(root):
-    """To rounding; and what goes on from a file ends with the same bits."""
+def test_a_batch_in_parts_makes_the_same_steps_to_rounding(root):
     whole, before, keep = tune(batch_size=8, batch_norm="frozen", lowest_rate=0.1)
     parts, _, other = tune(batch_size=8, batch_parts=2, batch_norm="frozen", lowest_rate=0.1)
     moved = {path: np.abs(weights - before[path]).max() for path, weights in copy_weights(whole).items()}

@@ -137,6 +137,16 @@ def test_a_trial_does_not_depend_on_those_before_it(folder, root):
     assert forwards[trials[0]]["correct"] != forwards[trials[3]]["correct"]
 
 
+def test_batches_of_many_activations_are_computed_in_parts(folder, root, monkeypatch):
+    monkeypatch.setattr("helpers.study.experiment._MOST_BYTES", 500_000)
+    trials = {stage: Trial("final", "fine-tuned", "head", stage, 1e-3, 8, 1) for stage in ("conv1", "conv3")}
+    experiment = make_experiment(folder)
+    parts = {stage: experiment._recipe(trial).batch_parts for stage, trial in trials.items()}
+    assert parts["conv1"] > parts["conv3"] >= 1
+    whole = make_experiment(folder, batch_norm="train")
+    assert {whole._recipe(trial).batch_parts for trial in trials.values()} == {1}
+
+
 def test_the_pretrained_weights_come_back(folder, root):
     experiment = make_experiment(folder)
     before = {path: np.array(value) for path, value in weights_by_path(experiment.network).items()}

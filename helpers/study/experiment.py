@@ -277,7 +277,7 @@ class Experiment:
     @lru_cache  # noqa: B019
     def _batch_parts(self, cut: str, stage: str) -> int:
         """Returns in how many parts a batch is computed, so that a training fits into a small memory."""
-        if keras.distribution.list_devices("gpu"):
+        if keras.distribution.list_devices("gpu") or self.recipe.batch_norm == "train":
             return 1
         network = truncate(self.network, cut)
         learning = list(find_stages(network).values())[find_stage(network, stage) :]

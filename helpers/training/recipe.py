@@ -37,9 +37,8 @@ class Recipe:
         patience: with 1 or more, the training stops early, and its best epoch is the result: see `Checkpoint`. With
             0 it is the last one.
         batch_size: images per step.
-        batch_parts: in how many equal parts a batch is computed, one after the other: with two, a training takes
-            about half of the memory, and the same steps but for rounding. Not with `batch_norm="train"`, whose
-            statistics are a whole batch's.
+        batch_parts: in how many equal parts a batch is computed, one after the other: less memory, and the same steps
+            but for rounding. Not with `batch_norm="train"`, whose statistics are a whole batch's.
         seed: of the order of the images, of dropout and of augmentation.
         label_smoothing: share of each label that the loss spreads over all classes (`cross_entropy`).
         optimizer: "adam" or "sgd".
@@ -86,6 +85,11 @@ class Recipe:
         for name, top in (("start_share", 1), ("label_smoothing", 0.99)):
             if not 0 <= getattr(self, name) <= top:
                 raise ValueError(f"Expected `{name}` within 0 to {top}. Received {getattr(self, name)}.")
+        if self.batch_parts > 1 and self.batch_norm == "train":
+            raise ValueError(
+                f'Expected `batch_parts` of 1 with `batch_norm="train"`: statistics are a whole batch\'s. Received '
+                f"{self.batch_parts}."
+            )
         check_class_weight(self.class_weight)
         if self.augmentation:
             read_augmentation(self.augmentation)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from sklearn.utils.class_weight import compute_class_weight
 
 from helpers._keras import keras
 from helpers.backbones import weights_by_path
@@ -53,12 +54,10 @@ def weigh_classes(labels: np.ndarray, class_weight: str | dict[int, float] | Non
     check_class_weight(class_weight)
     if not class_weight:
         return None
-    classes, counts = np.unique(labels, return_counts=True)
+    classes = np.unique(labels)
     if isinstance(class_weight, str):
-        return {
-            int(label): len(labels) / (len(classes) * int(count))
-            for label, count in zip(classes, counts, strict=True)
-        }
+        weights = compute_class_weight(class_weight, classes=classes, y=labels)
+        return dict(zip(classes.tolist(), weights.tolist(), strict=True))
     if missing := sorted(set(classes.tolist()) - set(class_weight)):  # for which Keras takes 1
         raise ValueError(f"Expected `class_weight` to have a weight for every class. It lacks {missing}.")
     if without := sorted(set(class_weight) - set(classes.tolist())):
