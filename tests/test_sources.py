@@ -22,7 +22,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from PIL import Image
 
 from helpers.data import archives, find_images, open_data, sources
 
@@ -419,7 +418,7 @@ def test_folders_may_lie_deeper_than_python_calls(pets, monkeypatch):
         for _ in range(1200):
             os.mkdir("d")
             os.chdir("d")
-        Path("deep.png").touch()
+        Path("deep.png").write()
         assert find_images(pets)["path"].str.contains("deep.png").sum() == 1
     finally:  # by a program of its own: Python's, and so pytest's, gives up
         subprocess.run(["rm", "-r", pets / "cats" / "d"], check=True)
@@ -446,7 +445,7 @@ def test_a_hundred_thousand_files_take_seconds(pets):
     for index in range(100_000):
         if index % 10_000 == 0:
             empty = pets / "dogs" / f"{index}.png"
-            empty.touch()
+            empty.write()
         os.link(empty, f"{pets}/many/{index}.png")  # ever new files would take the test ten times as long
     start = time.perf_counter()
     assert len(find_images(pets)) == 100_013
@@ -1277,16 +1276,8 @@ def test_every_file_below_a_folder_in_order(tmp_path):
     ]
 
 
-def touch(folder, *names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(path)
-    return folder
-
-
 def test_what_a_refusal_advises_works(root):
-    flat = touch(root / "flat", "labelled bottle/1.png", "unlabelled bottle/1.png", "can/1.png")
+    flat = write(root / "flat", "labelled bottle/1.png", "unlabelled bottle/1.png", "can/1.png")
     with pytest.raises(ValueError, match="folder called train"):
         find_images(flat)
     flat.rename(root / "train")
@@ -1298,7 +1289,7 @@ def test_what_a_refusal_advises_works(root):
 
 def test_folders_that_lie_alone_in_each_part_are_entered(root):
     names = [f"{part}/{part}/{label}/{n}.png" for part in ("train", "test") for label in "ab" for n in range(2)]
-    images = find_images(touch(root / "twice", *names))
+    images = find_images(write(root / "twice", *names))
     assert set(images["label"]) == {"a", "b"} and set(images["split"]) == {"train", "test"}
 
 
@@ -1307,17 +1298,17 @@ def test_folders_that_lie_alone_in_each_part_are_entered(root):
 )
 def test_parts_in_one_word_are_no_classes(root, names):
     with pytest.raises(ValueError, match="could be parts"):
-        find_images(touch(root / "run_together", *(f"{name}/1.png" for name in names)))
+        find_images(write(root / "run_together", *(f"{name}/1.png" for name in names)))
 
 
 def test_one_image_and_one_mask_folder_are_no_classes(root):
     with pytest.raises(ValueError, match="segmentation"):
-        find_images(touch(root / "masks", "image/1.png", "mask/1.png"))
+        find_images(write(root / "masks", "image/1.png", "mask/1.png"))
 
 
 def test_a_licence_beside_the_images_in_an_archive_does_not_matter(root):
     with zipfile.ZipFile(root / "pets.zip", "w") as archive:
         archive.writestr("LICENSE", "free")
         for label in ("cat", "dog"):
-            archive.write(touch(root / "one", "1.png") / "1.png", f"set/{label}/1.png")
+            archive.write(write(root / "one", "1.png") / "1.png", f"set/{label}/1.png")
     assert set(find_images(open_data(str(root / "pets.zip")))["label"]) == {"cat", "dog"}
