@@ -418,7 +418,7 @@ def test_folders_may_lie_deeper_than_python_calls(pets, monkeypatch):
         for _ in range(1200):
             os.mkdir("d")
             os.chdir("d")
-        Path("deep.png").write()
+        Path("deep.png").write_bytes(b"")
         assert find_images(pets)["path"].str.contains("deep.png").sum() == 1
     finally:  # by a program of its own: Python's, and so pytest's, gives up
         subprocess.run(["rm", "-r", pets / "cats" / "d"], check=True)
@@ -445,7 +445,7 @@ def test_a_hundred_thousand_files_take_seconds(pets):
     for index in range(100_000):
         if index % 10_000 == 0:
             empty = pets / "dogs" / f"{index}.png"
-            empty.write()
+            empty.write_bytes(b"")
         os.link(empty, f"{pets}/many/{index}.png")  # ever new files would take the test ten times as long
     start = time.perf_counter()
     assert len(find_images(pets)) == 100_013
