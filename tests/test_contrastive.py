@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from networks import stage_network
 
+from helpers.appendices import Pairs, contrastive, pretrain, score_features
+from helpers.appendices.contrastive import attach_projector, contrastive_loss, partner_found
+from helpers.appendices.letters import build_letter_backbone, render_letters
 from helpers.backbones import audit_weights, copy_weights, freeze, keras
-from helpers.data import Pairs
-from helpers.letters import build_letter_backbone, render_letters
-from helpers.training import contrastive, pretrain, score_features, set_seed
-from helpers.training.contrastive import attach_projector, contrastive_loss, partner_found
+from helpers.training import set_seed
 
 
 @pytest.fixture(scope="module")

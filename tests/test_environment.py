@@ -211,3 +211,9 @@ def test_a_module_imports_only_from_those_before_it():
         for file in files:
             used = re.findall(r"^\s*(?:from|import) helpers\.(\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
             assert set(used) - {name} <= set(order[:position]), f"{file.name} of {name} imports {used}"
+
+
+def test_nothing_outside_the_appendices_needs_them():
+    for path in [*(ROOT / "helpers").rglob("*.py"), *(ROOT / "notebooks").glob("0*.ipynb")]:
+        if path.parent.name != "appendices":
+            assert "helpers.appendices" not in path.read_text(), path

@@ -6,8 +6,9 @@ from networks import random_images, stage_network
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
+from helpers.appendices import score_features
 from helpers.backbones import keras
-from helpers.training import attach_head, compute_activations, fit_head, score_features
+from helpers.training import attach_head, compute_activations, fit_head
 
 
 def blobs(images: int, features: int, classes: int, *, seed: int = 0, shift: float = 1.0):

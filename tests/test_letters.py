@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from helpers import letters
+from helpers.appendices import letters
+from helpers.appendices.letters import LETTERS, build_letter_network, counts_to_images, render_letters, render_steps
 from helpers.backbones import describe_stages
-from helpers.letters import LETTERS, build_letter_network, counts_to_images, render_letters, render_steps
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,10 @@ import pytest
 import yaml
 
 import helpers
-from helpers.backbones import copy_weights, find_stages
-from helpers.plots import plot_transfer
-from helpers.study import (
+from helpers.appendices import (
     TRANSFER_ARMS,
     LabelledImages,
     Transferability,
-    Trial,
     build_convnet,
     compare_arms,
     compare_costs,
@@ -21,10 +18,13 @@ from helpers.study import (
     halve_classes,
     interval_over_splits,
     open_classes,
+    plot_transfer,
     published_results,
     summarize_transfer,
 )
-from helpers.study import transferability as module
+from helpers.appendices import transferability as module
+from helpers.backbones import copy_weights, find_stages
+from helpers.study import Trial
 
 NAMES = list("abcdef")
 

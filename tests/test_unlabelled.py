@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.data import find_unlabelled, load_pixels
+from helpers.appendices import find_unlabelled
+from helpers.data import load_pixels
 from helpers.data.tables import save_images
 
 

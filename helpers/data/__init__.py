@@ -5,7 +5,6 @@
     names       what people call classes and parts
     listings    the tables in which a user lists images
     checks      every file is opened once     ->  the problems, and the images without them
-    unlabelled  images without labels, to be pretrained on
     splits      the parts train, validation and test
     tables      images.csv, and what is counted in it
     reading     one file  ->  RGB, brought to one size
@@ -23,7 +22,7 @@ The table is a pandas DataFrame with one row per image, sorted by path:
     white   int, only if there are images of 16 bits: the value that becomes 255 in all of them
 """
 
-from helpers.data.augmentation import AUGMENTATIONS, Augmented, Pairs
+from helpers.data.augmentation import AUGMENTATIONS, Augmented
 from helpers.data.batches import make_dataset
 from helpers.data.checks import check_images, exclude_problems, save_problems, summarize_problems
 from helpers.data.pixels import Pixels, load_pixels, shrink_pixels
@@ -32,7 +31,6 @@ from helpers.data.sources import find_images, open_data
 from helpers.data.splits import split_images
 from helpers.data.stores import StoredArray, content_keys, new_store, open_store
 from helpers.data.tables import PARTS, count_images, encode_labels, load_images, save_images, stored_path
-from helpers.data.unlabelled import find_unlabelled
 
 __all__ = [
     "AUGMENTATIONS",
@@ -40,7 +38,6 @@ __all__ = [
     "PARTS",
     "RESIZE_RULES",
     "Augmented",
-    "Pairs",
     "Pixels",
     "StoredArray",
     "check_images",
@@ -49,7 +46,6 @@ __all__ = [
     "encode_labels",
     "exclude_problems",
     "find_images",
-    "find_unlabelled",
     "find_white",
     "load_images",
     "load_pixels",

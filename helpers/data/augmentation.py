@@ -106,41 +106,6 @@ class View:
         return (self[[index]][0] for index in range(len(self)))
 
 
-class Pairs(Augmented):
-    """Two views of each image, other ones in each epoch: (images, 2, height, width, 3).
-
-    Args:
-        pixels: uint8 (images, height, width, 3), in memory or stored.
-        kinds: names of `AUGMENTATIONS`, separated by commas.
-        seed: of the random changes.
-
-    Raises:
-        ValueError: an unknown kind.
-    """
-
-    def __init__(self, pixels: np.ndarray | StoredArray, kinds: str, *, seed: int = 0):
-        super().__init__(pixels, kinds, seed=seed)
-        self.shape, self.ndim = (len(pixels), 2, *pixels.shape[1:]), pixels.ndim + 1
-
-    def at_epoch(self, epoch: int) -> "PairsOfViews":
-        """Returns the pairs of views that this epoch trains on."""
-        return PairsOfViews(self, 2 * epoch)
-
-
-class PairsOfViews:
-    """One pair of views of each image: it is indexed by a slice or by positions, as an array is."""
-
-    def __init__(self, pairs: Pairs, number: int):
-        self.shape, self.dtype, self.ndim = pairs.shape, pairs.dtype, pairs.ndim
-        self._views = [View(pairs, number + second) for second in (0, 1)]
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows) -> np.ndarray:
-        return np.stack([view[rows] for view in self._views], axis=1)
-
-
 def augment(image: np.ndarray, kinds: tuple[str, ...], *, seed: int | tuple[int, ...]) -> np.ndarray:
     """Returns a random variant of the image, uint8 (height, width, 3): the same for the same seed.
 

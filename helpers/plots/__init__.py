@@ -5,7 +5,6 @@ images      the images: counts, examples, sizes, problems
 training    one head, one training, the arms side by side
 evaluation  one trained model: its mistakes, how sure it is, where it looks; arms on changed images
 study       from which stage on to fine-tune, and at what rate: probe, race and final
-transferability  what copied layers are worth, by their number
 """
 
 from helpers.plots.evaluation import (
@@ -26,8 +25,7 @@ from helpers.plots.images import (
     plot_steps,
 )
 from helpers.plots.study import plot_costs, plot_depth, plot_differences, plot_probe, plot_rates
-from helpers.plots.training import plot_history, plot_pretraining, plot_results, plot_strengths
-from helpers.plots.transferability import plot_transfer
+from helpers.plots.training import plot_history, plot_results, plot_strengths
 
 __all__ = [
     "DescribedFigure",
@@ -43,7 +41,6 @@ __all__ = [
     "plot_history",
     "plot_image_rows",
     "plot_mistakes",
-    "plot_pretraining",
     "plot_probe",
     "plot_problems",
     "plot_rates",
@@ -52,5 +49,4 @@ __all__ = [
     "plot_sizes",
     "plot_steps",
     "plot_strengths",
-    "plot_transfer",
 ]

@@ -8,7 +8,6 @@ checkpoint    nothing of a training is lost, and its result is recalibrated
 weights       class weights, blends of weights, precision
 recipe        the defaults of fine-tuning, and why
 fine_tuning   all of it in one call
-contrastive   pretraining without labels
 familiarity   is an image like those that a classifier learned from?
 files         a classifier is one file
 """
@@ -23,11 +22,10 @@ from helpers.training.activations import (
 )
 from helpers.training.calibration import cool, judge, log_loss
 from helpers.training.checkpoint import Checkpoint, show_progress, tensorboard_logs
-from helpers.training.contrastive import pretrain
 from helpers.training.familiarity import Familiarity, learn_familiarity
 from helpers.training.files import load_classifier, load_familiarity, load_settings, save_backbone, save_model
 from helpers.training.fine_tuning import fine_tune, prepare_training, seed_training, training_batches
-from helpers.training.heads import STRENGTHS, attach_head, fit_head, head_weights, score_features
+from helpers.training.heads import STRENGTHS, attach_head, fit_head, head_weights
 from helpers.training.optimizers import decaying_rates, make_optimizer, warmup_cosine
 from helpers.training.probing import choose_cut, load_features, probe_depth
 from helpers.training.recipe import Recipe, count_epochs, first_stage
@@ -65,11 +63,9 @@ __all__ = [
     "make_optimizer",
     "on_all_devices",
     "prepare_training",
-    "pretrain",
     "probe_depth",
     "save_backbone",
     "save_model",
-    "score_features",
     "seed_training",
     "set_seed",
     "show_progress",

@@ -8,11 +8,9 @@ from time import perf_counter
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
-from helpers import progress_file
 from helpers._keras import keras, on_all_devices
 from helpers.backbones.graphs import free_name
 from helpers.data import StoredArray
@@ -144,27 +142,6 @@ def head_weights(head: LogisticRegression) -> list[np.ndarray]:
     if len(bias) == 1:  # of two classes scikit-learn keeps the difference
         kernel, bias = np.hstack([-kernel / 2, kernel / 2]), np.array([-bias[0] / 2, bias[0] / 2])
     return [kernel.astype("float32"), bias.astype("float32")]
-
-
-def score_features(
-    features: np.ndarray, labels: np.ndarray, *, labelled: int, test: int = 800, draws: int = 10, seed: int = 0
-) -> np.ndarray:
-    """Returns what fixed features are worth with few labels: test accuracies 0..1, float64 (draws,); shows a bar.
-
-    Args:
-        features: float (images, features).
-        labels: int (images,).
-        labelled: images that a head is solved from (`fit_head`): drawn anew each time, of each class in proportion.
-        test: others that it is tested on.
-        draws: how often. They depend on the seed and the labels alone, so that features can be compared in pairs.
-        seed: of the draws.
-
-    Raises:
-        ValueError: there are too few images.
-    """
-    splits = StratifiedShuffleSplit(n_splits=draws, train_size=labelled, test_size=test, random_state=seed)
-    bar = tqdm(splits.split(features, labels), "scoring features", draws, leave=False, file=progress_file())
-    return np.array([fit_head(features[few], labels[few]).score(features[rest], labels[rest]) for few, rest in bar])
 
 
 def attach_head(backbone: keras.Model, head: LogisticRegression, *, class_names: list[str]) -> keras.Model:

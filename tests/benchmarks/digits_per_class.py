@@ -17,8 +17,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 from tqdm import tqdm
 
+from helpers.appendices.letters import counts_to_images
 from helpers.backbones import cut, freeze, keras, load_backbone
-from helpers.letters import counts_to_images
 from helpers.training import attach_head, compute_activations, fit_head, set_seed, warmup_cosine
 
 UNFREEZE_FROM, LEARNING_RATE, EPOCHS, BATCH_SIZE = "conv3", 1e-3, 40, 32

@@ -24,10 +24,10 @@ from digits_per_class import BATCH_SIZE, EPOCHS, LEARNING_RATE, UNFREEZE_FROM, d
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
+from helpers.appendices import interval_over_splits
+from helpers.appendices.letters import build_letter_backbone, counts_to_images
 from helpers.backbones import cut, freeze, keras, load_backbone
 from helpers.data import Augmented, make_dataset
-from helpers.letters import build_letter_backbone, counts_to_images
-from helpers.study import interval_over_splits
 from helpers.training import attach_head, compute_activations, fit_head, set_seed, warmup_cosine
 
 NETWORKS = {

@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits
 
+from helpers.appendices import Pairs, interval_over_splits, score_features
+from helpers.appendices.contrastive import attach_projector, contrastive_loss
+from helpers.appendices.letters import build_letter_backbone, counts_to_images, render_letters
 from helpers.backbones import keras
-from helpers.data import Pairs, make_dataset
-from helpers.letters import build_letter_backbone, counts_to_images, render_letters
-from helpers.study import interval_over_splits
-from helpers.training import compute_activations, score_features, set_seed, warmup_cosine
-from helpers.training.contrastive import attach_projector, contrastive_loss
+from helpers.data import make_dataset
+from helpers.training import compute_activations, set_seed, warmup_cosine
 
 BATCH_SIZE = 256
 

@@ -1,6 +1,8 @@
-"""The curves of the transferability experiment."""
+"""The figures of A2 (the curves of the transferability experiment) and of A3 (pretraining without labels)."""
 
+import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from helpers.plots.figures import DescribedFigure, draw_intervals, new_figure
 
@@ -55,4 +57,30 @@ def plot_transfer(summary: pd.DataFrame) -> DescribedFigure:
     ]
     lead = "Accuracy above each split's own base, in points, over the number of copied layers."
     figure.description = " ".join([lead, *texts])
+    return figure
+
+
+def plot_pretraining(history: dict[str, list[float]], *, candidates: int) -> DescribedFigure:
+    """Returns the share of images whose other view is found, over epochs, for training and held-out images.
+
+    Args:
+        history: `Checkpoint.history` from `pretrain`, with partner_found and val_partner_found.
+        candidates: among how many the other view of a held-out image is to be found.
+    """
+    figure = new_figure(5.5, 3.2)
+    axes = figure.subplots()
+    learned, held_out = (100 * np.array(history.get(f"{part}partner_found", [])) for part in ("", "val_"))
+    epochs = np.arange(1, len(held_out) + 1)
+    axes.plot(epochs, learned, "--", color="0.5", marker="o", label="train")
+    axes.plot(epochs, held_out, "-", color="black", marker="o", label="held out")
+    axes.axhline(100 / candidates, color="0.7", linestyle=":", label="guessing")
+    axes.set(xlabel="epoch", ylabel="other view found (%)", ylim=(-2, 102))
+    axes.set_title(f"Is an image's other view found among {candidates}?")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    ends = f": of held-out ones, {held_out[0]:.0f} % after the first, {held_out[-1]:.0f} % after the last"
+    figure.description = (
+        f"Curves over {len(epochs)} epochs of the share of images whose other view is found among {candidates}"
+        f"{ends if len(epochs) else ''}."
+    )
     return figure

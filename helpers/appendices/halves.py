@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from helpers.appendices.letters import LETTERS, render_letters
 from helpers.data import (
     PARTS,
     check_images,
@@ -20,7 +21,6 @@ from helpers.data import (
     split_images,
 )
 from helpers.data.names import unify_name
-from helpers.letters import LETTERS, render_letters
 
 _VALIDATION = 0.1
 """Share of the images to learn from that tell the best epoch: nothing else is chosen by them."""

@@ -27,10 +27,10 @@ import pandas as pd
 
 from helpers import resolve_path
 from helpers._keras import keras, on_all_devices, set_seed
+from helpers.appendices.halves import Halves, LabelledImages
 from helpers.backbones import describe_stages, find_stages
 from helpers.data import PARTS
 from helpers.evaluation import evaluate
-from helpers.study.halves import Halves, LabelledImages
 from helpers.study.trials import Trial, Trials
 from helpers.training import Recipe, compute_activations, fine_tune, load_activations
 

@@ -12,12 +12,18 @@ random weights 79.6 % (`tests/benchmarks/without_labels.py`).
 from pathlib import Path
 
 import numpy as np
+from sklearn.model_selection import StratifiedShuffleSplit
+from tqdm import tqdm
 
+from helpers import progress_file
 from helpers._keras import keras, on_all_devices, set_seed
 from helpers.backbones.graphs import free_name
-from helpers.data import Pairs, make_dataset
+from helpers.data import make_dataset
+from helpers.data.augmentation import Augmented, View
+from helpers.data.stores import StoredArray
 from helpers.training.checkpoint import Checkpoint, return_to_start, show_progress
 from helpers.training.fine_tuning import digest_images, seed_training, training_batches
+from helpers.training.heads import fit_head
 from helpers.training.optimizers import warmup_cosine
 
 
@@ -152,3 +158,59 @@ def partner_found(_, projections):
     logits, partner = _similarities(projections, 1.0)
     right = keras.ops.equal(keras.ops.argmax(logits, axis=1), keras.ops.cast(partner, "int64"))
     return keras.ops.mean(keras.ops.reshape(keras.ops.cast(right, "float32"), (-1, 2)), axis=1)
+
+
+class Pairs(Augmented):
+    """Two views of each image, other ones in each epoch: (images, 2, height, width, 3).
+
+    Args:
+        pixels: uint8 (images, height, width, 3), in memory or stored.
+        kinds: names of `AUGMENTATIONS`, separated by commas.
+        seed: of the random changes.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+
+    def __init__(self, pixels: np.ndarray | StoredArray, kinds: str, *, seed: int = 0):
+        super().__init__(pixels, kinds, seed=seed)
+        self.shape, self.ndim = (len(pixels), 2, *pixels.shape[1:]), pixels.ndim + 1
+
+    def at_epoch(self, epoch: int) -> "PairsOfViews":
+        """Returns the pairs of views that this epoch trains on."""
+        return PairsOfViews(self, 2 * epoch)
+
+
+class PairsOfViews:
+    """One pair of views of each image: it is indexed by a slice or by positions, as an array is."""
+
+    def __init__(self, pairs: Pairs, number: int):
+        self.shape, self.dtype, self.ndim = pairs.shape, pairs.dtype, pairs.ndim
+        self._views = [View(pairs, number + second) for second in (0, 1)]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows) -> np.ndarray:
+        return np.stack([view[rows] for view in self._views], axis=1)
+
+
+def score_features(
+    features: np.ndarray, labels: np.ndarray, *, labelled: int, test: int = 800, draws: int = 10, seed: int = 0
+) -> np.ndarray:
+    """Returns what fixed features are worth with few labels: test accuracies 0..1, float64 (draws,); shows a bar.
+
+    Args:
+        features: float (images, features).
+        labels: int (images,).
+        labelled: images that a head is solved from (`fit_head`): drawn anew each time, of each class in proportion.
+        test: others that it is tested on.
+        draws: how often. They depend on the seed and the labels alone, so that features can be compared in pairs.
+        seed: of the draws.
+
+    Raises:
+        ValueError: there are too few images.
+    """
+    splits = StratifiedShuffleSplit(n_splits=draws, train_size=labelled, test_size=test, random_state=seed)
+    bar = tqdm(splits.split(features, labels), "scoring features", draws, leave=False, file=progress_file())
+    return np.array([fit_head(features[few], labels[few]).score(features[rest], labels[rest]) for few, rest in bar])
