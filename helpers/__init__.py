@@ -26,15 +26,25 @@ def resolve_path(path: str | Path) -> Path:
     return ROOT / Path(str(path)).expanduser()  # papermill makes a number of a folder called 2024
 
 
-def write_atomically(path: Path, text: str) -> Path:
-    """Returns `path`, which now holds `text` (UTF-8): an interrupted write leaves the old file whole."""
+@contextmanager
+def whole_file(path: Path):
+    """Yields a path to write to, beside `path`, which it replaces when the block ends: files are whole or absent.
+
+    If the block fails, what stood at `path` stays, and what was written is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial-{path.name}")  # with its suffix, which Keras looks at
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Returns `path`, which now holds `text` (UTF-8): an interrupted write leaves the old file whole."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
     return path
 
 
