@@ -171,10 +171,20 @@ def test_import_helpers_is_fast_and_light():
     seconds(f"import sys, helpers, helpers.run; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)")
 
 
-def test_links_in_the_readme_lead_somewhere():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(links) >= 5
-    assert [link for link in links if not (ROOT / link).exists()] == []
+READMES = ["README.md", *(f"{folder}/README.md" for folder in ("data", "helpers", "notebooks", "tests"))]
+READMES += [str(path.relative_to(ROOT)) for path in (ROOT / "helpers").glob("*/README.md")]
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_links_lead_somewhere(readme):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / readme).read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / readme).parent.joinpath(link).exists()] == []
+
+
+def test_the_front_page_is_one_screen_and_leads_to_all_others():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 1000
+    assert all(f"]({readme})" in text for readme in READMES[1:])
 
 
 @pytest.mark.parametrize(
@@ -201,7 +211,7 @@ def test_make_run_hands_every_variable_on(tmp_path, variables, expected):
 
 
 def test_a_module_imports_only_from_those_before_it():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "helpers" / "README.md").read_text(encoding="utf-8")
     paragraph = readme[readme.index("has a module per thing") : readme.index("A module imports only")]
     order = ["_keras", *re.findall(r"`(\w+)`", paragraph)]
     packages = {path.parent.name for path in (ROOT / "helpers").glob("*/__init__.py")}

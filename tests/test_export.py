@@ -448,8 +448,8 @@ def test_the_command_line_says_why_not_in_a_paragraph(classifier, tmp_path, caps
 
 
 def readme_snippets() -> list[str]:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme[readme.index("## Take it elsewhere") :].split("\n## ")[0]
+    readme = (ROOT / "helpers" / "README.md").read_text(encoding="utf-8")
+    section = readme[readme.index("## Exports") :].split("\n## ")[0]
     return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
 

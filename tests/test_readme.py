@@ -46,7 +46,7 @@ def test_the_table_of_pretraining_is_the_one_that_was_measured():
     table = pd.read_csv(ROOT / "data" / "labels_or_none.csv", dtype="str")
     assert len(table) == 6
     for row in [list(table), *table.to_numpy().tolist()]:
-        assert f"| {' | '.join(row)} |" in README
+        assert f"| {' | '.join(row)} |" in (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
 
 
 def test_one_figure_is_expected():
