@@ -11,16 +11,14 @@ from PIL import Image
 from helpers.backbones import keras
 from helpers.data import read_pixels
 from helpers.evaluation import (
-    CORRUPTIONS,
-    SEVERITIES,
     accuracy_interval,
     compare_shift,
-    corrupt,
     corruption_table,
     corruptions,
     shifted_table,
     worst_corruptions,
 )
+from helpers.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
 layers = keras.layers
 
@@ -56,22 +54,20 @@ def test_each_severity_changes_more_at_any_size(corruption, side):
 )
 def test_it_means_the_same_for_small_images_as_for_large_ones(corruption, about):
     def typical(side: int) -> float:
-        seeds = range(10 if corruption == "occlusion" else 1)
-        return np.mean([change(corrupt(scene(side), corruption, severity=4, seed=s), scene(side)) for s in seeds])
+        images = [np.roll(scene(side), number * side // 8, axis=1) for number in range(8)]
+        return np.mean([change(corrupt(image, corruption, severity=4), image) for image in images])
 
     assert typical(32) == pytest.approx(typical(224), rel=about)
 
 
 @pytest.mark.parametrize("corruption", ["noise", "brightness", "occlusion"])
-def test_what_is_random_hangs_on_the_image_and_the_seed(corruption):
-    image, other = scene(32), scene(32)[::-1]
-    one = corrupt(image, corruption, severity=3, seed=1)
-    np.testing.assert_array_equal(one, corrupt(image.copy(), corruption, severity=3, seed=1))
-    outcomes = {corrupt(image, corruption, severity=3, seed=seed).tobytes() for seed in range(8)}
-    assert len(outcomes) >= 2
-    assert len({change(corrupt(each, corruption, severity=3), each) for each in (image, other)}) == 2 or (
-        corruption == "brightness"
-    )
+def test_what_is_random_depends_on_the_image_alone(corruption):
+    images = [np.roll(scene(32), number, axis=1) for number in range(8)]
+    changed = [corrupt(image, corruption, severity=3) for image in images]
+    for image, expected in zip(images, changed, strict=True):
+        np.testing.assert_array_equal(corrupt(image.copy(), corruption, severity=3), expected)
+    differences = {(other.astype(int) - image).tobytes() for image, other in zip(images, changed, strict=True)}
+    assert len(differences) >= 2
 
 
 def test_brightness_goes_both_ways():
@@ -89,17 +85,10 @@ def test_the_same_noise_becomes_stronger():
 
 def test_an_occlusion_lies_within_the_image_and_has_its_share_of_the_area():
     image = scene(100)
-    for seed in range(20):
-        hidden = (corrupt(image, "occlusion", severity=3, seed=seed) == image.mean(axis=(0, 1)).round()).all(axis=2)
+    for number in range(20):
+        image = np.roll(image, number, axis=1)
+        hidden = (corrupt(image, "occlusion", severity=3) == image.mean(axis=(0, 1)).round()).all(axis=2)
         assert hidden.mean() == pytest.approx(0.2, abs=0.02)
-
-
-def test_unknown_corruptions_and_severities_are_refused():
-    with pytest.raises(ValueError, match="one of blur, noise, brightness, jpeg, occlusion. Received 'fog'"):
-        corrupt(scene(8), "fog", severity=1)
-    for severity in (6, -1, 1.5):
-        with pytest.raises(ValueError, match="`severity` to be 0"):
-            corrupt(scene(8), "blur", severity=severity)
 
 
 # ---- the arms
@@ -134,9 +123,9 @@ def test_a_row_is_what_the_model_says_of_these_corrupted_images():
     pixels, labels = coloured_images(12)
     network = stage_network()
     model = keras.Model(network.inputs[0], layers.Softmax()(layers.Dense(3)(network.outputs[0])))
-    table = corruption_table({"frozen": model}, pixels, labels, images=0, seed=3)
+    table = corruption_table({"frozen": model}, pixels, labels, images=0)
     for corruption, severity in (("none", 0), ("noise", 4), ("jpeg", 1), ("occlusion", 5)):
-        changed = [corrupt(image, corruption, severity=severity, seed=3) if severity else image for image in pixels]
+        changed = [corrupt(image, corruption, severity=severity) for image in pixels]
         expected = call(model, np.stack(changed)).argmax(axis=1) == labels
         (row,) = table[(table["corruption"] == corruption) & (table["severity"] == severity)].itertuples()
         assert row.correct.tolist() == expected.tolist() and row.accuracy == expected.mean()
@@ -165,31 +154,10 @@ def test_stored_images_are_read_in_parts(root, monkeypatch):
 @pytest.mark.parametrize("count", [1, 7, 30, 99, 100, 1000])
 def test_the_images_that_are_used_keep_the_classes_shares(count):
     labels = np.repeat([0, 1, 2], [60, 30, 10])
-    chosen = corruptions._choose(labels, count, 0)
+    chosen = corruptions._choose(labels, count)
     assert len(chosen) == min(count, 100) == len(set(chosen)) and (np.diff(chosen) > 0).all()
     found = np.bincount(labels[chosen], minlength=3)
     np.testing.assert_allclose(found, len(chosen) * np.array([0.6, 0.3, 0.1]), atol=1)
-    if count == 30:
-        assert chosen.tolist() == corruptions._choose(labels, count, 0).tolist()
-        assert chosen.tolist() != corruptions._choose(labels, count, 1).tolist()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"models": {}}, "`models`, name to classifier.*none"),
-        ({"labels": np.zeros(5, int)}, "one for each of 6 images"),
-        ({"labels": np.zeros(6)}, "float64"),
-        ({"labels": np.full(6, 3)}, "from 0 to 2, the classes of 'frozen'. Received 3 to 3"),
-        ({"pixels": np.zeros((6, 9, 8, 3), "uint8")}, r"\(8, 8, 3\), which 'frozen' takes. Received \(9, 8, 3\)"),
-        ({"images": -1}, "`images` of at least 0"),
-    ],
-)
-def test_what_does_not_fit_is_refused(change, message):
-    pixels, labels = coloured_images(6)
-    given = {"models": {"frozen": brightest()}, "pixels": pixels, "labels": labels} | change
-    with pytest.raises(ValueError, match=message):
-        corruption_table(**given)
 
 
 # ---- the comparison
@@ -287,10 +255,6 @@ def test_the_worst_corruption_is_named_for_each_arm():
     assert found["corruption"].to_dict() == {"frozen": "noise", "fine-tuned": "jpeg"}
     assert found["lost"].tolist() == pytest.approx([0.2, 0.6])
     assert found["before"].tolist() == [0.9, 0.8] and found["after"].tolist() == [0.7, 0.2]
-    assert worst_corruptions(table, severity=2)["corruption"].tolist() == ["blur", "blur"]
-    for bad, severity in ((table, 3), (table, 0), (table[table["severity"] > 0], 1)):
-        with pytest.raises(ValueError, match="Expected a table with the severities 0 and"):
-            worst_corruptions(bad, severity=severity)
 
 
 def test_tables_of_other_images_are_compared_by_themselves():
@@ -372,28 +336,16 @@ def test_classes_are_the_same_in_both_unicode_forms(folder):
     assert table["accuracy"].tolist() == [1] and table["missing"].tolist() == [""]
 
 
-def test_classes_that_the_models_do_not_know(folder):
-    source = folder({"Ant": 1, "bee": 2, "wasp": 0})
-    with pytest.raises(ValueError) as error:
-        shifted_table({"frozen": brightest()}, source, class_names=NAMES)
-    assert "that the models know: zebra, ant, bee. Received 'Ant' with 4 files, and 1 other." in str(error.value)
-    assert "Is 'Ant' perhaps 'ant'?" in str(error.value)
-
-
-def test_folders_and_models_that_do_not_fit(folder, root):
+def test_folders_that_do_not_fit(folder):
     models = {"frozen": brightest()}
-    with pytest.raises(FileNotFoundError, match="`folder` to hold images in class folders. There is no .*nowhere"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         shifted_table(models, "nowhere", class_names=NAMES)
-    source = folder({"ant": 1, "bee": 2})
-    with pytest.raises(ValueError, match="`class_names` of 3 classes, those of 'frozen'. Received 2"):
-        shifted_table(models, source, class_names=NAMES[1:])
-    with pytest.raises(ValueError, match="one size. Received none"):
-        shifted_table({}, source, class_names=NAMES)
-    with pytest.raises(ValueError, match="`resize`"):
-        shifted_table(models, source, class_names=NAMES, resize="squeeze")
+    with pytest.raises(ValueError, match="zebra, ant, bee. Received Ant, wasp"):
+        shifted_table(models, folder({"Ant": 1, "bee": 2, "wasp": 0}), class_names=NAMES)
+    source = folder({"ant": 1, "bee": 2}, name="morning")
     for each in source.glob("*/*.png"):
         each.write_bytes(b"no image")
-    with pytest.raises(ValueError, match="None of its 8 files is one that can be used"):
+    with pytest.raises(ValueError, match="None of its 8 files"):
         shifted_table(models, source, class_names=NAMES)
 
 

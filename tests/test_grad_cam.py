@@ -1,7 +1,5 @@
 """Grad-CAM is what the formula says, finds what the class depends on, and does not mind what is frozen."""
 
-import re
-
 import numpy as np
 import pytest
 from networks import coloured_images, residual_network, stage_network
@@ -19,12 +17,11 @@ def fresh_graph():
     keras.utils.set_random_seed(0)
 
 
-def classifier(*, classes: int = 3) -> keras.Model:
+def classifier(network=None) -> keras.Model:
     """Returns a flat classifier as 02 makes it: three stages and a solved head."""
-    network = stage_network()
+    network = network or stage_network()
     images, labels = coloured_images(24)
-    head = fit_head(compute_activations(network, images), labels % classes)
-    return attach_head(network, head, class_names=list("abcdef"[:classes]))
+    return attach_head(network, fit_head(compute_activations(network, images), labels), class_names=list("abc"))
 
 
 def red_or_blue(*, sureness: float = 1.0) -> keras.Model:
@@ -34,8 +31,7 @@ def red_or_blue(*, sureness: float = 1.0) -> keras.Model:
     x = layers.Conv2D(2, 1, activation="relu", name="conv1_conv")(x)
     x = layers.DepthwiseConv2D(1, use_bias=False, depthwise_initializer="ones", name="conv2_conv")(x)
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    x = layers.Dense(2, name="head")(x)
-    model = keras.Model(images, layers.Softmax(name="probabilities")(x))
+    model = keras.Model(images, layers.Softmax(name="probabilities")(layers.Dense(2, name="head")(x)))
     kernel = np.array([[1, -1], [-1, -1], [-1, 1]], "float32")
     model.get_layer("conv1_conv").set_weights([kernel[None, None], np.zeros(2, "float32")])
     model.get_layer("head").set_weights([sureness * np.eye(2, dtype="float32"), np.zeros(2, "float32")])
@@ -64,6 +60,7 @@ def test_the_map_lies_on_what_the_class_depends_on(stage):
     both = grad_cam(model, np.repeat(image, 2, axis=0), stage=stage, classes=np.array([1, 0]))
     np.testing.assert_array_equal(both, [blue, red])
     assert red.max() == blue.max() == 1
+    assert grad_cam(model, np.full((1, 16, 16, 3), 90, "uint8"), stage=stage).max() == 0, "nothing speaks for a class"
 
 
 def test_behind_the_last_map_it_is_the_known_formula():
@@ -71,7 +68,7 @@ def test_behind_the_last_map_it_is_the_known_formula():
     model = classifier()
     images, _ = coloured_images(11)
     head = model.get_layer("head")
-    assert cam_stages(model)[-1] == "conv3"
+    assert cam_stages(model) == ["conv1", "conv2", "conv3"]
     maps = keras.Model(model.inputs[0], model.get_layer("conv3_relu").output)(images, training=False).numpy()
     for number in range(3):
         expected = np.maximum(maps @ head.kernel.numpy()[:, number], 0)
@@ -105,28 +102,23 @@ def test_gradients_are_averaged_over_places_and_not_multiplied_place_by_place():
     np.testing.assert_allclose(grad_cam(model, batch, classes=2), expected, atol=1e-4)
 
 
-def test_what_is_frozen_does_not_matter():
+def test_neither_frozen_weights_nor_certainty_nor_a_cut_change_it():
     model, image = red_or_blue(), squares()
     before = grad_cam(model, image)
+    certain = red_or_blue(sureness=10_000.0)  # the gradient of a probability of 1 is 0: the logit's is not
+    assert certain(image).numpy().max() == 1
+    np.testing.assert_allclose(grad_cam(certain, image), before, atol=1e-5)
+    prefix, suffix = cut(model, "conv2")
+    np.testing.assert_allclose(grad_cam(suffix, prefix(image).numpy()), before, atol=1e-6)
     freeze(model)
     np.testing.assert_array_equal(grad_cam(model, image), before)
-
-
-def test_a_network_that_is_certain_is_explained_as_well():
-    """Of a probability that is 1 the gradient is 0: the logit's is not."""
-    certain = red_or_blue(sureness=10_000.0)
-    image = squares()
-    assert certain(image).numpy().max() == 1
-    np.testing.assert_allclose(grad_cam(certain, image), grad_cam(red_or_blue(), image), atol=1e-5)
 
 
 def test_a_softmax_within_the_last_layer_is_taken_off():
     model = residual_network(classes=3)
     images = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype("float32")
-    *_, dense = model.layers
-    features = dense.input
-    linear = layers.Dense(3, name="logits")
-    logits = keras.Model(model.inputs[0], linear(features))
+    dense, linear = model.layers[-1], layers.Dense(3, name="logits")
+    logits = keras.Model(model.inputs[0], linear(dense.input))
     linear.set_weights(dense.get_weights())
     for number in range(3):
         expected = grad_cam(logits, images, classes=number)
@@ -136,33 +128,22 @@ def test_a_softmax_within_the_last_layer_is_taken_off():
 
 def test_a_network_inside_a_network(tmp_path):
     """The tutorial's classifier has no path from its input to the inner layers: ours is flat."""
-    inner = stage_network()
     images = keras.Input((8, 8, 3), dtype="uint8")
-    nested = keras.Model(images, layers.Dense(3, activation="softmax", name="predictions")(inner(images)))
-    with pytest.raises(ValueError):
-        keras.Model(nested.inputs[0], [inner.get_layer("conv3_relu").output, nested.outputs[0]])
-    with pytest.raises(ValueError, match="Received 'conv3'|has any"):
+    nested = keras.Model(images, layers.Dense(3, activation="softmax", name="predictions")(stage_network()(images)))
+    with pytest.raises(ValueError, match="Received 'conv3'|feature maps"):
         grad_cam(nested, coloured_images(2)[0], stage="conv3")
     nested.save(tmp_path / "nested.keras")
-    network = load_backbone(str(tmp_path / "nested.keras"))
-    batch, labels = coloured_images(24)
-    model = attach_head(network, fit_head(compute_activations(network, batch), labels), class_names=list("abc"))
+    model = classifier(load_backbone(str(tmp_path / "nested.keras")))
     assert cam_stages(model) == ["conv1", "conv2", "conv3"]
-    assert grad_cam(model, batch[:2], stage="conv2").max() == 1
+    assert grad_cam(model, coloured_images(2)[0], stage="conv2").max() == 1
 
 
-def test_what_was_cut_off_is_explained_on_its_own_input():
-    model, image = red_or_blue(), squares()
-    prefix, suffix = cut(model, "conv2")
-    np.testing.assert_allclose(grad_cam(suffix, prefix(image).numpy()), grad_cam(model, image), atol=1e-6)
-
-
-def test_batches_stored_images_and_one_by_one_are_the_same():
+def test_batches_and_one_by_one_are_the_same():
     model = classifier()
     images, _ = coloured_images(19)
     together = grad_cam(model, images)
-    alone = np.concatenate([grad_cam(model, images[[number]]) for number in range(19)])
-    np.testing.assert_allclose(together, alone, atol=1e-4)
+    alone = np.concatenate([grad_cam(model, images[[number]]) for number in (0, 9, 18)])
+    np.testing.assert_allclose(together[[0, 9, 18]], alone, atol=1e-4)
     assert together.shape == (19, 8, 8) and together.dtype == np.float32
     assert together.min() >= 0 and together.max() == 1
     assert grad_cam(model, images[:0]).shape == (0, 8, 8)
@@ -178,58 +159,20 @@ def test_maps_are_as_large_as_the_images():
     assert cam.shape == (12, 20) and cam[9:12, 13:15].min() > 0.8 and cam[:4].max() == cam[:, :8].max() == 0
 
 
-def test_nothing_that_speaks_for_the_class_is_a_map_of_zeros():
-    grey = np.full((1, 16, 16, 3), 90, "uint8")
-    assert grad_cam(red_or_blue(), grey).max() == 0
-
-
-def test_stages_without_a_map_are_named():
-    model = classifier()
-    assert cam_stages(model) == ["conv1", "conv2", "conv3"]
-    images, _ = coloured_images(2)
-    for stage, words in (
-        ("head", "'head', which gives 3 and no such map. It works at conv1, conv2, conv3."),
-        ("input", "'input', which holds nothing but the image. It works at conv1, conv2, conv3."),
-        ("conv22", "'conv22'. Did you mean 'conv2'? It works at conv1, conv2, conv3."),
-    ):
-        with pytest.raises(ValueError, match=re.escape(words)):
-            grad_cam(model, images, stage=stage)
-
-
-def test_tokens_and_maps_of_one_place_are_no_maps():
+def test_tokens_and_maps_of_one_cell_are_no_feature_maps():
     images = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 4, strides=4, name="patch_conv")(images)
     x = layers.Dense(4, name="block1_dense")(layers.Reshape((4, 4), name="patch_tokens")(x))
     model = keras.Model(images, layers.Dense(2, name="head")(layers.GlobalAveragePooling1D(name="pool")(x)))
     assert cam_stages(model) == ["patch"]
-    with pytest.raises(ValueError, match="'block1', which gives 4 and no such map. It works at patch"):
-        grad_cam(model, np.zeros((1, 8, 8, 3), "float32"), stage="block1")
+    for stage in ("block1", "input", "patsh"):
+        with pytest.raises(ValueError, match=f"one of patch. Received '{stage}'"):
+            grad_cam(model, np.zeros((1, 8, 8, 3), "float32"), stage=stage)
     x = layers.Conv2D(4, 8, name="conv1_conv")(images)
     small = keras.Model(images, layers.Dense(2, name="head")(layers.Flatten(name="flat")(x)), name="small")
     assert cam_stages(small) == []
-    with pytest.raises(ValueError, match="'small', where none of the stages input, conv1, head has any"):
+    with pytest.raises(ValueError, match="'small' has none"):
         grad_cam(small, np.zeros((1, 8, 8, 3), "float32"))
-
-
-@pytest.mark.parametrize(
-    ("classes", "message"),
-    [
-        (3, "`classes` from 0 to 2. Received numbers from 3 to 3"),
-        (np.array([0, -1]), "from -1 to 0"),
-        (np.array([0, 1, 2]), r"or 2 of them, one for each image. Received int64 of shape \(3,\)"),
-        (1.0, "Received float64"),
-    ],
-)
-def test_classes_that_there_are_not(classes, message):
-    with pytest.raises(ValueError, match=message):
-        grad_cam(classifier(), coloured_images(2)[0], classes=classes)
-
-
-def test_images_of_another_size_are_refused():
-    with pytest.raises(ValueError, match=r"of \(8, 8, 3\) each. Received \(2, 9, 8, 3\)"):
-        grad_cam(classifier(), np.zeros((2, 9, 8, 3), "uint8"))
-    with pytest.raises(ValueError, match=r"Received \(8, 8, 3\)"):
-        grad_cam(classifier(), np.zeros((8, 8, 3), "uint8"))
 
 
 @pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetB0", "ConvNeXtTiny", "DenseNet121"])

@@ -2,20 +2,10 @@
 
 figures     a figure with its description; what several figures draw alike
 images      the images: counts, examples, sizes, problems
-training    one head, one training, the arms side by side
-evaluation  one trained model: its mistakes, how sure it is, where it looks; arms on changed images
+models      one model: its training, its mistakes, its calibration, where it looks; arms on changed images
 study       from which stage on to fine-tune, and at what rate: probe, race and final
 """
 
-from helpers.plots.evaluation import (
-    plot_confusion,
-    plot_corrupted_examples,
-    plot_corruptions,
-    plot_grad_cam,
-    plot_mistakes,
-    plot_reliability,
-)
-from helpers.plots.figures import DescribedFigure
 from helpers.plots.images import (
     plot_counts,
     plot_examples,
@@ -24,11 +14,20 @@ from helpers.plots.images import (
     plot_sizes,
     plot_steps,
 )
+from helpers.plots.models import (
+    plot_confusion,
+    plot_corrupted_examples,
+    plot_corruptions,
+    plot_grad_cam,
+    plot_history,
+    plot_mistakes,
+    plot_reliability,
+    plot_results,
+    plot_strengths,
+)
 from helpers.plots.study import plot_costs, plot_depth, plot_differences, plot_probe, plot_rates
-from helpers.plots.training import plot_history, plot_results, plot_strengths
 
 __all__ = [
-    "DescribedFigure",
     "plot_confusion",
     "plot_corrupted_examples",
     "plot_corruptions",

@@ -1,22 +1,24 @@
 """A figure with a description in words, and what several figures draw alike."""
 
 import warnings
-from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.transforms import Affine2D, Bbox
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 matplotlib.rcParams["text.parse_math"] = False  # the "$" in a class's or a file's name begins no formula
 
-_SIDES = [(1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1)]
-"""Where a name may stand: right (1) or left (-1) of its point, above (1) or below (-1) it; the first is the best."""
-
-_GAPS = (5, 14, 26, 40, 58)
-"""How far from its point a name may stand, in typographic points."""
+STYLES = (
+    {"marker": "o", "linestyle": "-", "markerfacecolor": "black"},
+    {"marker": "D", "linestyle": "--", "markerfacecolor": "white"},
+    {"marker": "s", "linestyle": ":", "markerfacecolor": "0.6"},
+    {"marker": "^", "linestyle": "-.", "markerfacecolor": "white"},
+)
+"""Of curves that are drawn together: told apart without colours."""
 
 
 class DescribedFigure(Figure):
@@ -34,7 +36,12 @@ class DescribedFigure(Figure):
         return bundle, {"image/png": {"alt": self.description}}
 
 
-def say(message: str) -> DescribedFigure:
+def new_figure(width: float, height: float) -> DescribedFigure:
+    """Returns an empty figure of this size, in inches."""
+    return DescribedFigure(figsize=(width, height), dpi=80, layout="constrained")
+
+
+def text_figure(message: str) -> DescribedFigure:
     """Returns a low figure that holds a sentence alone, where there is nothing to draw."""
     figure = new_figure(9, 0.6)
     figure.subplots().axis("off")  # without axes, a notebook would print no picture
@@ -43,9 +50,25 @@ def say(message: str) -> DescribedFigure:
     return figure
 
 
-def new_figure(width: float, height: float) -> DescribedFigure:
-    """Returns an empty figure of this size, in inches."""
-    return DescribedFigure(figsize=(width, height), dpi=80, layout="constrained")
+def image_grid(rows: int, columns: int, *, width: float, height: float) -> tuple[DescribedFigure, np.ndarray]:
+    """Returns a figure of this size, in inches, and its axes for images, (rows, columns), without ticks."""
+    figure = new_figure(width, height)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    return figure, grid
+
+
+def show_image(axes: Axes, image: ArrayLike, title: str = "", **style) -> None:
+    """Draws an image in a frame, with its title above it."""
+    axes.imshow(image, interpolation="nearest", **style)
+    axes.set_frame_on(True)
+    axes.set_title(title, fontsize=9)
+
+
+def name_row(axes: Axes, name: str) -> None:
+    """Writes the name of a row of images to the left of its first one."""
+    axes.set_ylabel(name, rotation=0, ha="right", va="center")
 
 
 def shorten(name: str, *, most: int = 20) -> str:
@@ -60,59 +83,13 @@ def draw_intervals(axes: Axes, x: ArrayLike, y: ArrayLike, spans: ArrayLike, **s
     axes.errorbar(x, y, yerr=reach, **{"color": "black", "ecolor": "0.4", "elinewidth": 1.5, "capsize": 3} | style)
 
 
-def label_points(axes: Axes, names: Sequence[str], x: ArrayLike, y: ArrayLike, spans: ArrayLike) -> None:
-    """Writes each name near its point, where it covers least of names, points and spans; with a line to it if far.
-
-    Call it last: the axes' limits have to be known, and the lines that are drawn already are not to cross a name.
-
-    Args:
-        axes: of the points.
-        names: of the points, one line each.
-        x: of the points.
-        y: of the points.
-        spans: lowest and highest y that is drawn at each x, (points, 2).
-    """
-    figure = axes.figure
-    figure.draw_without_rendering()  # lays the figure out: only now it is known what is where
-    pixels = figure.dpi / 72  # per typographic point
-    places = axes.transData.transform(np.column_stack([x, y]).astype(float)) / pixels
-    ends = [axes.transData.transform(np.column_stack([x, end]).astype(float)) / pixels for end in np.asarray(spans).T]
-    points = [Bbox.from_extents(*(place - 12), *(place + 12)) for place in places]  # whose name it is stays clear
-    taken = [Bbox.from_extents(*(low - 3), *(high + 3)) for low, high in zip(*ends, strict=True) if low[1] <= high[1]]
-    frame = axes.bbox.transformed(Affine2D().scale(1 / pixels))
-    drawn = [line for line in axes.lines if line.get_linestyle() != "None"]
-    lines = [line.get_transform().transform_path(line.get_path()) for line in drawn]
-    lines = [line.transformed(Affine2D().scale(1 / pixels)) for line in lines]
-    for number, (name, place) in enumerate(zip(names, places, strict=True)):
-        text = axes.text(0, 0, name, fontsize=9)
-        size = text.get_window_extent().size / pixels
-        text.remove()
-
-        def box_at(side: tuple[int, int], gap: float, place=place, size=size) -> Bbox:
-            return Bbox.from_bounds(*(place + np.array(side) * (gap + size / 2) - size / 2), *size)
-
-        def badness(box: Bbox, others=points[:number] + points[number + 1 :], size=size) -> float:
-            crossed = sum(line.intersects_bbox(box.padded(2), filled=False) for line in lines) * size.prod()
-            hidden = sum(_area(box, other) for other in taken + others)
-            return crossed + hidden + 9 * (size.prod() - _area(box, frame))
-
-        places_near = [(box_at(side, gap), gap) for gap in _GAPS for side in _SIDES]
-        box, gap = min(places_near, key=lambda candidate: round(badness(candidate[0])))
-        taken.append(box.padded(2))
-        axes.annotate(
-            name,
-            (np.asarray(x)[number], np.asarray(y)[number]),
-            xytext=(box.min + box.max) / 2 - place,
-            textcoords="offset points",
-            fontsize=9,
-            ha="center",
-            va="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
-            arrowprops={"arrowstyle": "-", "color": "0.5", "shrinkB": 5} if gap > _GAPS[0] else None,
-        )
+def label_log_axis(axis: Axis, steps: tuple[int, ...] = (1, 2, 5)) -> None:
+    """Writes plain numbers at a logarithmic axis, at these multiples of powers of ten."""
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_formatter("{x:g}")  # the usual one writes formulas, which are switched off
+    axis.set_minor_formatter(NullFormatter())
 
 
-def _area(box: Bbox, other: Bbox) -> float:
-    """Returns the area that two boxes share."""
-    shared = Bbox.intersection(box, other)
-    return shared.width * shared.height if shared else 0.0
+def describe_accuracy(arm) -> str:
+    """Returns an arm's test accuracy with its 95 % interval, in words."""
+    return f"{100 * arm['test_accuracy']:.1f} % ({100 * arm['low']:.1f} to {100 * arm['high']:.1f})"

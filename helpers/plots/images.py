@@ -10,17 +10,13 @@ from matplotlib.ticker import MaxNLocator
 from helpers.data import FULL_WHITE, PARTS, find_white, read_image
 from helpers.data.checks import KINDS
 from helpers.data.parallel import quiet
-from helpers.plots.figures import DescribedFigure, new_figure, say
+from helpers.plots.figures import DescribedFigure, image_grid, name_row, new_figure, show_image, text_figure
 
 _GREYS = {"train": "0.25", "validation": "0.55", "test": "0.8"}
 
 
 def plot_counts(images: pd.DataFrame) -> DescribedFigure:
-    """Returns a bar chart: how many images of each class are in train, validation and test.
-
-    Args:
-        images: columns label and split.
-    """
+    """Returns a bar chart of how many images of each class are in each part (columns label and split)."""
     counts = pd.crosstab(images["label"], images["split"]).reindex(columns=PARTS, fill_value=0)
     figure = new_figure(7, min(1.2 + 0.28 * len(counts), 12))
     axes = figure.subplots()
@@ -40,39 +36,24 @@ def plot_counts(images: pd.DataFrame) -> DescribedFigure:
     return figure
 
 
-def plot_examples(images: pd.DataFrame, *, per_class: int = 8, classes: int = 10) -> DescribedFigure:
-    """Returns a grid of training images, one row per class.
-
-    Args:
-        images: columns path, label and split, and white if there are images of 16 bits.
-        per_class: images in a row.
-        classes: rows at most; the first classes are shown.
-    """
+def plot_examples(images: pd.DataFrame) -> DescribedFigure:
+    """Returns a grid of training images, eight each of the first ten classes (columns path, label, split, white)."""
     train = images[images["split"] == "train"]
-    names = sorted(train["label"].unique())[:classes]
-    figure = new_figure(0.9 * per_class + 1, 0.9 * len(names) + 0.4)
-    grid = figure.subplots(len(names), per_class, squeeze=False)
+    names = sorted(train["label"].unique())[:10]
+    figure, grid = image_grid(len(names), 8, width=8.2, height=0.9 * len(names) + 0.4)
     for row, name in zip(grid, names, strict=True):
-        paths = train.loc[train["label"] == name, "path"]
-        for axes, path in zip(row, paths, strict=False):
+        for axes, path in zip(row, train.loc[train["label"] == name, "path"], strict=False):
             thumbnail = read_image(path, white=find_white(images))
             thumbnail.thumbnail((96, 96))
-            axes.imshow(thumbnail, interpolation="nearest")
-        for axes in row:
-            axes.set(xticks=[], yticks=[])
-            axes.axis("off" if not axes.images else "on")
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+            show_image(axes, thumbnail)
+        name_row(row[0], name)
     figure.suptitle("Training images")
-    figure.description = f"Grid of up to {per_class} training images each of {', '.join(names)}."
+    figure.description = f"Grid of up to 8 training images each of {', '.join(names)}."
     return figure
 
 
 def plot_sizes(images: pd.DataFrame) -> DescribedFigure:
-    """Returns a scatter plot of the images' widths and heights in pixels.
-
-    Args:
-        images: columns width and height.
-    """
+    """Returns a scatter plot of the images' sizes in pixels (columns width and height)."""
     sizes = images.value_counts(["width", "height"]).reset_index()
     figure = new_figure(5, 3.6)
     axes = figure.subplots()
@@ -88,44 +69,30 @@ def plot_sizes(images: pd.DataFrame) -> DescribedFigure:
     return figure
 
 
-def plot_problems(
-    problems: pd.DataFrame, *, white: int = FULL_WHITE, per_problem: int = 4, most: int = 16
-) -> DescribedFigure:
-    """Returns a grid of images in which a problem was found, each beside the one that it is like.
+def plot_problems(problems: pd.DataFrame, *, white: int = FULL_WHITE) -> DescribedFigure:
+    """Returns a grid of images in which `check_images` found a problem, each beside the one that it is like.
 
-    Args:
-        problems: from `check_images`.
-        white: the value that becomes 255 in images of 16 bits.
-        per_problem: images of one kind of problem at most.
-        most: images in all.
+    At most 16 are shown, four of a kind; `white` is the value that becomes 255 in images of 16 bits.
     """
     pictured = problems[(problems["path"] != "") & problems["problem"].map(lambda problem: KINDS[problem].usable)]
     pictured = pictured[~pictured["problem"].isin(["stray file", "empty class"])]
-    pairs = [
-        frozenset(pair) if "" not in pair else number
-        for number, pair in enumerate(zip(pictured["path"], pictured["other"], strict=True))
-    ]
+    pairs = [(row.problem, frozenset((row.path, row.other))) for row in pictured.itertuples()]
     once = pictured[~pd.Series(pairs, pictured.index, dtype=object).duplicated()]  # not both ways round
     rank = once.groupby("problem").cumcount()
-    shown = once.loc[sorted(rank[rank < per_problem].sort_values(kind="stable").index[:most])]
-    rows = -(-len(shown) // 4)
+    shown = once.loc[sorted(rank[rank < 4].sort_values(kind="stable").index[:16])]
     if shown.empty:
-        return say("No problem in any image.")
-    figure = new_figure(9, 2.4 * rows)
-    grid = figure.subplots(rows, 4, squeeze=False).ravel()
-    for axes, row in zip(grid, shown.itertuples(), strict=False):
-        pictures = [_thumbnail(path, white) for path in (row.path, row.other) if path]
-        sheet = np.full((128, 136 * len(pictures) - 8, 3), 255, "uint8")
-        for position, picture in enumerate(pictures):
+        return text_figure("No problem in any image.")
+    rows = -(-len(shown) // 4)
+    figure, grid = image_grid(rows, 4, width=9, height=2.4 * rows)
+    for axes, row in zip(grid.flat, shown.itertuples(), strict=False):
+        paths = [path for path in (row.path, row.other) if path]
+        sheet = np.full((128, 136 * len(paths) - 8, 3), 255, "uint8")
+        for position, path in enumerate(paths):
+            picture = _thumbnail(path, white)
             top, left = (128 - picture.shape[0]) // 2, 136 * position + (128 - picture.shape[1]) // 2
             sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-        axes.imshow(sheet)
-        names = [_short_name(path) for path in (row.path, row.other) if path]
-        axes.set_title(textwrap.fill(row.problem, 24), fontsize=10)
-        axes.set_xlabel("\n".join(names), fontsize=8)
-    for axes in grid:
-        axes.set(xticks=[], yticks=[])
-        axes.set_frame_on(bool(axes.images))
+        show_image(axes, sheet, textwrap.fill(row.problem, 24))
+        axes.set_xlabel("\n".join(map(_short_name, paths)), fontsize=8)
     figure.suptitle(f"{len(shown)} of {len(pictured)} findings; beside an image the one that it is like")
     counts = pictured["problem"].value_counts(sort=False)
     figure.description = f"Grid of {len(shown)} images in which a problem was found, of " + ", ".join(
@@ -153,36 +120,22 @@ def _short_name(path: str) -> str:
     return f"{folder[:14]}/{name if len(name) <= 16 else '…' + name[-15:]}"
 
 
-def plot_image_rows(rows: dict[str, np.ndarray], *, per_row: int = 16) -> DescribedFigure:
-    """Returns images in rows, by what they are.
-
-    Args:
-        rows: title to uint8 images (images, height, width, 3).
-        per_row: images side by side.
-    """
-    lines = [
-        (title, images[i : i + per_row]) for title, images in rows.items() for i in range(0, len(images), per_row)
-    ]
-    figure = new_figure(0.55 * per_row + 1, 0.6 * len(lines) + 0.2)
-    for line, (title, images) in zip(figure.subplots(len(lines), per_row, squeeze=False), lines, strict=True):
-        for axes in line:
-            axes.set(xticks=[], yticks=[])
+def plot_image_rows(rows: dict[str, np.ndarray]) -> DescribedFigure:
+    """Returns images in rows of 16: title to uint8 (images, height, width, 3)."""
+    lines = [(title, images[i : i + 16]) for title, images in rows.items() for i in range(0, len(images), 16)]
+    figure, grid = image_grid(len(lines), 16, width=9.8, height=0.6 * len(lines) + 0.2)
+    for line, (title, images) in zip(grid, lines, strict=True):
         for axes, image in zip(line, images, strict=False):
-            axes.imshow(image, interpolation="nearest")
-        line[0].set_ylabel(title, rotation=0, ha="right", va="center")
+            show_image(axes, image)
+        name_row(line[0], title)
     figure.description = "Rows of images: " + "; ".join(f"{len(images)} {title}" for title, images in rows.items())
     return figure
 
 
 def plot_steps(steps: dict[str, np.ndarray]) -> DescribedFigure:
-    """Returns one image at each step of its making, left to right.
-
-    Args:
-        steps: name of the step to an array (height, width), larger is brighter.
-    """
-    figure = new_figure(1.5 * len(steps), 1.8)
-    for axes, (name, image) in zip(figure.subplots(1, len(steps)), steps.items(), strict=True):
-        axes.imshow(image, cmap="gray", interpolation="nearest")
-        axes.set(xticks=[], yticks=[], title=f"{name}\n{image.shape[0]}x{image.shape[1]}")
+    """Returns one image at each step of its making: name to an array (height, width), larger is brighter."""
+    figure, grid = image_grid(1, len(steps), width=1.5 * len(steps), height=1.8)
+    for axes, (name, image) in zip(grid.flat, steps.items(), strict=True):
+        show_image(axes, image, f"{name}\n{image.shape[0]}x{image.shape[1]}", cmap="gray")
     figure.description = f"One image at each step of its making: {', '.join(steps)}."
     return figure

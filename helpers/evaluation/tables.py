@@ -1,0 +1,189 @@
+"""Tables about one trained model: its classes, its mistakes, and whether it is right as often as it says.
+
+All of them take `probabilities`, float (images, classes), and `labels`, int (images,), the numbers of the classes;
+`class_names` are in the order of the probabilities.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+from scipy.stats import binom
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from helpers.evaluation.metrics import accuracy_interval, evaluate
+
+# ---- classes and mistakes
+
+
+def confusion_table(probabilities, labels, *, class_names: list[str]) -> pd.DataFrame:
+    """Returns how many images of each class (rows) were predicted to be of each class (columns), int."""
+    counts = confusion_matrix(labels, np.asarray(probabilities).argmax(axis=1), labels=range(len(class_names)))
+    index, columns = (pd.Index(list(class_names), name=name) for name in ("label", "predicted"))
+    return pd.DataFrame(counts, index=index, columns=columns)
+
+
+def class_table(probabilities, labels, *, class_names: list[str]) -> pd.DataFrame:
+    """Returns precision and recall of each class, a row per class.
+
+    Returns:
+        A DataFrame indexed by class: images (count); precision, recall and f1 (0..1), the recall with its 95 %
+        interval, recall_low and recall_high; taken_for (the class that it is most often mistaken for, "" for none)
+        and times (how often, count). What is undefined is NaN: the precision of a class that was never predicted,
+        the recall of one without images.
+    """
+    confusion = confusion_table(probabilities, labels, class_names=class_names)
+    counts, classes = confusion.to_numpy(), range(len(class_names))
+    predicted = np.asarray(probabilities).argmax(axis=1)
+    precision, recall, f1, images = precision_recall_fscore_support(
+        labels, predicted, labels=classes, zero_division=np.nan
+    )
+    hits, wrong = counts.diagonal(), counts - np.diag(counts.diagonal())
+    intervals = [
+        accuracy_interval(hits[number], images[number]) if images[number] else (np.nan, np.nan) for number in classes
+    ]
+    times = wrong.max(axis=1)
+    table = pd.DataFrame({"images": images, "precision": precision, "recall": recall}, index=confusion.index)
+    table[["recall_low", "recall_high"]] = intervals
+    taken_for = np.where(times > 0, confusion.columns.to_numpy(object)[wrong.argmax(axis=1)], "")
+    return table.assign(f1=f1, taken_for=taken_for, times=times).rename_axis("class")
+
+
+def find_mistakes(probabilities, labels, *, class_names: list[str], count: int = 12) -> pd.DataFrame:
+    """Returns the most confident mistakes, at most `count`, the most confident first.
+
+    Returns:
+        A DataFrame with position (of the image), label and predicted (names of the true and the predicted class),
+        probability (of the predicted class) and label_probability (of the true class).
+    """
+    predictions = _prediction_table(probabilities, labels, class_names)
+    mistakes = predictions[predictions["label"] != predictions["predicted"]]
+    return mistakes.sort_values("probability", ascending=False, kind="stable", ignore_index=True).head(count)
+
+
+def choose_examples(
+    probabilities, labels, *, class_names: list[str], count: int = 6, positions: str = "auto"
+) -> pd.DataFrame:
+    """Returns images worth a closer look, with the columns of `find_mistakes`.
+
+    Args:
+        count: rows at most. Up to half of them are mistakes: the most confident one of each kind (this class taken
+            for that one). The others are the first correct image of each class, classes of these mistakes first.
+        positions: "auto", or the numbers of the images to show, from 0, separated by commas: "3, 17".
+
+    Raises:
+        ValueError: `positions` is neither.
+    """
+    predictions = _prediction_table(probabilities, labels, class_names)
+    if positions != "auto":
+        numbers = [number.strip() for number in str(positions).split(",")]
+        if not all(number.isdecimal() and int(number) < len(predictions) for number in numbers):
+            raise ValueError(
+                f'Expected "auto" or numbers of images, from 0 to {len(predictions) - 1}, separated by commas. '
+                f"Received {positions!r}."
+            )
+        return predictions.iloc[[int(number) for number in numbers]].reset_index(drop=True)
+    mistakes = find_mistakes(probabilities, labels, class_names=class_names, count=len(predictions))
+    mistakes = mistakes.drop_duplicates(["label", "predicted"]).head(count // 2)
+    of_mistakes = mistakes[["label", "predicted"]].to_numpy().ravel()
+    order = list(dict.fromkeys([*of_mistakes, *class_names]))
+    correct = predictions[predictions["label"] == predictions["predicted"]].drop_duplicates("label")
+    correct = correct.sort_values("label", key=lambda names: names.map(order.index))
+    return pd.concat([mistakes, correct], ignore_index=True).head(count)
+
+
+def _prediction_table(probabilities, labels, class_names: list[str]) -> pd.DataFrame:
+    """Returns a row for each image, in their order, with the columns of `find_mistakes`."""
+    probabilities, labels, images = np.asarray(probabilities), np.asarray(labels), np.arange(len(labels))
+    predicted, names = probabilities.argmax(axis=1), np.array(class_names, dtype=object)
+    return pd.DataFrame(
+        {
+            "position": images,
+            "label": names[labels],
+            "predicted": names[predicted],
+            "probability": probabilities[images, predicted],
+            "label_probability": probabilities[images, labels],
+        }
+    )
+
+
+# ---- calibration
+
+
+def reliability_table(probabilities, labels, *, bins: int = 10) -> pd.DataFrame:
+    """Returns the accuracy among images of about equal confidence, a row per bin, the least confident first.
+
+    The bins hold equal numbers of images: with bins of equal width (Guo et al. 2017, arXiv 1706.04599) nearly all
+    images of a confident network are in the last one, and the others show noise (Nixon et al. 2019, arXiv
+    1904.01685). There are never more bins than images.
+
+    Returns:
+        A DataFrame with confidence (mean probability of the predicted class, 0..1), accuracy (0..1) with its 95 %
+        interval, low and high, and images (count).
+    """
+    probabilities, total = np.asarray(probabilities), len(labels)
+    # Images usually come class by class, and many may have the probability 1: shuffled, each bin gets some of every
+    # class.
+    order = np.random.default_rng(0).permutation(total)
+    order = order[np.argsort(probabilities.max(axis=1)[order], kind="stable")]
+    confidence = probabilities.max(axis=1)[order].astype("float64")
+    correct = (probabilities.argmax(axis=1) == labels)[order].astype("float64")
+    bins = min(bins, total)
+    starts = np.arange(bins) * total // bins
+    images = np.diff([*starts, total])
+    hits = np.add.reduceat(correct, starts)
+    table = pd.DataFrame({"confidence": np.add.reduceat(confidence, starts) / images, "accuracy": hits / images})
+    table[["low", "high"]] = [accuracy_interval(int(hits[row]), int(images[row])) for row in range(bins)]
+    return table.assign(images=images)
+
+
+def calibration_error(probabilities, labels, *, bins: int = 10) -> dict[str, float]:
+    """Returns the expected calibration error (Guo et al. 2017, arXiv 1706.04599), over `reliability_table`'s bins.
+
+    Returns:
+        error: the mean distance between confidence and accuracy, 0..1; chance: what a perfectly calibrated network
+        would show on average on as many images. It is above 0, because a bin's accuracy varies by chance.
+    """
+    table = reliability_table(probabilities, labels, bins=bins)
+    images, p = table["images"].to_numpy(), table["confidence"].to_numpy().clip(0, 1)
+    error = np.abs(table["accuracy"] - p) @ images / images.sum()
+    # The mean distance of a binomial count from its expectation is 2 m (1 - p) P(m), m the next integer above it
+    # (de Moivre).
+    m = np.floor(images * p) + 1
+    distances = 2 * m * (1 - p) * binom.pmf(m, images, p)
+    return {"error": float(error), "chance": float(distances.sum() / images.sum())}
+
+
+def temperature_scale(probabilities, temperature: float) -> np.ndarray:
+    """Returns the probabilities with their logits divided by the temperature, float (images, classes).
+
+    The order of the classes, and so the accuracy, stays. Above 1, the network becomes less confident.
+
+    >>> temperature_scale(np.array([[0.8, 0.2]]), 2.0).round(3)
+    array([[0.667, 0.333]])
+    """
+    # clipped: a probability that was rounded to 0 has a logit, too
+    return softmax(np.log(np.clip(np.asarray(probabilities), 1e-37, 1)) / temperature, axis=1)
+
+
+def calibration_table(probabilities: dict, labels: dict) -> pd.DataFrame:
+    """Returns how well test images' probabilities are calibrated, before and after temperature scaling.
+
+    The temperature, at least 1, is the one with the lowest log-loss on the validation images.
+
+    Args:
+        probabilities: "validation" and "test" to float (images, classes).
+        labels: the same parts to int (images,).
+
+    Returns:
+        A DataFrame with the row "before" and, unless the best temperature is 1, "after": temperature; and of the
+        test images error and chance (`calibration_error`), log_loss and accuracy.
+    """
+    from helpers.training.calibration import judge  # here: tables do not wait for TensorFlow
+
+    rows, best = {}, judge(probabilities["validation"], labels["validation"])["temperature"]
+    for name, temperature in [("before", 1.0), ("after", best)][: 1 + (best != 1)]:
+        scaled = temperature_scale(probabilities["test"], temperature)
+        metrics = evaluate(scaled, labels["test"])
+        rows[name] = {"temperature": temperature} | calibration_error(scaled, labels["test"])
+        rows[name] |= {"log_loss": metrics["log_loss"], "accuracy": metrics["test_accuracy"]}
+    return pd.DataFrame.from_dict(rows, orient="index")

@@ -1,0 +1,278 @@
+"""One model: its training, its mistakes, how sure it is, where it looks; and arms on changed images."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from helpers.plots.figures import (
+    STYLES,
+    DescribedFigure,
+    describe_accuracy,
+    draw_intervals,
+    image_grid,
+    label_log_axis,
+    name_row,
+    new_figure,
+    shorten,
+    show_image,
+    text_figure,
+)
+
+# ---- training
+
+
+def plot_strengths(losses: dict[float, float], chosen: float) -> DescribedFigure:
+    """Returns the head's cross-validated log-loss over C, the inverse strength of its regularisation.
+
+    `losses` is C to mean log-loss, `chosen` the C that was taken.
+    """
+    figure = new_figure(5.5, 3.2)
+    axes = figure.subplots()
+    axes.semilogx(list(losses), list(losses.values()), "o-", color="0.3")
+    axes.semilogx([chosen], [losses[chosen]], "D", color="black", markersize=10, label=f"chosen: C = {chosen:g}")
+    axes.set(
+        xlabel="C (smaller: stronger regularisation)",
+        ylabel="log-loss, cross-validated",
+        title="How strongly to regularise the head",
+    )
+    label_log_axis(axes.xaxis, (1,))
+    axes.legend()
+    figure.description = (
+        f"Curve of the cross-validated log-loss over C: lowest, {losses[chosen]:.3f}, at C = {chosen:g}."
+    )
+    return figure
+
+
+def plot_history(history: dict[str, list[float]], start: dict[str, float], *, title: str) -> DescribedFigure:
+    """Returns the curves of log-loss and accuracy over epochs, for training and validation images.
+
+    Args:
+        history: `Checkpoint.history`, with log_loss, val_log_loss, accuracy, val_accuracy; empty if it diverged.
+        start: log_loss and accuracy of the validation images before the first epoch, from `judge`.
+        title: how the training ended, such as `Checkpoint.outcome`.
+    """
+    figure = new_figure(9, 3.6)
+    for axes, key in zip(figure.subplots(1, 2), ("log_loss", "accuracy"), strict=True):
+        train, validation = history.get(key, []), [start[key], *history.get(f"val_{key}", [])]
+        axes.plot(range(1, len(train) + 1), train, "--", color="0.5", label="train")
+        axes.plot(range(len(validation)), validation, "-", color="black", label="validation")
+        axes.plot(0, validation[0], "o", color="black", label="before (frozen)")
+        axes.set(xlabel="epoch", ylabel=key.replace("_", "-"))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    axes.set_ylim(max(0.0, axes.dataLim.y0 - 0.05), 1.01)
+    figure.suptitle(f"Fine-tuning: {title}")
+    last = [start["log_loss"], *history.get("val_log_loss", [])][-1]
+    figure.description = (
+        f"Curves of log-loss and accuracy over {len(train)} epochs, training images dashed, validation images solid: "
+        f"{title}. The validation log-loss is {start['log_loss']:.3f} before, and {last:.3f} at the end."
+    )
+    return figure
+
+
+def plot_results(arms: dict[str, dict]) -> DescribedFigure:
+    """Returns the arms' test accuracies with their 95 % intervals: name to test_accuracy, low and high (0..1)."""
+    figure = new_figure(7, 1 + 0.5 * len(arms))
+    axes = figure.subplots()
+    for row, arm in enumerate(arms.values()):
+        accuracy = 100 * arm["test_accuracy"]
+        axes.plot([100 * arm["low"], 100 * arm["high"]], [row, row], color="0.4", linewidth=3)
+        axes.plot(accuracy, row, "o", color="black", markersize=8)
+        axes.annotate(f"{accuracy:.1f}", (accuracy, row - 0.2), ha="center")
+    axes.set_yticks(range(len(arms)), list(arms))
+    axes.set_ylim(len(arms) - 0.5, -0.7)
+    axes.set(xlabel="test accuracy (%), with its 95 % interval")
+    axes.grid(axis="x", color="0.9")
+    told = (f"{name} {describe_accuracy(arm)}" for name, arm in arms.items())
+    figure.description = f"Test accuracy with 95 % interval: {'; '.join(told)}"
+    return figure
+
+
+# ---- mistakes and calibration
+
+
+def plot_confusion(confusion: pd.DataFrame) -> DescribedFigure:
+    """Returns the confusion matrix (`confusion_table`), darker for a larger share of a row's images.
+
+    Of more than 20 classes, those with the most mistakes are shown, and the last row and column add up the others.
+    """
+    shown = _with_others(confusion, most=20)
+    counts, size = shown.to_numpy(), len(shown)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = max(0.36 * size, 1.6)
+    figure = new_figure(side + 2.6, side + 1.8)
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="gray_r", vmin=0, vmax=1)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        color, text = "white" if shares[row, column] > 0.5 else "black", f"{counts[row, column]}"
+        font = (10 if size < 8 else 8) - 2 * (len(text) > 3)
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=font)
+    names = [shorten(" ".join(str(name).split())) for name in shown.index]
+    fits = max(map(len, names)) < 10 * side / size  # letters, at a tenth of an inch
+    tilt = {} if fits else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(size), names, **tilt)
+    axes.set_yticks(range(size), names)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(np.arange(size - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="0.85")
+    axes.tick_params(which="minor", length=0)
+    right, total = int(np.trace(confusion)), int(confusion.to_numpy().sum())
+    chosen = f"\nof {len(confusion)} classes, the {size - 1} with most mistakes" if size < len(confusion) else ""
+    title = f"{right} of {total} images recognised{chosen}"
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    figure.description = f"Confusion matrix of {len(confusion)} classes: {right} of {total} images recognised."
+    return figure
+
+
+def _with_others(confusion: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Returns the table with all but the classes with most mistakes added up in a last row and column."""
+    if len(confusion) <= most:
+        return confusion
+    counts = confusion.to_numpy()
+    mistakes = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+    kept = np.sort(np.argsort(-mistakes, kind="stable")[:most])
+    group = np.full(len(confusion), most)
+    group[kept] = np.arange(most)
+    member = np.eye(most + 1, dtype=int)[group]
+    names = [*confusion.index[kept], f"{len(confusion) - most} others"]
+    return pd.DataFrame(member.T @ counts @ member, index=names, columns=names)
+
+
+def plot_mistakes(pixels, mistakes: pd.DataFrame) -> DescribedFigure:
+    """Returns the images of mistakes (`find_mistakes`) in a grid, each with its predicted and its true class.
+
+    `pixels` are all the images, uint8 (images, height, width, 3), in memory or stored.
+    """
+    if mistakes.empty:
+        return text_figure("No mistake among these images.")
+    rows = -(-len(mistakes) // 6)
+    figure, grid = image_grid(rows, 6, width=9.6, height=2 * rows + 0.4)
+    told = []
+    for axes, mistake in zip(grid.flat, mistakes.itertuples(), strict=False):
+        predicted, label = (shorten(name, most=14) for name in (mistake.predicted, mistake.label))
+        # none is rounded to a certainty
+        percent = "> 99 %" if mistake.probability > 0.99 else f"{100 * mistake.probability:.0f} %"
+        show_image(axes, pixels[[mistake.position]][0], f"{predicted} ({percent})\ntrue: {label}")
+        told.append(f"{mistake.label} taken for {mistake.predicted} ({percent})")
+    figure.suptitle("Most confident mistakes: predicted class (probability), true class", fontsize=11)
+    figure.description = f"Grid of the {len(mistakes)} most confident mistakes: {'; '.join(told)}"
+    return figure
+
+
+def plot_reliability(tables: dict[str, pd.DataFrame]) -> DescribedFigure:
+    """Returns accuracy over confidence, with 95 % intervals: title to `reliability_table`."""
+    figure = new_figure(5.5, 4.8)
+    axes = figure.subplots()
+    lowest = min(min(table["low"].min(), table["confidence"].min()) for table in tables.values())
+    low = max(np.floor(10 * lowest - 0.2) / 10, 0)
+    axes.plot([low, 1], [low, 1], color="0.6", linewidth=1, label="right as often as it says")
+    told = []
+    for number, ((title, table), style) in enumerate(zip(tables.items(), STYLES, strict=False)):
+        style = style | {"label": title, "markersize": max(9 - 3 * number, 3)}  # seen where they coincide
+        draw_intervals(axes, table["confidence"], table["accuracy"], table[["low", "high"]], **style)
+        bins = (f"{row.confidence:.2f} {row.accuracy:.2f}" for row in table.itertuples())
+        told.append(f"{title}: {'; '.join(bins)}.")
+    images = next(iter(tables.values()))["images"]
+    count = f"{images.min()}" if images.min() == images.max() else f"{images.min()} to {images.max()}"
+    limits = (low, 1 + 0.03 * (1 - low))
+    axes.set(
+        xlim=limits,
+        ylim=limits,
+        xlabel="confidence: mean probability of the predicted class",
+        ylabel="accuracy, with its 95 % interval",
+        title=f"Is it right as often as it says? Bins of {count} images",
+    )
+    axes.grid(color="0.9")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+    figure.description = f"Confidence and accuracy, in bins of equal numbers of images. {' '.join(told)}"
+    return figure
+
+
+# ---- where it looks
+
+
+def plot_grad_cam(images: np.ndarray, maps: np.ndarray, *, titles: list[str]) -> DescribedFigure:
+    """Returns each image beside itself with only what matters to the class: the rest fades to grey.
+
+    Args:
+        images: uint8 (images, height, width, 3).
+        maps: from `grad_cam`, float (images, height, width), 0..1.
+        titles: one for each image.
+    """
+    if not len(images):
+        return text_figure("No image was chosen.")
+    height, width = images.shape[1:3]
+    rows, gap = -(-len(images) // 3), max(width // 20, 1)
+    figure, grid = image_grid(rows, 3, width=9.6, height=(1.55 * height / width + 0.35) * rows)
+    for axes, image, cam, title in zip(grid.flat, images, maps, titles, strict=False):
+        faded = 128 + (image - 128.0) * (0.2 + 0.8 * cam[..., None])
+        sheet = np.concatenate([image, np.full((height, gap, 3), 255), faded.round()], axis=1)
+        show_image(axes, sheet.astype("uint8"), shorten(title, most=36))
+        axes.set_frame_on(False)
+        if cam.min() < 0.5 < cam.max():
+            across, down = np.arange(width) + width + gap, np.arange(height)
+            for color, thickness in (("white", 2.5), ("black", 1.0)):  # seen on what is dark and on what is light
+                axes.contour(across, down, cam, levels=[0.5], colors=color, linewidths=thickness)
+    told = (f"{title}: {_describe_map(cam)}" for title, cam in zip(titles, maps, strict=True))
+    figure.description = f"Grad-CAM, each image beside itself with what does not matter faded: {'; '.join(told)}"
+    return figure
+
+
+def _describe_map(cam: np.ndarray) -> str:
+    """Returns in words where a map has its centre, and how much of the area is above a half."""
+    if not cam.max() > 0:
+        return "nothing"
+    down = np.average(np.arange(len(cam)) + 0.5, weights=cam.sum(axis=1)) / len(cam)
+    across = np.average(np.arange(cam.shape[1]) + 0.5, weights=cam.sum(axis=0)) / cam.shape[1]
+    words = ("upper ", "", "lower ")[int(3 * down)] + ("left", "", "right")[int(3 * across)]
+    return f"{words.strip() or 'centre'}, {100 * (cam > 0.5).mean():.0f} % of the area"
+
+
+# ---- changed images
+
+
+def plot_corruptions(table: pd.DataFrame) -> DescribedFigure:
+    """Returns each arm's accuracy over severity (`corruption_table`), a panel for each corruption."""
+    unchanged = table["severity"] == 0
+    kinds, arms = table.loc[~unchanged, "corruption"].unique(), table["arm"].unique()
+    columns = min(len(kinds), 3)
+    rows = -(-len(kinds) // columns)
+    figure = new_figure(3.1 * columns, 2.5 * rows + 0.7)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    told = []
+    for axes, kind in zip(grid, kinds, strict=False):
+        part = table[unchanged | (table["corruption"] == kind)].sort_values("severity", kind="stable")
+        for number, (arm, style) in enumerate(zip(arms, STYLES, strict=False)):
+            points = part[part["arm"] == arm]
+            x = points["severity"] + 0.12 * (number - (len(arms) - 1) / 2)  # beside each other, to see both intervals
+            accuracy, spans = 100 * points["accuracy"], 100 * points[["low", "high"]]
+            draw_intervals(axes, x, accuracy, spans, label=arm, markersize=5, **style)
+            told.append(f"{kind}, {arm}: {', '.join(f'{value:.1f}' for value in accuracy)} %.")
+        severities = sorted(part["severity"].unique())
+        axes.set(title=shorten(kind), xlabel="severity (0: unchanged)", xticks=severities)
+        axes.set_xlim(severities[0] - 0.4, severities[-1] + 0.4)
+        axes.grid(axis="y", color="0.9")
+    for axes in grid[len(kinds) :]:
+        axes.axis("off")
+    for axes in grid[::columns]:
+        axes.set_ylabel("accuracy (%)")
+    figure.suptitle(f"Accuracy on the same {table['images'].max()} images, changed, with 95 % intervals")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(arms))
+    figure.description = f"Accuracy over the severity of corruptions, from 0. {' '.join(told)}"
+    return figure
+
+
+def plot_corrupted_examples(image: np.ndarray) -> DescribedFigure:
+    """Returns one image, uint8 (height, width, 3), under every corruption, from severity 0, unchanged, to 5."""
+    from helpers.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt  # here: most figures need no SciPy
+
+    severities, shape = (0, *SEVERITIES), image.shape[0] / image.shape[1]
+    figure, grid = image_grid(len(CORRUPTIONS), 6, width=8.8, height=1.3 * shape * len(CORRUPTIONS) + 0.4)
+    for row, kind in zip(grid, CORRUPTIONS, strict=True):
+        for axes, severity in zip(row, severities, strict=True):
+            show_image(axes, corrupt(image, kind, severity=severity))
+        name_row(row[0], kind)
+    for axes, severity in zip(grid[0], severities, strict=True):
+        axes.set_title(f"severity {severity}" if severity else "unchanged", fontsize=10)
+    figure.description = f"One image under corruptions of growing severity, in rows: {', '.join(CORRUPTIONS)}."
+    return figure
