@@ -1,24 +1,23 @@
-"""What a saved classifier says about new images: `python -m helpers.predict MODEL FOLDER -o predictions.csv`.
+"""Predictions of a saved classifier for image files: `python -m helpers.predict MODEL FOLDER -o predictions.csv`.
 
-Images are decoded by threads, a few ahead of the network, and each row is written as soon as it is known. So any
-number of them takes the same memory, and after an interruption the same command goes on.
+Images are decoded by threads, a few ahead of the network, and each batch's rows are written as soon as they are
+known. So any number of images takes the same memory, and an interrupted command resumes.
 """
 
 import argparse
 import csv
-import fcntl
 import hashlib
 import io
 import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from helpers import resolve_path, wrapped
 from helpers.data.checks import explain
@@ -29,40 +28,29 @@ from helpers.data.tables import read_texts, stored_path
 
 COLUMNS = ("path", "label", "probability", "runner_up", "runner_up_probability", "unlike", "problem")
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a cell begins with that a spreadsheet takes for a formula."""
-
 
 def predict_folder(model: str | Path, folder: str | Path, *, output: str | Path) -> pd.DataFrame:
-    """Returns what a classifier says about each image below a folder, and writes it as CSV.
+    """Returns what a classifier predicts for each image below a folder, and writes it as CSV.
 
-    Each image is read by the rule that is stored with the classifier, exactly as in the training. Files that cannot
-    be read have a row, too, that says why. Hidden files, and those that systems leave behind, are not looked at.
-
-    The rows are written to a file beside the output that gets its name at the end. After an interruption the same
-    call goes on with it: files that have a row in it are not looked at again.
-
-    Names are written as they are, also those that a spreadsheet takes for formulas ("=a", "-1"): the table is data
-    that programs read back. Import it into a spreadsheet as text.
+    Images are read by the rule that is stored with the classifier, as in training. Rows are written to a file beside
+    the output, which gets its name at the end; after an interruption the same call resumes.
 
     Args:
-        model: a file that `save_model` wrote. It is loaded in Keras' safe mode: no code from it is run.
-        folder: of images, with folders in it or not; or one image; or an archive of images. A relative path, here and
-            in the others, is counted from the repository's root.
-        output: the CSV file to be written; an older one is replaced at the end.
+        model: a file that `save_model` wrote, loaded in Keras' safe mode: no code from it is run.
+        folder: of images, with folders in it or not; or one image; or an archive of images.
+        output: the CSV file; an older one is replaced at the end.
 
     Returns:
-        A DataFrame with a row for each file: path (relative to the repository's root where it lies below, else
-        absolute), label and probability (0..1) of the most probable class, runner_up and runner_up_probability of the
-        next one, unlike (bool: unlike the images that the classifier learned from, see
-        `helpers.training.familiarity`; NA if its file does not know them, or they were too few), and problem ("", or
-        why the file was skipped, and then the other columns are empty).
+        A row for each file that is not hidden: path, label and probability (0..1) of the most probable class,
+        runner_up and runner_up_probability of the next one, unlike (bool: out of distribution, see
+        `helpers.training.familiarity`; NA if the classifier's file cannot tell), and problem ("", or why the file was
+        skipped, and then the other columns are empty).
 
     Raises:
         FileNotFoundError: no such model or folder.
-        ValueError: the model's file is none that `save_model` wrote, or damaged; there is no image in the folder.
-        OSError: the output cannot be written, or another process is just writing it.
-        KeyboardInterrupt: its message says where the rows that are done are kept.
+        ValueError: the model's file is no whole classifier, or there is no image in the folder.
+        OSError: the output cannot be written, or another process is writing it.
+        KeyboardInterrupt: its message says where the rows so far are.
     """
     output = resolve_path(output)
     _predict(resolve_path(model), resolve_path(folder), output)
@@ -73,92 +61,48 @@ def load_predictions(path: str | Path) -> pd.DataFrame:
     """Returns a table that `predict_folder` wrote, with every name as it was ("007", "NA", "=a, b")."""
     table = read_texts(path)
     numbers = {name: pd.to_numeric(table[name]) for name in ("probability", "runner_up_probability")}
-    unlike = table["unlike"].map({"True": True, "False": False}).astype("boolean")
-    return table.assign(**numbers, unlike=unlike)
+    ood = table["unlike"].map({"True": True, "False": False}).astype("boolean")
+    return table.assign(**numbers, unlike=ood)
 
 
-# ---- the command line
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 2 refused or stopped by an error, 130 interrupted."""
-    asked = _parser().parse_args(arguments)
-    paths = [Path(os.path.abspath(os.path.expanduser(path))) for path in (asked.model, asked.folder, asked.output)]
-    try:
-        classifier, results = _predict(*paths)
-    except (ValueError, OSError, MemoryError) as error:
-        print(wrapped(str(error)), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interruption:
-        print("\n" + wrapped(str(interruption) or "Interrupted, before the first image."), file=sys.stderr)
-        return 130
-    print("\n".join(wrapped(line) for line in _summarise(classifier, results, asked.output)))
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.predict",
-        description="Writes what a saved classifier says about images, one row for each file. The same command again "
-        "goes on where an interrupted one stopped.",
-    )
-    parser.add_argument("model", metavar="MODEL", help="a classifier, such as runs/pets-ResNet50/chosen.keras")
-    parser.add_argument("folder", metavar="FOLDER", help="a folder of images, one image, or an archive of images")
-    parser.add_argument("-o", "--output", metavar="FILE", default="predictions.csv", help="default: predictions.csv")
-    return parser
-
-
-def _summarise(classifier: "_Classifier", results: "_Results", output: str) -> Iterator[str]:
-    """Yields what a person should know, a line for each thing."""
-    judged = classifier.familiarity is not None
-    unlike = f", {results.unlike:,} of them unlike the training data" if judged else ""
-    yield f"{results.images:,} image{'s' * (results.images != 1)} predicted{unlike}: {output}"
-    if results.skipped:
-        yield f"{results.skipped:,} file{'s' * (results.skipped != 1)} skipped: the column `problem` says why."
-    if not judged:
-        from helpers.training.familiarity import LEAST_IMAGES  # here: TensorFlow takes seconds, and now it is there
-
-        yield (
-            f"The column `unlike` is empty: the model's file does not say what its training images were like. Either "
-            f"they were fewer than {LEAST_IMAGES}, too few to tell, or it was saved without them (`save_model` takes "
-            f"them as `pixels` and `labels`)."
-        )
-    if names := [name for name in classifier.class_names if name.startswith(_FORMULA)]:
-        yield (
-            f"The class {names[0]!r} begins like a formula. It is written as it is: in a spreadsheet, import the "
-            f"file's columns as text."
-        )
-
-
-# ---- the work
-
-
-def _predict(model: Path, folder: Path, output: Path) -> tuple["_Classifier", "_Results"]:
-    """Returns the classifier and what is counted in the results, which are then written: see `predict_folder`."""
+def _predict(model: Path, folder: Path, output: Path) -> tuple["_Classifier", "_Rows"]:
+    """Writes the output, and returns the classifier and the rows, which are counted."""
     if not model.is_file():
         raise FileNotFoundError(f"Expected the file of a saved classifier. There is no file {model}.")
-    if not os.path.exists(folder):
+    if not folder.exists():
         raise FileNotFoundError(f"Expected a folder of images, or one image. There is no {folder}.")
-    with _results(output, _digest(model, folder)) as results:
-        total = sum(1 for _ in _files(folder, besides=results.own))  # counted, and not kept: there may be millions
-        classifier = _Classifier.load(model)
-        files = _files(folder, besides=results.own | results.done)
-        with closing(_rows(classifier, files, total - len(results.done))) as lots:
-            for rows in lots:
-                results.append(rows)
-        if not results.images:
-            found = f"None of {results.skipped:,} can be read, for example {results.example}"
-            found = found if results.skipped else "It holds no file, or hidden ones only."
-            raise ValueError(f"Expected images in {folder}. {found}")
-    return classifier, results
+    if output.is_dir():
+        raise IsADirectoryError(f"Expected a file to write to. {output} is a folder: name a file in it.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with open(model, "rb") as file:
+        key = hashlib.file_digest(file, "sha256").digest() + os.fsencode(folder)
+    partial = output.with_name(f"{output.stem}.partial-{hashlib.sha256(key).hexdigest()[:8]}.csv")
+    lock = output.with_name(f"{partial.name}.lock")
+    try:
+        with FileLock(lock, timeout=0):
+            rows = _Rows(partial)
+            try:
+                besides = {stored_path(path) for path in (output, partial, lock)}
+                classifier = _predict_files(model, folder, rows, besides=besides)
+                os.replace(partial, output)
+            except KeyboardInterrupt:
+                where = f"{rows.images:,} images are done and kept in {partial}: the same command resumes."
+                raise KeyboardInterrupt(f"Interrupted. {where if rows.images else 'No image is done.'}") from None
+            finally:
+                if not rows.images:
+                    partial.unlink(missing_ok=True)
+                with suppress(OSError):  # on Windows, where an open file cannot go, the lock removes it
+                    lock.unlink()
+    except Timeout:
+        raise OSError(f"Another process is writing {output}. Wait for it, or name another file.") from None
+    return classifier, rows
 
 
-def _files(folder: Path, *, besides: set[str]) -> Iterator[tuple[str, str, str]]:
-    return (file for file in list_files(folder) if file[1] != "stray file" and file[0] not in besides)
+def _predict_files(model: Path, folder: Path, rows: "_Rows", *, besides: set[str]) -> "_Classifier":
+    """Adds the rows of all files below the folder but those named, and returns the classifier."""
 
-
-def _rows(classifier: "_Classifier", files: Iterator[tuple[str, str, str]], total: int) -> Iterator[list[tuple]]:
-    """Yields the files' rows, in their order, as many at a time as pass the network together."""
+    def files(besides: set[str]) -> Iterator[tuple[str, str, str]]:
+        return (file for file in list_files(folder) if file[1] != "stray file" and file[0] not in besides)
 
     def read(file: tuple[str, str, str]) -> tuple[str, np.ndarray | None, str]:
         path, problem, reason = file
@@ -171,155 +115,94 @@ def _rows(classifier: "_Classifier", files: Iterator[tuple[str, str, str]], tota
             problem, reason = explain(error, path, content)
         return path, None, f"{problem}: {reason}"
 
-    with closing(in_parallel(read, files, title="predicting", lot=4, total=total)) as images:
-        while lot := list(itertools.islice(images, classifier.batch_size)):
-            pixels = [image for _, image, _ in lot if image is not None]
+    total = sum(1 for _ in files(besides)) - len(rows.done)  # counted, and not kept: there may be millions
+    classifier, nothing = _Classifier(model), ("",) * (len(COLUMNS) - 2)
+    remaining = files(besides | rows.done)
+    with closing(in_parallel(read, remaining, title="predicting", lot=4, total=total)) as images:
+        while batch := list(itertools.islice(images, classifier.batch_size)):
+            pixels = [image for _, image, _ in batch if image is not None]
             described = iter(classifier.describe(np.stack(pixels)) if pixels else ())
-            yield [(path, *(_NOTHING if problem else next(described)), problem) for path, _, problem in lot]
-
-
-_NOTHING = ("",) * (len(COLUMNS) - 2)
+            rows.append([(path, *(nothing if problem else next(described)), problem) for path, _, problem in batch])
+    if not rows.images:
+        reason = f"None of {rows.skipped:,} can be read, for example {rows.example}"
+        raise ValueError(f"Expected images in {folder}. {reason if rows.skipped else 'It holds no file.'}")
+    return classifier
 
 
 class _Classifier:
     """A saved classifier, and what it says about images in the columns between path and problem."""
 
-    def __init__(self, model, settings: dict, familiarity):
+    def __init__(self, path: Path):
+        # here, as TensorFlow takes seconds to start
         from helpers._keras import keras
         from helpers.backbones import features_tensor
         from helpers.backbones.graphs import free_name
+        from helpers.training import load_classifier, load_familiarity
         from helpers.training.activations import Inference
 
-        self.class_names, self.familiarity = settings["class_names"], familiarity
+        model, settings = load_classifier(path)
+        self.class_names, self.ood = settings["class_names"], load_familiarity(path)
         self.reading = {name: settings[name] for name in ("resize", "white")} | {"image_size": model.input_shape[1:3]}
         outputs = model.outputs[0]
-        if familiarity is not None:  # both from one pass
-            features = features_tensor(model)
-            if features.shape[1:] != familiarity.centres.shape[1:]:
-                raise ValueError(f"{model.name} gives other features than those by which its file knows its own.")
-            name = free_name("outputs", model)
-            outputs = keras.layers.Concatenate(dtype="float32", name=name)([outputs, features])
+        if self.ood is not None:  # probabilities and features from one pass
+            join = keras.layers.Concatenate(dtype="float32", name=free_name("outputs", model))
+            outputs = join([outputs, features_tensor(model)])
         self._infer = Inference(keras.Model(model.inputs[0], outputs, name=model.name))
         self.batch_size = self._infer.batch_size
-
-    @classmethod
-    def load(cls, path: Path) -> "_Classifier":
-        """Returns the classifier in a file; only here is TensorFlow needed, which takes seconds to start."""
-        from helpers.training import load_classifier, load_familiarity
-
-        return cls(*load_classifier(path), load_familiarity(path))
 
     def describe(self, pixels: np.ndarray) -> list[tuple]:
         """Returns label, probability, runner_up, runner_up_probability and unlike ("" if unknown) of each image."""
         outputs, classes = self._infer(pixels), len(self.class_names)
         probabilities = outputs[:, :classes]
-        unlike = [""] * len(outputs)
-        if self.familiarity is not None:
-            unlike = self.familiarity.is_unlike(outputs[:, classes:]).tolist()
+        ood = [""] * len(outputs) if self.ood is None else self.ood.is_unlike(outputs[:, classes:]).tolist()
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :2]
         values = np.take_along_axis(probabilities, best, axis=1).astype("float64").round(6)
         return [
             (self.class_names[first], p, self.class_names[second], q, flag)
-            for (first, second), (p, q), flag in zip(best.tolist(), values.tolist(), unlike, strict=True)
+            for (first, second), (p, q), flag in zip(best.tolist(), values.tolist(), ood, strict=True)
         ]
 
 
-# ---- what is written
-
-
-@contextmanager
-def _results(output: Path, key: str) -> Iterator["_Results"]:
-    """Yields the results, with what an interruption left; they get their name when the block has ended."""
-    partial = output.with_name(f"{output.stem}.partial-{key}.csv")
-    try:
-        if output.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        file = open(partial, "a+b", buffering=0)  # each row is the system's as soon as it is written
-    except OSError as error:
-        raise OSError(
-            f"Expected a file to write the predictions to. {output} cannot be written: {error.strerror}. Name "
-            f"another one (`output`, or -o)."
-        ) from None
-    with file:
-        _lock(file, output)
-        results = _Results(output, partial, file)
-        try:
-            yield results
-            os.fsync(file.fileno())
-            os.replace(partial, output)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"Interrupted. {results.kept}") from None
-        finally:
-            if not results.images:
-                partial.unlink(missing_ok=True)
-
-
-def _lock(file: BinaryIO, output: Path) -> None:
-    """Keeps a second process out; the system gives the lock back however this one ends."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OSError(
-            f"Another process is writing {output} at this moment. Wait for it, or name another file (-o)."
-        ) from None
-    except OSError:  # a network file system may have no locks
-        pass
-
-
-class _Results:
+class _Rows:
     """Rows in a file: those of an earlier, interrupted call, and those that are added."""
 
-    def __init__(self, output: Path, partial: Path, file: BinaryIO):
-        self.images = self.skipped = self.unlike = 0
-        self.example = ""
-        self.own = {stored_path(output), stored_path(partial)}
-        self.done: set[str] = set()
-        self._partial, self._file = partial, file
-        if whole := _whole_rows(partial):
-            os.truncate(partial, whole)
-            earlier = read_texts(partial)
+    def __init__(self, path: Path):
+        self.images = self.skipped = self.ood = 0
+        self.example, self.done, self._path = "", set(), path
+        whole = _whole_rows(path) if path.exists() else 0
+        with open(path, "ab") as file:
+            file.truncate(whole)
+        if whole:
+            earlier = read_texts(path)
             self.done = set(earlier["path"])
             self._count(earlier.itertuples(index=False, name=None))
         else:
-            os.truncate(partial, 0)
-            self._write([COLUMNS])
+            self.append([COLUMNS], count=False)
 
-    def append(self, rows: list[tuple]) -> None:
+    def append(self, rows: list[tuple], *, count: bool = True) -> None:
         """Adds rows to the file."""
-        self._write(rows)
-        self._count(rows)
+        try:
+            with open(self._path, "a", newline="", encoding="utf-8") as file:
+                # all texts in quotes: with fewer, a name that holds nothing but a "\r" would end its row
+                csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n").writerows(rows)
+        except OSError as error:
+            kept = f"{self.images:,} images are done and kept in it: the same command resumes."
+            raise OSError(f"{self._path} cannot be written: {error.strerror}. {kept}") from None
+        if count:
+            self._count(rows)
 
     def _count(self, rows: Iterable[tuple]) -> None:
-        for path, *_, unlike, problem in rows:
+        for path, *_, ood, problem in rows:
             self.images += not problem
             self.skipped += bool(problem)
-            self.unlike += unlike in (True, "True")
+            self.ood += ood in (True, "True")
             self.example = self.example or (problem and f"{path}: {problem}")
 
-    @property
-    def kept(self) -> str:
-        """Where the rows so far are, and what to do with them, in words."""
-        if not self.images:
-            return "No image has been predicted yet."
-        return f"{self.images:,} images are done and kept in {self._partial}: the same again goes on from there."
 
-    def _write(self, rows: list[tuple]) -> None:
-        text = io.StringIO(newline="")
-        # All texts in quotes: with fewer, a name that holds nothing but a "\r" would end its row.
-        csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n").writerows(rows)
-        left = memoryview(text.getvalue().encode())
-        try:
-            while left:
-                left = left[self._file.write(left) :]
-        except OSError as error:
-            raise OSError(f"{self._partial} cannot be written: {error.strerror}. {self.kept}") from None
-
-
-def _whole_rows(file: Path) -> int:
+def _whole_rows(path: Path) -> int:
     """Returns how many bytes of a CSV file are whole rows: a power cut may have left half of one."""
     whole = position = quotes = 0
-    with open(file, "rb") as lines:
+    with open(path, "rb") as lines:
         for line in lines:
             position += len(line)
             quotes += line.count(b'"')
@@ -328,11 +211,36 @@ def _whole_rows(file: Path) -> int:
     return whole
 
 
-def _digest(model: Path, folder: Path) -> str:
-    """Returns what tells the rows of a classifier and a folder from those of others."""
-    with open(model, "rb") as file:
-        content = hashlib.file_digest(file, "sha256").digest()
-    return hashlib.sha256(content + os.fsencode(folder)).hexdigest()[:8]
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 2 refused or stopped by an error, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.predict",
+        description="Predicts images with a saved classifier, one row for each file. If interrupted, run the same "
+        "command again: it resumes.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a classifier, such as runs/pets-ResNet50/chosen.keras")
+    parser.add_argument("folder", metavar="FOLDER", help="a folder of images, one image, or an archive of images")
+    parser.add_argument("-o", "--output", metavar="FILE", default="predictions.csv", help="default: predictions.csv")
+    asked = parser.parse_args(arguments)
+    paths = [Path(os.path.abspath(os.path.expanduser(path))) for path in (asked.model, asked.folder, asked.output)]
+    try:
+        classifier, rows = _predict(*paths)
+    except (ValueError, OSError, MemoryError) as error:
+        print(wrapped(str(error)), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interruption:
+        print("\n" + wrapped(str(interruption) or "Interrupted, before the first image."), file=sys.stderr)
+        return 130
+    known = classifier.ood is not None
+    ood = f", {rows.ood:,} of them unlike the training data" if known else ""
+    print(wrapped(f"{rows.images:,} image{'s' * (rows.images != 1)} predicted{ood}: {asked.output}"))
+    if rows.skipped:
+        print(wrapped(f"{rows.skipped:,} file{'s' * (rows.skipped != 1)} skipped: the column `problem` says why."))
+    if not known:
+        print(
+            wrapped("The column `unlike` is empty: the classifier was saved without enough training images to tell.")
+        )
+    return 0
 
 
 if __name__ == "__main__":

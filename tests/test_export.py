@@ -1,7 +1,6 @@
 """Every export is the classifier: the same probabilities by its own runtime, whole or not at all, or it says why."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -71,17 +70,6 @@ def test_every_kind_gives_the_same_for_any_number_of_images(classifier, exports,
         np.testing.assert_allclose(probabilities, expected[:count], atol=1e-6)
 
 
-def test_files_and_names(exports):
-    assert {kind: path.name for kind, path in exports.items()} == {
-        "savedmodel": "chosen.savedmodel",
-        "onnx": "chosen.onnx",
-        "litert": "chosen.tflite",
-    }
-    folder = exports["onnx"].parent
-    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in exports.values())
-    assert tuple(FORMATS) == KINDS
-
-
 def test_inputs_and_outputs_have_names_that_say_what_they_are(exports):
     import onnxruntime
     import tensorflow
@@ -138,36 +126,27 @@ def own_network(*first, dtype=None) -> keras.Model:
 
 def test_what_is_random_in_training_does_nothing_in_an_export(tmp_path):
     layers = keras.layers
-    augmentation = [layers.RandomFlip(), layers.RandomRotation(0.1), layers.RandomContrast(0.2)]
-    noise = [
+    random = [
+        layers.RandomFlip(),
+        layers.RandomRotation(0.1),
+        layers.RandomContrast(0.2),
         layers.RandomBrightness(0.2),
-        layers.GaussianNoise(1.0),
-        layers.Dropout(0.5),
-        layers.SpatialDropout2D(0.5),
     ]
-    file = solved_classifier(tmp_path / "x.keras", own_network(*augmentation, *noise))
+    random += [layers.GaussianNoise(1.0), layers.Dropout(0.5), layers.SpatialDropout2D(0.5)]
+    file = solved_classifier(tmp_path / "x.keras", own_network(*random))
     plain = solved_classifier(tmp_path / "plain.keras", own_network())
     images = coloured_images(20)[0]
     exports = export_model(file, tmp_path)
     assert (compare_exports(file, exports, images)["largest_difference"] < 1e-5).all()
-    np.testing.assert_allclose(
-        load_export(exports["onnx"])[0](images), call(load_classifier(plain)[0], images), atol=1e-5
-    )
+    expected = call(load_classifier(plain)[0], images)
+    np.testing.assert_allclose(load_export(exports["onnx"])[0](images), expected, atol=1e-5)
 
 
-def test_a_failure_does_not_lose_the_others_and_half_precision_is_named(tmp_path):
+def test_a_failure_does_not_lose_the_others_and_the_layer_and_its_precision_are_named(tmp_path):
     file = solved_classifier(tmp_path / "x.keras", own_network(dtype="mixed_float16"))
-    with pytest.raises(
-        ValueError, match=r"x\.tflite was not written.*convolution.*mixed_float16.*\nWritten: x\.savedm"
-    ):
+    with pytest.raises(ValueError, match=r"x\.tflite was not written.*convolution.*mixed_float16.*\nWritten: x\.sav"):
         export_model(file, tmp_path, kinds="litert,savedmodel")
     assert load_export(tmp_path / "x.savedmodel")
-
-
-def test_all_failures_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"x\.onnx was not written(.*\n)+x\.tflite was not written"):
-        export_model(unsupported(tmp_path / "x.keras"), tmp_path)
-    assert (tmp_path / "x.savedmodel").exists()
 
 
 # ---- comparing
@@ -186,12 +165,6 @@ def test_the_table_tells_how_far_an_export_is_from_keras(classifier, exports, tm
     assert table.loc["chosen.tflite", "same_class"] == 1 > table.loc["other.onnx", "same_class"]
     assert table.loc["other.onnx", "megabytes"] == pytest.approx(strange.stat().st_size / 1e6)
     assert (table["images"] == 40).all() and (table["seconds_per_image"] > 0).all()
-
-
-@pytest.mark.parametrize("images", [np.zeros((2, 9, 9, 3), "uint8"), np.zeros((2, 8, 8, 3)), np.zeros((0, 8, 8, 3))])
-def test_images_of_another_kind_are_refused(classifier, exports, images):
-    with pytest.raises(ValueError, match=r"Expected images as uint8 \(images, 8, 8, 3\), as chosen.keras takes them"):
-        compare_exports(classifier, exports, images)
 
 
 # ---- whole or not at all
@@ -224,22 +197,6 @@ def test_an_interrupted_export_keeps_the_older_one(classifier, exports, tmp_path
     assert contents(folder) == before and sorted(folder.iterdir()) == names
 
 
-def test_a_folder_that_cannot_take_the_name_leaves_the_older_one(classifier, exports, tmp_path, monkeypatch):
-    folder = copied(exports, tmp_path / "out")
-    before, replace, calls = contents(folder), os.replace, []
-
-    def second_fails(source, target):
-        calls.append(target)
-        if len(calls) == 2:
-            raise OSError("No space left on device")
-        replace(source, target)
-
-    monkeypatch.setattr("os.replace", second_fails)
-    with pytest.raises(OSError, match="No space"):
-        export_model(classifier, folder, kinds=["savedmodel"])
-    assert contents(folder) == before
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_export_that_gives_something_else_does_not_get_its_name(classifier, tmp_path, monkeypatch, kind):
     export = keras.Model.export
@@ -253,7 +210,7 @@ def test_an_export_that_gives_something_else_does_not_get_its_name(classifier, t
 
     monkeypatch.setattr(keras.Model, "export", changed)
     name = f"chosen{FORMATS[kind].suffix}"
-    with pytest.raises(ValueError, match=f"{name} was not written: {FORMATS[kind].title} gives other probabilities"):
+    with pytest.raises(ValueError, match=f"{name} .* other probabilities"):
         export_model(classifier, tmp_path, kinds=[kind])
     assert list(tmp_path.iterdir()) == []
 
@@ -261,40 +218,34 @@ def test_an_export_that_gives_something_else_does_not_get_its_name(classifier, t
 # ---- what cannot be done
 
 
-@pytest.mark.parametrize("kinds", [["onnx", "onxx"], "savedmodel, onxx"])
-def test_an_unknown_kind(classifier, tmp_path, kinds):
-    with pytest.raises(
-        ValueError, match="Expected `exports` .* savedmodel, onnx, litert.* 'onxx'. Did you mean onnx?"
-    ):
-        export_model(classifier, tmp_path / "new", kinds=kinds)
+@pytest.mark.parametrize("kinds", [["onnx", "onxx"], "savedmodel, onxx", "", " ,", None, "None", []])
+def test_unknown_kinds_and_no_kind(classifier, tmp_path, kinds):
+    if kinds and "onxx" in kinds:
+        with pytest.raises(ValueError, match="savedmodel, onnx, litert.*'onxx'"):
+            export_model(classifier, tmp_path / "new", kinds=kinds)
+    else:
+        assert export_model(classifier, tmp_path / "new", kinds=kinds) == {}
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("kinds", ["", " ", ",", None, "None", []])
-def test_no_kind(classifier, tmp_path, kinds):
-    assert export_model(classifier, tmp_path / "new", kinds=kinds) == {} and not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(
-    ("kind", "package"), [("onnx", "tf2onnx"), ("onnx", "onnxruntime"), ("litert", "ai_edge_litert")]
-)
-def test_what_is_not_installed_is_named_with_the_command(classifier, exports, tmp_path, monkeypatch, kind, package):
+def remove(package: str, monkeypatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == package] or [package]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(
-        ImportError, match=rf'needs {package}, .*pip install .*-e "\.\[export\]"\. Without it.*savedmodel'
-    ):
-        export_model(classifier, tmp_path / "new")
-    written = {path.suffix for path in (tmp_path / "new").iterdir()}
-    assert written == {".savedmodel", ".onnx", ".tflite"} - {FORMATS[kind].suffix}, "the others are written"
+
+
+@pytest.mark.parametrize(("kind", "package"), [("onnx", "onnxruntime"), ("litert", "ai_edge_litert")])
+def test_what_is_not_installed_is_named_with_the_command(classifier, exports, tmp_path, monkeypatch, kind, package):
+    remove(package, monkeypatch)
+    with pytest.raises(ImportError, match=rf'needs {package}, .*pip install .*-e "\.\[export\]"'):
+        export_model(classifier, tmp_path, kinds=["savedmodel", kind])
+    assert [path.suffix for path in tmp_path.iterdir()] == [".savedmodel"], "the others are written"
     with pytest.raises(ImportError, match=rf"needs {package}"):
         load_export(exports[kind])
 
 
 def test_a_savedmodel_needs_nothing_more(classifier, tmp_path, monkeypatch):
     for package in ("tf2onnx", "onnx", "onnxruntime", "ai_edge_litert"):
-        for name in [name for name in sys.modules if name.partition(".")[0] == package] or [package]:
-            monkeypatch.setitem(sys.modules, name, None)
+        remove(package, monkeypatch)
     assert list(export_model(classifier, tmp_path, kinds=["savedmodel"])) == ["savedmodel"]
 
 
@@ -320,39 +271,31 @@ def unsupported(file: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("kind", ["onnx", "litert"])
-def test_a_layer_that_a_format_cannot_express_is_named(tmp_path, kind):
+def test_a_layer_that_a_format_cannot_express_is_named(tmp_path):
     file = unsupported(tmp_path / "x.keras")
-    expected = rf"{FORMATS[kind].title} cannot express the layer smaller \(Resizing\): it has no operation ScaleAndTr"
-    with pytest.raises(ValueError, match=expected):
-        export_model(file, tmp_path / "out", kinds=[kind])
-    assert list((tmp_path / "out").iterdir()) == []
-    assert export_model(file, tmp_path / "out", kinds=["savedmodel"])["savedmodel"].exists()
+    with pytest.raises(
+        ValueError, match=r"x\.onnx .*smaller \(Resizing(.*\n)+x\.tflite .*smaller \(Resizing"
+    ) as error:
+        export_model(file, tmp_path / "out")
+    assert "Written: x.savedmodel" in str(error.value)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.savedmodel"]
 
 
 @keras.saving.register_keras_serializable("tests")
 class Holding(keras.layers.Layer):
-    """Adds a constant that it holds as a tensor, bare or `within` a tuple, where nobody looks."""
-
-    def __init__(self, within: bool = False, **options):
-        super().__init__(**options)
-        self.within = within
+    """Adds a constant that it holds as a tensor."""
 
     def build(self, shape):
-        constant = keras.ops.arange(shape[-1], dtype="float32")
-        self.constant = (constant,) if self.within else constant
+        self.constant = keras.ops.arange(shape[-1], dtype="float32")
 
     def call(self, inputs):
-        return inputs + keras.ops.cos(self.constant[0] if self.within else self.constant)
-
-    def get_config(self):
-        return super().get_config() | {"within": self.within}
+        return inputs + keras.ops.cos(self.constant)
 
 
-def holding_network(**options) -> keras.Model:
+def holding_network() -> keras.Model:
     keras.utils.set_random_seed(0)
     images = keras.Input((8, 8, 3), dtype="uint8", name="images")
-    x = Holding(name="positions", **options)(keras.layers.Rescaling(1 / 255)(images))
+    x = Holding(name="positions")(keras.layers.Rescaling(1 / 255)(images))
     return keras.Model(images, keras.layers.GlobalAveragePooling2D()(x))
 
 
@@ -360,17 +303,6 @@ def test_a_layer_that_holds_a_tensor_agrees(tmp_path):
     file = solved_classifier(tmp_path / "x.keras", holding_network())
     table = compare_exports(file, export_model(file, tmp_path), coloured_images(5)[0])
     assert len(table) == 4 and (table["largest_difference"] < 1e-5).all()
-
-
-def test_a_constant_that_is_taken_for_an_input_is_named_with_its_layer(tmp_path):
-    file = solved_classifier(tmp_path / "x.keras", holding_network(within=True))
-    expected = (
-        r"x.onnx was not written: ONNX cannot express the layer positions \(Holding\): its constant \S*/positions\S* "
-        r"was taken for an input, and has no value. Choose the kind savedmodel, which knows all layers, or build"
-    )
-    with pytest.raises(ValueError, match=expected):
-        export_model(file, tmp_path / "out", kinds=["onnx"])
-    assert export_model(file, tmp_path / "out", kinds=["savedmodel"])["savedmodel"].exists()
 
 
 def test_a_vision_transformer_of_kerashub_agrees(tmp_path):
@@ -385,42 +317,23 @@ def test_a_vision_transformer_of_kerashub_agrees(tmp_path):
 
 def test_files_that_are_no_whole_classifiers(classifier, tmp_path):
     (tmp_path / "half.keras").write_bytes(classifier.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match="half.keras cannot be loaded: .*Perhaps it is cut off"):
+    with pytest.raises(ValueError, match="half.keras"):
         export_model(tmp_path / "half.keras", tmp_path / "out")
     stage_network().save(tmp_path / "bare.keras")
     with pytest.raises(ValueError, match="bare.keras holds no class names"):
         export_model(tmp_path / "bare.keras", tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="there is no file"):
-        export_model(tmp_path / "none.keras", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_that_cannot_be_written_to(classifier, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"Nothing can be written to the folder .*file.out: .* Choose another `folder`"):
-        export_model(classifier, tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_export_is_named(exports, tmp_path, kind):
     path = tmp_path / exports[kind].name
-    with pytest.raises(FileNotFoundError, match=f"There is no .*{path.name}"):
-        load_export(path)
     if kind == "savedmodel":
         path.mkdir()
     else:
         path.write_bytes(exports[kind].read_bytes()[:500])
-    with pytest.raises(
-        ValueError, match=rf"{FORMATS[kind].title} cannot load .*{path.name}: .* Export the classifier"
-    ):
+    with pytest.raises(ValueError, match=f"cannot load .*{path.name}"):
         load_export(path)
-
-
-def test_a_file_of_another_kind_is_no_export(classifier):
-    with pytest.raises(
-        ValueError, match="whose name ends in one of .savedmodel, .onnx, .tflite. Received chosen.keras"
-    ):
-        load_export(classifier)
 
 
 # ---- the command line, and the README
@@ -436,15 +349,14 @@ def test_the_command_line(classifier, tmp_path, monkeypatch, capsys):
 
 
 def test_the_command_line_says_why_not_in_a_paragraph(classifier, tmp_path, capsys):
-    for arguments in (
-        [str(tmp_path / "none.keras"), "-o", str(tmp_path)],
-        [str(classifier), "-o", str(tmp_path), "--kinds", "x"],
-        [str(classifier), "-o", str(classifier)],
+    for arguments, word in (
+        ([str(tmp_path / "none.keras"), "-o", str(tmp_path)], "none.keras"),
+        ([str(classifier), "-o", str(tmp_path), "--kinds", "x"], "'x'"),
+        ([str(classifier), "-o", str(classifier)], "chosen.keras"),
     ):
         assert main(arguments) == 2
         printed = capsys.readouterr()
-        assert printed.out == "" and "Traceback" not in printed.err and "\n\n" not in printed.err
-        assert printed.err.endswith("\n")
+        assert printed.out == "" and word in printed.err and "Traceback" not in printed.err
 
 
 def readme_snippets() -> list[str]:

@@ -27,7 +27,6 @@ from helpers._keras import keras
 from helpers.data import load_pixels, read_pixels
 from helpers.predict import COLUMNS, load_predictions, main, predict_folder
 from helpers.training import activations, attach_head, compute_activations, fit_head, load_classifier, save_model
-from helpers.training.familiarity import LEAST_IMAGES
 
 NAMES = ['=1+1,"ants"', "007", "bées 🐝\r\n@home"]
 
@@ -55,11 +54,6 @@ def photos(tmp_path) -> Path:
         Image.fromarray(rng.integers(0, 256, size).astype("uint8")).save(folder / name)
     Image.new("L", (1, 1), 90).save(folder / "h one pixel.png")
     return folder
-
-
-def told_by(capsys) -> str:
-    """Returns what was printed, as one line."""
-    return " ".join(capsys.readouterr().out.split())
 
 
 def huge_png(path: Path) -> None:
@@ -137,23 +131,19 @@ def test_images_unlike_the_training_images_are_flagged(saved, root, tmp_path):
     assert table.loc[~like, "unlike"].all() and table.loc[like, "unlike"].mean() < 0.06
 
 
-def test_names_come_back_as_they_were(saved, photos, root, tmp_path):
+def test_names_come_back_as_they_were_and_archives_are_folders(saved, photos, root, tmp_path):
     table = predict_folder(saved, photos, output=tmp_path / "out.csv")
-    pd.testing.assert_frame_equal(load_predictions(tmp_path / "out.csv"), table)
+    shutil.make_archive(str(tmp_path / "photos"), "zip", photos / "b")
+    packed = predict_folder(saved, tmp_path / "photos.zip", output=tmp_path / "packed.csv")
+    one = predict_folder(saved, photos / "b" / "c.jpg", output=tmp_path / "one.csv")
+    assert packed["path"].str.endswith(("c.jpg", "d.bmp", "e.png")).tolist() == [True] * 3
+    assert packed.loc[packed["path"].str.endswith("c.jpg"), "probability"].tolist() == one["probability"].tolist()
     plain = pd.read_csv(tmp_path / "out.csv", dtype={"label": str, "runner_up": str}, keep_default_na=False)
     assert plain["path"].tolist() == table["path"].tolist() and plain["label"].tolist() == table["label"].tolist()
     assert set(table["label"]) | set(table["runner_up"]) == set(NAMES)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_bytes().decode(), newline="")))
     assert [row["path"] for row in rows] == table["path"].tolist()
     assert [helpers.resolve_path(path).is_file() for path in table["path"]] == [True] * 7
-
-
-def test_one_file_and_an_archive(saved, photos, root, tmp_path):
-    one = predict_folder(saved, photos / "b" / "c.jpg", output=tmp_path / "one.csv")
-    shutil.make_archive(str(tmp_path / "photos"), "zip", photos / "b")
-    packed = predict_folder(saved, tmp_path / "photos.zip", output=tmp_path / "packed.csv")
-    assert len(one) == 1 and packed["path"].str.endswith(("c.jpg", "d.bmp", "e.png")).tolist() == [True] * 3
-    assert packed.loc[packed["path"].str.endswith("c.jpg"), "probability"].tolist() == one["probability"].tolist()
 
 
 # ---- files that cannot be read
@@ -196,7 +186,7 @@ def test_after_an_interruption_the_same_call_goes_on(saved, photos, root, tmp_pa
     whole = predict_folder(saved, photos, output=tmp_path / "whole.csv")
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt, match=r"images are done and kept in .*out.partial-\w+.csv: the same"):
+        with pytest.raises(KeyboardInterrupt, match=r"images are done and kept in .*out.partial-\w+.csv"):
             predict_folder(saved, photos, output=tmp_path / "out.csv")
     (partial,) = tmp_path.glob("*.partial-*")
     kept = load_predictions(partial)
@@ -207,7 +197,7 @@ def test_after_an_interruption_the_same_call_goes_on(saved, photos, root, tmp_pa
     monkeypatch.setattr(module, "read_file", lambda path: (read.append(path), read_file(path))[1])
     pd.testing.assert_frame_equal(predict_folder(saved, photos, output=tmp_path / "out.csv"), whole)
     assert sorted(read) == sorted(whole["path"][len(kept) - 1 :])
-    assert "out.csv" in names(tmp_path) and not list(tmp_path.glob("*.partial-*"))
+    assert names(tmp_path) == ["out.csv", "photos", "whole.csv"]
 
 
 def test_another_classifier_or_folder_does_not_go_on_with_it(saved, photos, root, tmp_path, monkeypatch):
@@ -229,18 +219,17 @@ def test_another_classifier_or_folder_does_not_go_on_with_it(saved, photos, root
 def test_a_full_disk_keeps_what_is_done(saved, photos, root, tmp_path, monkeypatch, capsys):
     small_batches(monkeypatch)
     whole = predict_folder(saved, photos, output=tmp_path / "whole.csv")
-    write, calls = module._Results._write, itertools.count()
+    append, calls = module._Rows.append, itertools.count()
 
-    def full(self, rows):
+    def full(self, rows, **options):
         if next(calls) == 2:  # after the header and the first rows
-            self._file = open("/dev/full", "wb", buffering=0)
-        write(self, rows)
+            self._path = "/dev/full"
+        append(self, rows, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Results, "_write", full)
+        patch.setattr(module._Rows, "append", full)
         assert main([str(saved), str(photos), "-o", str(tmp_path / "out.csv")]) == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert "No space left on device. 2 images are done and kept in" in told
+    assert "No space left on device. 2 images are done" in " ".join(capsys.readouterr().err.split())
     pd.testing.assert_frame_equal(predict_folder(saved, photos, output=tmp_path / "out.csv"), whole)
 
 
@@ -292,8 +281,7 @@ def test_the_command(saved, photos, tmp_path):
     assert done.returncode == 0 and done.stderr == "", done.stderr
     told = " ".join(done.stdout.split())
     assert told.startswith("7 images predicted, ") and " of them unlike the training data: photos/out.csv" in told
-    assert "1 file skipped: the column `problem` says why." in told
-    assert """The class '=1+1,"ants"' begins like a formula. It is written as it is""" in told
+    assert "1 file skipped" in told
     assert len(load_predictions(photos / "out.csv")) == 8
 
 
@@ -306,45 +294,22 @@ def refused(capsys, *arguments) -> str:
 
 
 def test_models_that_are_none(saved, photos, root, tmp_path, capsys):
-    bad = tmp_path / "bad.keras"
-    out = ("-o", tmp_path / "out.csv")
+    bad, out = tmp_path / "bad.keras", ("-o", tmp_path / "out.csv")
     assert f"There is no file {bad}" in refused(capsys, bad, photos, *out)
-    assert f"There is no file {tmp_path}" in refused(capsys, tmp_path, photos, *out)
-    content = saved.read_bytes()
-    for wrong in (
-        content[: len(content) // 2],
-        b"",
-        b"PK\x05\x06" + bytes(18),
-        photos.joinpath("a.png").read_bytes(),
-    ):
+    for wrong in (saved.read_bytes()[:-1000], b"", (photos / "a.png").read_bytes()):
         bad.write_bytes(wrong)
-        assert f"{bad} holds no class names: it was cut off" in refused(capsys, bad, photos, *out)
-    stage_network().save(bad)
-    assert "holds no class names" in refused(capsys, bad, photos, *out)
-    for settings in (
-        "[]",
-        "{}",
-        '{"class_names": [1, 2], "resize": "pad"}',
-        '{"class_names": ["a", "\\ud800"]',
-        "\xff",
-    ):
+        assert f"{bad} holds no class names" in refused(capsys, bad, photos, *out)
+    for settings in ("{}", '{"class_names": [1, 2], "resize": "pad"}', '{"class_names": ["a", "\\ud800"]', "\xff"):
         stage_network().save(bad)
         with zipfile.ZipFile(bad, "a") as archive:
             archive.writestr("classifier.json", settings)
         assert "holds no class names" in refused(capsys, bad, photos, *out)
-    assert sorted(names(tmp_path)) == ["bad.keras", "photos"]
-
-
-def test_a_model_of_other_classes_or_another_shape(photos, root, tmp_path, capsys):
     inputs = keras.Input((8, 8, 3))
-    vector, image = keras.layers.Flatten()(inputs), keras.layers.Conv2D(3, 3)(inputs)
-    out = ("-o", tmp_path / "out.csv")
-    for output in (keras.layers.Dense(4)(vector), image):
-        keras.Model(inputs, output).save(tmp_path / "x.keras")
-        with zipfile.ZipFile(tmp_path / "x.keras", "a") as archive:
-            archive.writestr("classifier.json", json.dumps({"class_names": list("abc"), "resize": "crop"}))
-        told = refused(capsys, tmp_path / "x.keras", photos, *out)
-        assert "to the probabilities of its 3 classes, two or more. Received one from (8, 8, 3) to" in told
+    keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(inputs))).save(bad)
+    with zipfile.ZipFile(bad, "a") as archive:
+        archive.writestr("classifier.json", json.dumps({"class_names": list("abc"), "resize": "crop"}))
+    assert "its 3 classes" in refused(capsys, bad, photos, *out)
+    assert names(tmp_path) == ["bad.keras", "photos"]
 
 
 def test_no_code_of_a_file_is_run(photos, root, tmp_path, capsys):
@@ -357,47 +322,30 @@ def test_no_code_of_a_file_is_run(photos, root, tmp_path, capsys):
     with zipfile.ZipFile(tmp_path / "x.keras", "a") as archive:
         archive.writestr("classifier.json", json.dumps({"class_names": ["a", "b"], "resize": "crop"}))
     told = refused(capsys, tmp_path / "x.keras", photos, "-o", tmp_path / "out.csv")
-    assert "one with Lambda layers or own classes is not loaded" in told and not marker.exists()
+    assert "Lambda" in told and not marker.exists()
 
 
-def test_folders_without_images(saved, photos, root, tmp_path, capsys):
+def test_folders_without_images_and_outputs_that_cannot_be_written(saved, photos, root, tmp_path, capsys):
     out = ("-o", tmp_path / "out.csv")
     assert "There is no " in refused(capsys, saved, tmp_path / "nothing", *out)
     empty = tmp_path / "empty" / "inside"
     empty.mkdir(parents=True)
     (empty / ".hidden").touch()
-    assert "It holds no file, or hidden ones only." in refused(capsys, saved, empty.parent, *out)
+    assert "It holds no file" in refused(capsys, saved, empty.parent, *out)
     (empty / "notes.txt").write_text("ants, mostly")
-    told = refused(capsys, saved, empty.parent, *out)
-    assert "None of 1 can be read, for example" in told and "not an image" in told
+    assert "None of 1 can be read" in refused(capsys, saved, empty.parent, *out)
+    assert "is a folder" in refused(capsys, saved, photos, "-o", photos)
+    assert "a.png" in refused(capsys, saved, photos, "-o", photos / "a.png" / "out.csv")
     assert names(tmp_path) == ["empty", "photos"]
 
 
-def test_outputs_that_cannot_be_written(saved, photos, root, tmp_path, capsys):
-    assert "it is a folder. Name another" in refused(capsys, saved, photos, "-o", photos)
-    assert "cannot be written" in refused(capsys, saved, photos, "-o", photos / "a.png" / "out.csv")
-    assert not list(tmp_path.rglob("*.partial-*"))
-
-
-def test_a_file_that_does_not_know_its_training_images(saved, photos, root, tmp_path, capsys):
+def test_a_file_that_cannot_tell_what_is_out_of_distribution(saved, photos, root, tmp_path, capsys):
     with zipfile.ZipFile(saved) as whole, zipfile.ZipFile(tmp_path / "old.keras", "w") as old:
         for member in whole.namelist():
             if member != "familiarity.npz":
                 old.writestr(member, whole.read(member))
     assert main([str(tmp_path / "old.keras"), str(photos), "-o", str(tmp_path / "out.csv")]) == 0
-    assert "it was saved without them (`save_model` takes them as `pixels` and `labels`)" in told_by(capsys)
+    assert "`unlike` is empty" in capsys.readouterr().out
     table, full = load_predictions(tmp_path / "out.csv"), predict_folder(saved, photos, output=tmp_path / "full.csv")
     assert table["unlike"].isna().all() and full["unlike"].notna().all()
     pd.testing.assert_frame_equal(table.drop(columns="unlike"), full.drop(columns="unlike"))
-
-
-@pytest.mark.parametrize(("count", "empty"), [(LEAST_IMAGES - 1, True), (LEAST_IMAGES, False)])
-def test_few_training_images_are_the_reason_where_they_are(photos, root, tmp_path, capsys, count, empty):
-    images, labels = coloured_images(count)
-    network = stage_network()
-    head = fit_head(compute_activations(network, images), labels, strengths=(0.1,))
-    model, file = attach_head(network, head, class_names=NAMES), tmp_path / "few.keras"
-    save_model(model, file, class_names=NAMES, resize="pad", pixels=images, labels=labels)
-    assert main([str(file), str(photos), "-o", str(tmp_path / "out.csv")]) == 0
-    assert ("they were fewer than 20, too few to tell" in told_by(capsys)) == empty
-    assert load_predictions(tmp_path / "out.csv")["unlike"].isna().all() == empty
