@@ -32,7 +32,7 @@ from helpers.parameters import (
     from_here,
     impossible_values,
 )
-from helpers.report import COLUMNS, Record, read_metrics, summary_rows, write_card, write_report
+from helpers.report import COLUMNS, RunFolder, read_metrics, summary_rows, write_card, write_report
 
 CHOICES = "choose another folder (make run NAME=..., or another run_dir), or delete this one to start over"
 
@@ -68,7 +68,7 @@ def keep_parameters(run: Path, parameters: dict) -> None:
     """
     kept = kept_parameters(run) | _plain(parameters)
     write_atomically(Path(run) / "parameters.yaml", yaml.safe_dump(kept, allow_unicode=True))
-    environments = add_environment(Record(run).environments, describe_environment())
+    environments = add_environment(RunFolder(run).environments, describe_environment())
     write_json(Path(run) / "environment.json", environments)
 
 

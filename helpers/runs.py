@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers import resolve_path
-from helpers.report.record import Record
+from helpers.report.run_folder import RunFolder
 from helpers.report.summary import chosen_arm
 
 COLUMNS = ("name", "data", "backbone", "verdict", "accuracy", "low", "high", "seconds", "date", "note")
@@ -40,7 +40,7 @@ def list_runs(folder: str | Path = "runs") -> pd.DataFrame:
 
 
 def _row(path: Path) -> dict:
-    record = Record(path)
+    record = RunFolder(path)
     row = {"name": path.name, "data": "", "backbone": "", "verdict": "", "date": pd.NaT, "note": ""}
     try:
         row["date"] = _date(record)
@@ -55,14 +55,14 @@ def _row(path: Path) -> dict:
     return row
 
 
-def _date(record: Record) -> pd.Timestamp:
+def _date(record: RunFolder) -> pd.Timestamp:
     """Returns when the first results were recorded; of a run that did not record it, when its folder was changed."""
     if record.environments:
         return pd.Timestamp(record.environments[0]["since"]).tz_convert("UTC")
     return pd.Timestamp(datetime.fromtimestamp(record.run.stat().st_mtime, UTC))
 
 
-def _missing(record: Record) -> list[str]:
+def _missing(record: RunFolder) -> list[str]:
     if record.verdict:
         return [f"The study is not complete: {record.verdict['stopped']}."] if record.verdict.get("stopped") else []
     if failures := record.failures:

@@ -1,24 +1,20 @@
-"""What came of a run, told to people, from the files in its folder.
+"""Reports of a run, from the files in its folder.
 
-record     the folder, read file by file, and how to repeat the run
-summary    the verdict in a line, the arms in rows
-page       report.html, one file that opens anywhere
-card       chosen.md, the model card beside the chosen classifier
+run_folder  the folder, read file by file, and how to repeat the run
+summary     the verdict at a glance, the arms in rows
+page        report.html, one file that opens anywhere
+card        chosen.md, the model card beside the chosen classifier
 """
 
 from helpers.report.card import escape_markdown, write_card
 from helpers.report.page import write_report
-from helpers.report.record import Record, failure, make_command, papermill_commands, read_metrics
-from helpers.report.summary import COLUMNS, describe_verdict_briefly, summary_rows
+from helpers.report.run_folder import RunFolder, read_metrics
+from helpers.report.summary import COLUMNS, summary_rows
 
 __all__ = [
     "COLUMNS",
-    "Record",
-    "describe_verdict_briefly",
+    "RunFolder",
     "escape_markdown",
-    "failure",
-    "make_command",
-    "papermill_commands",
     "read_metrics",
     "summary_rows",
     "write_card",

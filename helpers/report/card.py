@@ -10,14 +10,8 @@ import zipfile
 from pathlib import Path
 
 from helpers import write_atomically
-from helpers.report.record import Record, make_command
-from helpers.report.summary import (
-    chosen_arm,
-    cost_table,
-    describe_verdict_briefly,
-    points_interval,
-    result_table,
-)
+from helpers.report.run_folder import RunFolder, make_command
+from helpers.report.summary import chosen_arm, cost_table, headline, points_interval, result_table
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "card"
 
@@ -39,10 +33,7 @@ TABLES = {
         f"Accuracies of `frozen.keras` and `fine_tuned.keras` on images from elsewhere, by folder. {_DIFFERENCE}",
     ),
 }
-"""Tables of a run that go into its card where they exist: their titles, and what their columns are (Markdown)."""
-
-_NAMES = ("class", "taken_for", "corruption", "folder")
-"""Columns of these tables that hold names."""
+"""Tables of a run that go into its card where they exist: title and columns' meaning, in Markdown."""
 
 MOST_CLASSES = 100
 """Classes up to which each has a row."""
@@ -53,66 +44,75 @@ RULES = {
     "stretch": "the whole image is kept, and distorted",
 }
 
+LOADING = """\
+from helpers.data import read_pixels  # in the repository's folder, with .venv/bin/python
+from helpers.training import load_classifier
+
+model, settings = load_classifier({file!r})
+image = read_pixels("image.jpg", model.input_shape[1:3], resize=settings["resize"], white=settings["white"])
+dict(zip(settings["class_names"], model.predict(image[None])[0]))"""
+
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&#$@!{}^]|:(?=\S))")
 
 
 def write_card(run: Path) -> Path:
     """Returns the path of `chosen.md`, the model card of the run's `chosen.keras`, filled from the run's files.
 
-    It claims nothing that they do not say: who made the model, what it is meant for and its licence are said to be
-    unknown.
-
     Raises:
         FileNotFoundError: there is no `chosen.keras`.
         ValueError: it is not a classifier that `helpers.training.save_model` wrote.
     """
-    import jinja2
     from markupsafe import Markup
 
     from helpers.data import count_images  # here: pandas takes a second, and few commands need it
 
-    record = Record(run)
-    model = _model(record.run / "chosen.keras")
-    verdict, images, problems = record.verdict, record.images, record.problems
-    counts = [] if images is None else list(count_images(images).itertuples())
+    folder = RunFolder(run)
+    file, verdict, metrics, problems = folder.run / "chosen.keras", folder.verdict, folder.metrics, folder.problems
+    model = _read_model(file)
+    counts = [] if folder.images is None else list(count_images(folder.images).itertuples())
     found = None if problems is None else problems.groupby(["problem", "action"], sort=False).size()
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Whatever is filled in is text, unless it is said to be Markdown: names of classes and files are anybody's.
-        finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(str(value)),
-    )
-    templates.globals |= {"table": lambda columns, rows: Markup(_table(columns, rows))}
-    text = templates.get_template("chosen.md.j2").render(
-        name=record.run.name,
-        statement=describe_verdict_briefly(verdict),
-        explanation=verdict.get("explanation") or record.metrics.get("answer", ""),
+    tables = ((title, Markup(words), _read_table(folder.run / name)) for name, (title, words) in TABLES.items())
+    text = _template().render(
+        name=folder.run.name,
+        statement=headline(verdict),
+        explanation=verdict.get("explanation") or metrics.get("answer", ""),
         model=model,
         outputs=list(enumerate(model["class_names"])),
         rule=RULES.get(model["resize"], ""),
         verdict=verdict,
         chosen=chosen_arm(verdict),
-        parameters=_parameters(record),
-        features=record.metrics.get("features", ""),
-        fingerprint=_digest(record.run / "images.csv") if images is not None else "",
+        parameters={setting.name: setting.value for setting in folder.settings} | folder.parameters,
+        features=metrics.get("features", ""),
+        fingerprint=_digest(folder.run / "images.csv") if folder.images is not None else "",
         counts=counts if len(counts) <= MOST_CLASSES + 1 else counts[-1:],
         smallest=min((row.test for row in counts[:-1]), default=0),
         problems=None if found is None else [(*what, count) for what, count in found.items()],
-        results=result_table(record),
-        costs=cost_table(record),
+        results=result_table(metrics),
+        costs=cost_table(metrics),
         interval=points_interval,
-        tables=[
-            (title, Markup(words), *table)
-            for name, (title, words) in TABLES.items()
-            if (table := _other_table(record.run / name))
-        ],
-        environment=(record.environments or [{}])[-1],
-        commit=record.commit,
-        loading=Markup(fenced(_loading(record.run / "chosen.keras"), "python")),
-        command=Markup(fenced(make_command(record), "sh")),
+        tables=[(title, words, *table) for title, words, table in tables if table],
+        environment=(folder.environments or [{}])[-1],
+        commit=folder.commit,
+        loading=Markup(fenced(LOADING.format(file=f"runs/{folder.run.name}/{file.name}"), "python")),
+        command=Markup(fenced(make_command(folder), "sh")),
     )
-    return write_atomically(record.run / "chosen.md", text)
+    return write_atomically(folder.run / "chosen.md", text)
+
+
+def _template():
+    """Returns the card's template; what is filled in is text, unless it is said to be Markdown."""
+    import jinja2
+    from markupsafe import Markup
+
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # names of classes and files are anybody's
+        finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(str(value)),
+    )
+    templates.globals["table"] = lambda columns, rows: Markup(_table(columns, rows))
+    return templates.get_template("chosen.md.j2")
 
 
 def escape_markdown(text: str) -> str:
@@ -137,7 +137,7 @@ def _table(columns, rows) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _model(path: Path) -> dict:
+def _read_model(path: Path) -> dict:
     """Returns what the file says without being loaded, which would take TensorFlow: settings, size, dates, digest."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -147,17 +147,9 @@ def _model(path: Path) -> dict:
     except (KeyError, zipfile.BadZipFile):
         raise ValueError(f"Expected a classifier saved by 04. {path} holds no class names.") from None
     height, width = graph["config"]["layers"][0]["config"]["batch_shape"][1:3]
-    return {
-        "class_names": settings["class_names"],
-        "resize": settings["resize"],
-        "white": settings.get("white"),
-        "height": height,
-        "width": width,
-        "keras": about["keras_version"],
-        "saved": about["date_saved"].partition("@")[0],
-        "megabytes": f"{path.stat().st_size / 1e6:.1f}",
-        "digest": _digest(path),
-    }
+    found = {"height": height, "width": width, "keras": about["keras_version"], "digest": _digest(path)}
+    found |= {"saved": about["date_saved"].partition("@")[0], "megabytes": f"{path.stat().st_size / 1e6:.1f}"}
+    return {"white": None} | settings | found
 
 
 def _digest(path: Path) -> str:
@@ -165,29 +157,13 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _parameters(record: Record) -> dict:
-    settings = {s.name: s.value for own in record.settings.values() for s in own}
-    return settings | record.parameters
-
-
-def _other_table(path: Path) -> tuple[list, list] | None:
+def _read_table(path: Path) -> tuple[list, list] | None:
     """Returns columns and rows of a table that another step wrote, fractions rounded; None without it."""
     from helpers.data.tables import read_texts
 
     if not path.exists():
         return None
     table = read_texts(path)
-    for name in table.columns.difference(_NAMES):  # of the others, one may be "1.50"
+    for name in table.columns.difference(["class", "taken_for", "corruption", "folder"]):  # a name may be "1.50"
         table[name] = [f"{float(text):.3f}" if "." in text else text for text in table[name]]
     return list(table), table.to_numpy().tolist()
-
-
-def _loading(path: Path) -> str:
-    return f"""\
-from helpers.data import read_pixels  # in the repository's folder, with .venv/bin/python
-from helpers.training import load_classifier
-
-file = {f"runs/{path.parent.name}/{path.name}"!r}
-model, settings = load_classifier(file)
-image = read_pixels("image.jpg", model.input_shape[1:3], resize=settings["resize"], white=settings["white"])
-dict(zip(settings["class_names"], model.predict(image[None])[0]))"""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from helpers import ROOT, write_atomically
 from helpers.environment import ORDER
-from helpers.report.record import Record, make_command, papermill_commands
-from helpers.report.summary import cost_table, describe_verdict_briefly, key_facts, result_table
+from helpers.report.run_folder import RunFolder, make_command
+from helpers.report.summary import cost_table, headline, key_facts, result_table
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "report"
 
@@ -17,10 +17,7 @@ FIGURES = {
     "plot_costs": "Accuracy against cost",
     "plot_results": "The arms on one split",
 }
-"""Functions whose figures stand at the top, in this order, and what the figures show: those of the last notebook."""
-
-MOST_ROWS = 30
-"""Rows of a table about the data, from which on it is folded away."""
+"""Functions whose figures stand at the top, in this order, and their captions: those of the last notebook."""
 
 MOST_FILES = 200
 """Files that were left out and are named one by one."""
@@ -34,34 +31,33 @@ def write_report(run: Path) -> Path:
     import jinja2
     from markupsafe import Markup
 
-    record = Record(run)
-    body, contents = _body(record.notebooks)
-    settings = list({s.name: s for own in record.settings.values() for s in own}.values())
+    folder = RunFolder(run)
+    verdict, metrics = folder.verdict, folder.metrics
+    body, contents = _body(folder.notebooks)
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     html = templates.get_template("page.html.j2").render(
-        name=record.run.name,
+        name=folder.run.name,
         style=Markup(_style()),
-        record=record,
-        statement=describe_verdict_briefly(record.verdict),
-        answer=record.verdict.get("explanation") or record.metrics.get("answer"),
-        facts=key_facts(record),
-        results=result_table(record),
-        figures=_figures(record.notebooks),
-        data=_data(record),
-        settings=settings,
-        changed=any(setting.changed for setting in settings),
-        costs=cost_table(record),
-        environments=[_environment_rows(environment) for environment in record.environments],
-        durations=_durations(record.notebooks),
-        command=make_command(record),
-        commands=papermill_commands(record),
-        date=_date(record),
+        folder=folder,
+        statement=headline(verdict),
+        answer=verdict.get("explanation") or metrics.get("answer"),
+        facts=key_facts(verdict),
+        results=result_table(metrics),
+        figures=_figures(folder.notebooks),
+        data=_data(folder),
+        settings=folder.settings,
+        changed=any(setting.changed for setting in folder.settings),
+        costs=cost_table(metrics),
+        environments=[_environment_rows(environment) for environment in folder.environments],
+        durations=_durations(folder.notebooks),
+        command=make_command(folder),
+        date=_date(folder.notebooks),
         contents=contents,
         body=Markup(body),
     )
-    return write_atomically(record.run / "report.html", html)
+    return write_atomically(folder.run / "report.html", html)
 
 
 def _figures(notebooks: dict) -> list[dict]:
@@ -69,8 +65,7 @@ def _figures(notebooks: dict) -> list[dict]:
     for notebook in reversed(notebooks.values()):
         found = []
         for name, caption in FIGURES.items():
-            called = re.compile(rf"\b{name}\(")
-            cells = [cell for cell in notebook.cells if cell.cell_type == "code" and called.search(cell.source)]
+            cells = [cell for cell in notebook.cells if cell.cell_type == "code" and f"{name}(" in cell.source]
             for output in (output for cell in cells for output in cell.outputs):
                 if picture := output.get("data", {}).get("image/png"):
                     words = output.metadata.get("image/png", {}).get("alt", "")
@@ -80,23 +75,22 @@ def _figures(notebooks: dict) -> list[dict]:
     return []
 
 
-def _data(record: Record) -> dict:
+def _data(folder: RunFolder) -> dict:
     """Returns the tables about the data as rows of texts: how many images, what was found, what was left out."""
-    found = {"folded": False, "counts": [], "problems": [], "left_out": [], "more": 0}
-    if record.images is not None:
+    found = {"counts": [], "problems": [], "left_out": [], "more": 0}
+    if folder.images is not None:
         from helpers.data import count_images
 
-        counts = count_images(record.images)
+        counts = count_images(folder.images)
         found["counts"] = [(name, *(f"{n:,}" for n in row)) for name, *row in counts.itertuples()]
         found["columns"] = list(counts)
-        found["folded"] = len(counts) > MOST_ROWS
-        found["images"], found["classes"] = f"{len(record.images):,}", len(counts) - 1
-    if record.problems is not None:
+        found["images"], found["classes"] = f"{len(folder.images):,}", len(counts) - 1
+    if folder.problems is not None:
         from helpers.data import summarize_problems
 
-        summary = summarize_problems(record.problems)
+        summary = summarize_problems(folder.problems)
         found["problems"] = [tuple(map(str, row)) for row in summary[["severity", "action", "findings"]].itertuples()]
-        left_out = record.problems[record.problems["action"] == "left out"]
+        left_out = folder.problems[folder.problems["action"] == "left out"]
         found["left_out"] = left_out[["path", "label", "reason"]].head(MOST_FILES).to_numpy().tolist()
         found["more"] = len(left_out) - len(found["left_out"])
     return found
@@ -104,45 +98,37 @@ def _data(record: Record) -> dict:
 
 def _environment_rows(environment: dict) -> list[tuple[str, str]]:
     """Returns what an environment consists of, name and value, in a person's order."""
-    order = sorted(environment, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
-    values = {name: environment[name] for name in order}
-    texts = {name: ", ".join(map(str, v)) or "none" if isinstance(v, list) else str(v) for name, v in values.items()}
-    return [(name.replace("_gb", ", GB"), text) for name, text in texts.items()]
+    rows = []
+    for name in sorted(environment, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+        value = environment[name]
+        text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+        rows.append((name.replace("_gb", ", GB"), text))
+    return rows
 
 
 def _durations(notebooks: dict) -> list[tuple[str, str]]:
     """Returns how long each notebook was executed, in words, and all of them together."""
-    seconds = {name: nb.metadata.get("papermill", {}).get("duration") or 0.0 for name, nb in notebooks.items()}
+    seconds = {name: notebook.metadata.get("papermill", {}).get("duration") for name, notebook in notebooks.items()}
     known = {name: value for name, value in seconds.items() if value}
-    return [(name, _in_words(value)) for name, value in (known | {"all": sum(known.values())}).items() if known]
+    rows = known | {"all": sum(known.values())} if known else {}
+    return [(name, f"{s:.0f} s" if s < 90 else f"{s / 60:.0f} min") for name, s in rows.items()]
 
 
-def _in_words(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _date(record: Record) -> str:
+def _date(notebooks: dict) -> str:
     """Returns the day on which the run was executed: "24 November 2026"; empty if nothing says so."""
-    ends = [nb.metadata.get("papermill", {}).get("end_time") for nb in record.notebooks.values()]
-    if not (known := [end for end in ends if end]):
-        return ""
-    day = datetime.fromisoformat(max(known))
-    return f"{day.day} {day:%B %Y}"
+    ends = [notebook.metadata.get("papermill", {}).get("end_time") for notebook in notebooks.values()]
+    day = max((datetime.fromisoformat(end) for end in ends if end), default=None)
+    return f"{day.day} {day:%B %Y}" if day else ""
 
 
 def _style() -> str:
     from pygments.formatters import HtmlFormatter
 
-    def colours(name: str) -> str:
-        return HtmlFormatter(style=name).get_style_defs(".highlight")
-
-    sheet = (TEMPLATE / "style.css").read_text(encoding="utf-8")
-    # the page's own background behind code, in both colour schemes; of Pygments' styles these can be read on it
+    # of Pygments' styles these can be read on the page's own background behind code, in both colour schemes
+    light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("xcode", "lightbulb"))
     plain = ".highlight, .highlight pre { background: var(--shade) !important; }"
-    dark = f"@media (prefers-color-scheme: dark) {{\n{colours('lightbulb')}\n}}"
-    return "\n".join([colours("xcode"), dark, plain, sheet])
+    sheet = (TEMPLATE / "style.css").read_text(encoding="utf-8")
+    return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{plain}\n{sheet}"
 
 
 def _body(notebooks: dict) -> tuple[str, list[dict]]:

@@ -2,9 +2,9 @@
 
 import json
 import shlex
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -24,20 +24,7 @@ def read_metrics(run: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def failure(notebook) -> str | None:
-    """Returns why an executed notebook stopped, or None if no cell of it failed."""
-    about = notebook.metadata.get("papermill", {})
-    if not about.get("exception"):
-        return None
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                return f"In [{cell.execution_count}]: {output.ename}: {output.evalue}"
-    return about.get("stopped", "It was interrupted.")
-
-
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """A parameter of a notebook, and the value that the run was made with."""
 
     name: str
@@ -46,21 +33,16 @@ class Setting:
     meaning: str
 
     @property
-    def shown(self) -> str:
-        """The value as a text that can be seen."""
-        return '""' if self.value == "" else str(self.value)
-
-    @property
     def changed(self) -> bool:
         """Whether the value is another than the notebook's own."""
         return self.value != self.default
 
 
-class Record:
+class RunFolder:
     """A run's folder, read file by file as it is asked for.
 
     A file that is missing is empty; so is one that cannot be read, and `notes` says so: the run may have stopped
-    half-way, have been copied in part, or be somebody else's.
+    half-way, or have been copied in part.
 
     Attributes:
         run: the folder.
@@ -100,14 +82,14 @@ class Record:
         """`images.csv`, a DataFrame: see `helpers.data`; None without it."""
         from helpers.data import load_images  # here: pandas and Pillow take a second, and few commands need them
 
-        return self._table("images.csv", load_images, {"path", "label", "split"})
+        return self._read_table("images.csv", load_images, {"path", "label", "split"})
 
     @cached_property
     def problems(self):
         """`problems.csv`, a DataFrame: see `helpers.data.check_images`; None without it."""
         from helpers.data.tables import read_texts
 
-        return self._table("problems.csv", read_texts, {"path", "problem", "severity", "action", "reason"})
+        return self._read_table("problems.csv", read_texts, {"path", "problem", "severity", "action", "reason"})
 
     @cached_property
     def notebooks(self) -> dict:
@@ -119,28 +101,33 @@ class Record:
     @property
     def failures(self) -> dict[str, str]:
         """Why notebooks stopped, by name."""
-        return {name: why for name, notebook in self.notebooks.items() if (why := failure(notebook))}
+        found = {}
+        for name, notebook in self.notebooks.items():
+            about = notebook.metadata.get("papermill", {})
+            if about.get("exception"):
+                found[name] = _error(notebook) or about.get("stopped", "It was interrupted.")
+        return found
 
     @cached_property
-    def settings(self) -> dict[str, list[Setting]]:
-        """The parameters of each notebook, in their order, without `run_dir`.
+    def settings(self) -> list[Setting]:
+        """The parameters of the run's notebooks without `run_dir`, each once.
 
-        Of a run whose notebooks were executed by hand, and do not lie in its folder, those of the repository's
-        notebooks that the run has kept.
+        Of a run whose notebooks do not lie in its folder, as they were executed by hand, those that it has kept.
         """
         if self.notebooks:
-            return {
-                name: _settings(notebook, notebook.metadata.get("papermill", {}).get("parameters", {}))
-                for name, notebook in self.notebooks.items()
-            }
-        templates = {path.stem: read_executed(path) for path in sorted(ROOT.glob("notebooks/[0-9][0-9]_*.ipynb"))}
-        found = {name: _settings(notebook, self.parameters) for name, notebook in templates.items() if notebook}
-        return {name: kept for name, own in found.items() if (kept := [s for s in own if s.name in self.parameters])}
-
-    @property
-    def changed(self) -> dict[str, object]:
-        """The parameters that are not the notebooks' defaults, by name, each once."""
-        return {s.name: s.value for own in self.settings.values() for s in own if s.changed}
+            found = [
+                _settings(notebook, notebook.metadata.get("papermill", {}).get("parameters", {}))
+                for notebook in self.notebooks.values()
+            ]
+        else:
+            templates = (read_executed(path) for path in sorted(ROOT.glob("notebooks/[0-9][0-9]_*.ipynb")))
+            found = [_settings(notebook, self.parameters) for notebook in templates if notebook]
+            found = [[setting for setting in own if setting.name in self.parameters] for own in found]
+        settings: dict[str, Setting] = {}
+        for setting in (setting for own in found for setting in own):
+            if setting.changed or setting.name not in settings:
+                settings[setting.name] = setting
+        return list(settings.values())
 
     def _read(self, name: str, parse, empty):
         path = self.run / name
@@ -155,7 +142,7 @@ class Record:
         self.notes.append(f"{name} cannot be read.")
         return empty
 
-    def _table(self, name: str, read, columns: set[str]):
+    def _read_table(self, name: str, read, columns: set[str]):
         path = self.run / name
         if not path.exists():
             return None
@@ -167,6 +154,15 @@ class Record:
             return table
         self.notes.append(f"{name} cannot be read.")
         return None
+
+
+def _error(notebook) -> str:
+    """Returns the error of an executed notebook's cell, or ""."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                return f"In [{cell.execution_count}]: {output.ename}: {output.evalue}"
+    return ""
 
 
 def _settings(notebook, values: dict) -> list[Setting]:
@@ -181,33 +177,9 @@ def _settings(notebook, values: dict) -> list[Setting]:
     ]
 
 
-# ---- how to repeat it
-
-
-def make_command(record: Record) -> str:
+def make_command(folder: RunFolder) -> str:
     """Returns the line for a shell that makes the same run again: `make run NAME=pets DATA='my photos'`."""
-    words = {"NAME": record.run.name} | {name.upper(): value for name, value in record.changed.items()}
+    changed = {setting.name.upper(): setting.value for setting in folder.settings if setting.changed}
+    words = {"NAME": folder.run.name} | changed
     # make takes a "$" for the start of a variable's name
     return " ".join(["make run", *(f"{k}={shlex.quote(str(v).replace('$', '$$'))}" for k, v in words.items())])
-
-
-def papermill_commands(record: Record) -> list[str]:
-    """Returns the lines that make the same run again without make, one for each notebook."""
-    folder = Path("runs") / record.run.name
-    commands = []
-    for name, settings in record.settings.items():
-        words = ["papermill", f"notebooks/{name}.ipynb", f"{folder}/{name}.ipynb", "-r", "run_dir", str(folder)]
-        for setting in settings:
-            if setting.changed:
-                words += _papermill_option(setting.name, setting.value)
-        commands.append(shlex.join(words))
-    return [shlex.join(["mkdir", "-p", str(folder)]), *commands] if commands else []
-
-
-def _papermill_option(name: str, value) -> list[str]:
-    """Returns the option that gives this value and no other: papermill takes the text "3" of a -p for a number."""
-    if isinstance(value, str):
-        return ["-r", name, value]
-    if isinstance(value, (list, tuple, dict)):
-        return ["-y", json.dumps({name: value})]
-    return ["-p", name, str(value)]

@@ -1,6 +1,4 @@
-"""The verdict in a line, and the arms in rows of texts."""
-
-from helpers.report.record import Record
+"""The verdict at a glance, and the arms in rows of texts."""
 
 COLUMNS = ("arm", "test accuracy", "95 % interval", "seconds", "trainable weights")
 
@@ -14,24 +12,21 @@ def summary_rows(metrics: dict) -> list[tuple[str, ...]]:
     """
     from helpers.evaluation import results_table  # here: SciPy takes a second, and most commands need no table
 
-    table = results_table(ordered_arms(metrics.get("study") or metrics.get("arms", {})))
+    table = results_table(_arms(metrics))
     return [(row[0], *(text or NOTHING for text in row[1:])) for row in table.itertuples()]
 
 
-def ordered_arms(arms: dict) -> dict:
+def _arms(metrics: dict) -> dict:
     """Returns the arms in the order of `helpers.evaluation.ARMS`, and any others behind them."""
     from helpers.evaluation import ARMS
 
+    arms = metrics.get("study") or metrics.get("arms", {})
     order = [name for name in ARMS if name in arms] + [name for name in arms if name not in ARMS]
     return {name: arms[name] for name in order}
 
 
-def describe_verdict_briefly(verdict: dict) -> str:
-    """Returns the verdict's headline; "No verdict yet." without one.
-
-    Args:
-        verdict: what `verdict.json` holds.
-    """
+def headline(verdict: dict) -> str:
+    """Returns the headline of what `verdict.json` holds; "No verdict yet." without one."""
     return verdict.get("headline") or "No verdict yet."
 
 
@@ -40,27 +35,22 @@ def chosen_arm(verdict: dict) -> dict:
     return verdict.get("arms", {}).get(verdict.get("chosen"), {})
 
 
-def key_facts(record: Record) -> list[tuple[str, str, str]]:
+def key_facts(verdict: dict) -> list[tuple[str, str, str]]:
     """Returns the numbers to be seen at a glance: what each is, its value, its interval or its counterpart."""
-    verdict, facts = record.verdict, []
+    facts, arms = [], verdict.get("arms", {})
     if chosen := chosen_arm(verdict):
+        interval = "no interval from a single training"
+        if "low" in chosen:
+            interval = f"95 % interval {100 * chosen['low']:.1f} to {100 * chosen['high']:.1f} %"
         name = f"Test accuracy of the chosen arm, {verdict['chosen']}"
-        facts.append((name, f"{100 * chosen['test_accuracy']:.1f} %", percent_interval(chosen)))
+        facts.append((name, f"{100 * chosen['test_accuracy']:.1f} %", interval))
     if comparison := verdict.get("comparison"):
         difference = f"{100 * comparison['difference']:+.1f} points"
         facts.append(("Accuracy, fine-tuned minus frozen", difference, points_interval(comparison)))
-    arms = verdict.get("arms", {})
     if {"frozen", "fine-tuned"} <= set(arms):
-        frozen, tuned = arms["frozen"], arms["fine-tuned"]
-        facts.append(("Time to train, frozen", f"{frozen['seconds']:.1f} s", f"fine-tuned: {tuned['seconds']:.1f} s"))
+        frozen, tuned = (f"{arms[name]['seconds']:.1f} s" for name in ("frozen", "fine-tuned"))
+        facts.append(("Time to train, frozen", frozen, f"fine-tuned: {tuned}"))
     return facts
-
-
-def percent_interval(arm: dict) -> str:
-    """Returns an accuracy's interval in per cent."""
-    if "low" not in arm:
-        return "no interval from a single training"
-    return f"95 % interval {100 * arm['low']:.1f} to {100 * arm['high']:.1f} %"
 
 
 def points_interval(comparison: dict) -> str:
@@ -68,10 +58,10 @@ def points_interval(comparison: dict) -> str:
     return f"95 % interval {100 * comparison['low']:+.1f} to {100 * comparison['high']:+.1f}"
 
 
-def result_table(record: Record) -> tuple[list[str], list[tuple[str, ...]]]:
+def result_table(metrics: dict) -> tuple[list[str], list[tuple[str, ...]]]:
     """Returns columns and rows of texts: what each arm reached, and how far from the frozen one, in points."""
-    arms, rows = _arms(record), []
-    for name, accuracy, interval, *_ in summary_rows(record.metrics):
+    arms, rows = _arms(metrics), []
+    for name, accuracy, interval, *_ in summary_rows(metrics):
         arm, gained, between = arms[name], NOTHING, NOTHING
         if "difference_low" in arm:
             gained = f"{100 * arm['difference']:+.1f}"
@@ -80,24 +70,24 @@ def result_table(record: Record) -> tuple[list[str], list[tuple[str, ...]]]:
     return _without_empty([*COLUMNS[:3], "minus frozen, points", "its 95 % interval"], rows)
 
 
-def cost_table(record: Record) -> tuple[list[str], list[tuple[str, ...]]]:
+def cost_table(metrics: dict) -> tuple[list[str], list[tuple[str, ...]]]:
     """Returns columns and rows of texts: each arm's cut, first stage that learns, and rate; and what it costs."""
     formats = {
-        "learning_rate": lambda rate: f"{rate:g}" if rate else NOTHING,
-        "seconds": "{:.1f}".format,
-        "trainable_weights": "{:,.0f}".format,
-        "memory_mb": "{:.1f}".format,
+        "cut": "{}",
+        "stage": "{}",
+        "learning_rate": "{:g}",
+        "seconds": "{:.1f}",
+        "trainable_weights": "{:,.0f}",
+        "memory_mb": "{:.1f}",
     }
     rows = []
-    for name, arm in _arms(record).items():
-        numbers = (shown(arm[key]) if key in arm else NOTHING for key, shown in formats.items())
-        rows.append((name, str(arm.get("cut") or NOTHING), str(arm.get("stage") or NOTHING), *numbers))
+    for name, arm in _arms(metrics).items():
+        known = {key: value for key, value in arm.items() if value not in ("", None)}
+        if not arm.get("learning_rate"):
+            known.pop("learning_rate", None)  # nothing is fine-tuned
+        rows.append((name, *(text.format(known[key]) if key in known else NOTHING for key, text in formats.items())))
     columns = ["arm", "cut at", "unfrozen from", "learning rate", "seconds", "trainable weights", "memory, MB"]
     return _without_empty(columns, rows)
-
-
-def _arms(record: Record) -> dict:
-    return ordered_arms(record.metrics.get("study") or record.metrics.get("arms", {}))
 
 
 def _without_empty(columns: list[str], rows: list[tuple[str, ...]]) -> tuple[list[str], list[tuple[str, ...]]]:
