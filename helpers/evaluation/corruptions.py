@@ -23,24 +23,16 @@ from helpers.evaluation.metrics import accuracy_interval, is_correct
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-ALL = "all"
-"""What tables call the average over corruptions."""
-
-_DRAWS = 2000
-"""Of the bootstrap."""
+ALL = "all"  # what tables call the average over corruptions
+_DRAWS = 2000  # of the bootstrap
 
 # ---- one image
 
 
 def corrupt(image: np.ndarray, corruption: str, *, severity: int) -> np.ndarray:
-    """Returns the corrupted image, uint8 (height, width, 3), always the same for the same image.
+    """Returns the image, uint8 (height, width, 3), with one of `CORRUPTIONS` at severity 1 to 5, or 0 for unchanged.
 
     What is random depends only on the image, not on the severity: the same noise becomes stronger.
-
-    Args:
-        image: uint8 (height, width, 3).
-        corruption: a name in `CORRUPTIONS`.
-        severity: 1 to 5; 0 for the unchanged image.
     """
     if severity == 0:
         return image
@@ -127,9 +119,7 @@ class _Corrupted:
 def corruption_table(
     models: dict, pixels: np.ndarray | StoredArray, labels: np.ndarray, *, images: int = 500
 ) -> pd.DataFrame:
-    """Returns each arm's accuracy on the same corrupted images, with progress.
-
-    It takes 26 forward passes per image and arm, and memory for a few batches.
+    """Returns each arm's accuracy on the same corrupted images, in 26 forward passes per image and arm.
 
     Args:
         models: name of the arm to its classifier, from uint8 images to probabilities.
@@ -138,12 +128,8 @@ def corruption_table(
         images: how many are used at most, drawn so that each class keeps its share; 0 for all.
 
     Returns:
-        A DataFrame with a row per corruption, severity and arm: corruption ("none" at severity 0, the unchanged
-        images), severity (0 to 5), arm, accuracy with its 95 % interval, low and high (0..1), images (count) and
-        correct, bool (images,), for `compare_shift`.
-
-    Raises:
-        ValueError: `images` is negative.
+        A row per corruption ("none" for unchanged images), severity (0 to 5) and arm: accuracy with its 95 %
+        interval, low and high (0..1), images (count) and correct, bool (images,), for `compare_shift`.
     """
     if images < 0:
         raise ValueError(f"Expected `images` of at least 0 (0 for all). Received {images}.")
@@ -166,15 +152,13 @@ def shifted_table(
 
     Args:
         models: name of the arm to its classifier, from uint8 images of one size to probabilities.
-        folder: with a folder of images per class, or a table or an archive of them (`helpers.data.open_data`); files
-            that cannot be used are left out (`helpers.data.check_images`).
+        folder: with a folder of images per class, or a table or an archive of them (`helpers.data.open_data`).
         class_names: in the order of the probabilities; the folders have these names.
-        resize: as in training: "crop", "pad" or "stretch".
-        white: as in training: the value that becomes 255 in images of 16 bits.
+        resize: as in training, like `white`, the value that becomes 255 in images of 16 bits.
 
     Returns:
-        A DataFrame like `corruption_table`'s, a row per arm, whose corruption is the folder's name, at severity 1;
-        with the columns left_out (count of files) and missing (names of the classes without an image here).
+        Rows like `corruption_table`'s, one per arm, whose corruption is the folder's name, at severity 1; with the
+        columns left_out (count of files that cannot be used) and missing (names of the classes without an image).
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -270,19 +254,12 @@ def compare_shift(
 
 
 def worst_corruptions(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns which corruption costs each arm most at severity 1, a row per arm.
+    """Returns which corruption costs each arm most at severity 1, from `corruption_table`, a row per arm.
 
     Severity 1 is meant to be mild: a large loss hints at something that all training images have in common, and that
-    the network has come to rely on.
-
-    Args:
-        table: from `corruption_table`.
-
-    Returns:
-        A DataFrame indexed by arm: corruption; before and after (accuracy on unchanged and on corrupted images,
-        0..1); lost (before minus after).
+    the network has come to rely on. The columns are corruption, before and after (accuracy on unchanged and on
+    corrupted images, 0..1), and lost (before minus after).
     """
-    table = table.reset_index(drop=True)
     mild = table[table["severity"] == 1]
     worst = mild.loc[mild.groupby("arm", sort=False)["accuracy"].idxmin()].set_index("arm")
     before = table[table["severity"] == 0].set_index("arm")["accuracy"].loc[worst.index]

@@ -18,9 +18,6 @@ def cam_stages(model) -> list[str]:
     """Returns the stages that `grad_cam` works at, from input to output: those with a feature map larger than 1x1.
 
     A Vision Transformer has none, as its layers hold tokens.
-
-    Raises:
-        ValueError: `model` is not a functional Keras model with one input and one output.
     """
     return list(_find_maps(model))
 

@@ -25,11 +25,9 @@ def confusion_table(probabilities, labels, *, class_names: list[str]) -> pd.Data
 def class_table(probabilities, labels, *, class_names: list[str]) -> pd.DataFrame:
     """Returns precision and recall of each class, a row per class.
 
-    Returns:
-        A DataFrame indexed by class: images (count); precision, recall and f1 (0..1), the recall with its 95 %
-        interval, recall_low and recall_high; taken_for (the class that it is most often mistaken for, "" for none)
-        and times (how often, count). What is undefined is NaN: the precision of a class that was never predicted,
-        the recall of one without images.
+    The columns are images (count); precision, recall with its 95 % interval (recall_low, recall_high) and f1, 0..1;
+    taken_for (the class that it is most often mistaken for, "" for none) and times (how often). What is undefined is
+    NaN: the precision of a class that was never predicted, the recall of one without images.
     """
     confusion = confusion_table(probabilities, labels, class_names=class_names)
     counts, classes = confusion.to_numpy(), range(len(class_names))
@@ -51,9 +49,8 @@ def class_table(probabilities, labels, *, class_names: list[str]) -> pd.DataFram
 def find_mistakes(probabilities, labels, *, class_names: list[str], count: int = 12) -> pd.DataFrame:
     """Returns the most confident mistakes, at most `count`, the most confident first.
 
-    Returns:
-        A DataFrame with position (of the image), label and predicted (names of the true and the predicted class),
-        probability (of the predicted class) and label_probability (of the true class).
+    The columns are position (of the image), label and predicted (names of the true and the predicted class),
+    probability (of the predicted class) and label_probability (of the true class).
     """
     predictions = _prediction_table(probabilities, labels, class_names)
     mistakes = predictions[predictions["label"] != predictions["predicted"]]
@@ -114,11 +111,8 @@ def reliability_table(probabilities, labels, *, bins: int = 10) -> pd.DataFrame:
 
     The bins hold equal numbers of images: with bins of equal width (Guo et al. 2017, arXiv 1706.04599) nearly all
     images of a confident network are in the last one, and the others show noise (Nixon et al. 2019, arXiv
-    1904.01685). There are never more bins than images.
-
-    Returns:
-        A DataFrame with confidence (mean probability of the predicted class, 0..1), accuracy (0..1) with its 95 %
-        interval, low and high, and images (count).
+    1904.01685). The columns are confidence (mean probability of the predicted class, 0..1), accuracy (0..1) with its
+    95 % interval, low and high, and images (count).
     """
     probabilities, total = np.asarray(probabilities), len(labels)
     # Images usually come class by class, and many may have the probability 1: shuffled, each bin gets some of every
@@ -139,9 +133,8 @@ def reliability_table(probabilities, labels, *, bins: int = 10) -> pd.DataFrame:
 def calibration_error(probabilities, labels, *, bins: int = 10) -> dict[str, float]:
     """Returns the expected calibration error (Guo et al. 2017, arXiv 1706.04599), over `reliability_table`'s bins.
 
-    Returns:
-        error: the mean distance between confidence and accuracy, 0..1; chance: what a perfectly calibrated network
-        would show on average on as many images. It is above 0, because a bin's accuracy varies by chance.
+    `error` is the mean distance between confidence and accuracy, 0..1; `chance` what a perfectly calibrated network
+    would show on average on as many images. It is above 0, because a bin's accuracy varies by chance.
     """
     table = reliability_table(probabilities, labels, bins=bins)
     images, p = table["images"].to_numpy(), table["confidence"].to_numpy().clip(0, 1)
@@ -168,15 +161,12 @@ def temperature_scale(probabilities, temperature: float) -> np.ndarray:
 def calibration_table(probabilities: dict, labels: dict) -> pd.DataFrame:
     """Returns how well test images' probabilities are calibrated, before and after temperature scaling.
 
-    The temperature, at least 1, is the one with the lowest log-loss on the validation images.
+    The temperature, at least 1, is the one with the lowest log-loss on the validation images; where it is 1, there is
+    no row "after". The columns are temperature, error and chance (`calibration_error`), log_loss and accuracy.
 
     Args:
         probabilities: "validation" and "test" to float (images, classes).
         labels: the same parts to int (images,).
-
-    Returns:
-        A DataFrame with the row "before" and, unless the best temperature is 1, "after": temperature; and of the
-        test images error and chance (`calibration_error`), log_loss and accuracy.
     """
     from helpers.training.calibration import judge  # here: tables do not wait for TensorFlow
 

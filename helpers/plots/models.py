@@ -117,7 +117,7 @@ def plot_confusion(confusion: pd.DataFrame) -> DescribedFigure:
     axes.grid(which="minor", color="0.85")
     axes.tick_params(which="minor", length=0)
     right, total = int(np.trace(confusion)), int(confusion.to_numpy().sum())
-    chosen = f"\nof {len(confusion)} classes, the {size - 1} with most mistakes" if size < len(confusion) else ""
+    chosen = f"\nof {len(confusion)} classes, the 20 with most mistakes" if len(confusion) > 20 else ""
     title = f"{right} of {total} images recognised{chosen}"
     axes.set(xlabel="predicted class", ylabel="true class", title=title)
     figure.description = f"Confusion matrix of {len(confusion)} classes: {right} of {total} images recognised."
@@ -191,16 +191,15 @@ def plot_reliability(tables: dict[str, pd.DataFrame]) -> DescribedFigure:
 # ---- where it looks
 
 
-def plot_grad_cam(images: np.ndarray, maps: np.ndarray, *, titles: list[str]) -> DescribedFigure:
-    """Returns each image beside itself with only what matters to the class: the rest fades to grey.
+def plot_grad_cam(images: np.ndarray, maps: np.ndarray | None, *, titles: list[str]) -> DescribedFigure:
+    """Returns each image, uint8 (images, height, width, 3), beside itself with what does not matter faded to grey.
 
-    Args:
-        images: uint8 (images, height, width, 3).
-        maps: from `grad_cam`, float (images, height, width), 0..1.
-        titles: one for each image.
+    `maps` are those of `grad_cam`, a line around what is above a half; None if the network has no feature maps.
     """
     if not len(images):
         return text_figure("No image was chosen.")
+    if maps is None:
+        return text_figure("This network has no spatial feature maps (e.g. a transformer).")
     height, width = images.shape[1:3]
     rows, gap = -(-len(images) // 3), max(width // 20, 1)
     figure, grid = image_grid(rows, 3, width=9.6, height=(1.55 * height / width + 0.35) * rows)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import yaml
 
-from helpers import ROOT
 from helpers.execution import read_executed
 from helpers.parameters import declared_parameters
 
@@ -21,7 +20,7 @@ def read_metrics(run: Path) -> dict:
     `features`, what 02 says about them, and `answer`, a few plain sentences.
     """
     path = Path(run) / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return _read_json(path) if path.exists() else {}
 
 
 class Setting(NamedTuple):
@@ -39,38 +38,23 @@ class Setting(NamedTuple):
 
 
 class RunFolder:
-    """A run's folder, read file by file as it is asked for.
-
-    A file that is missing is empty; so is one that cannot be read, and `notes` says so: the run may have stopped
-    half-way, or have been copied in part.
+    """A run's folder. A file that is missing is empty; so is one that cannot be read, and `notes` says so.
 
     Attributes:
         run: the folder.
         notes: a sentence for each file that could not be read, so far.
+        metrics: `metrics.json`, see `read_metrics`.
+        verdict: `verdict.json`, see helpers/study/README.md.
+        parameters: `parameters.yaml`, what results were made with, by name.
+        environments: `environment.json`, see `helpers.environment.add_environment`.
     """
 
     def __init__(self, run: str | Path):
         self.run, self.notes = Path(run), []
-
-    @cached_property
-    def metrics(self) -> dict:
-        """`metrics.json`: see `read_metrics`."""
-        return self._read("metrics.json", json.loads, {})
-
-    @cached_property
-    def verdict(self) -> dict:
-        """`verdict.json`, which helpers/study/README.md describes."""
-        return self._read("verdict.json", json.loads, {})
-
-    @cached_property
-    def parameters(self) -> dict:
-        """`parameters.yaml`: what results were made with, by name."""
-        return self._read("parameters.yaml", yaml.safe_load, {})
-
-    @cached_property
-    def environments(self) -> list[dict]:
-        """`environment.json`: see `helpers.environment.add_environment`."""
-        return self._read("environment.json", json.loads, [])
+        self.metrics: dict = self._read("metrics.json", _read_json, {})
+        self.verdict: dict = self._read("verdict.json", _read_json, {})
+        self.parameters: dict = self._read("parameters.yaml", _read_yaml, {})
+        self.environments: list[dict] = self._read("environment.json", _read_json, [])
 
     @property
     def commit(self) -> str:
@@ -82,14 +66,14 @@ class RunFolder:
         """`images.csv`, a DataFrame: see `helpers.data`; None without it."""
         from helpers.data import load_images  # here: pandas and Pillow take a second, and few commands need them
 
-        return self._read_table("images.csv", load_images, {"path", "label", "split"})
+        return self._read("images.csv", load_images, columns={"path", "label", "split"})
 
     @cached_property
     def problems(self):
         """`problems.csv`, a DataFrame: see `helpers.data.check_images`; None without it."""
         from helpers.data.tables import read_texts
 
-        return self._read_table("problems.csv", read_texts, {"path", "problem", "severity", "action", "reason"})
+        return self._read("problems.csv", read_texts, columns={"path", "problem", "severity", "action", "reason"})
 
     @cached_property
     def notebooks(self) -> dict:
@@ -110,50 +94,40 @@ class RunFolder:
 
     @cached_property
     def settings(self) -> list[Setting]:
-        """The parameters of the run's notebooks without `run_dir`, each once.
-
-        Of a run whose notebooks do not lie in its folder, as they were executed by hand, those that it has kept.
-        """
-        if self.notebooks:
-            found = [
-                _settings(notebook, notebook.metadata.get("papermill", {}).get("parameters", {}))
-                for notebook in self.notebooks.values()
-            ]
-        else:
-            templates = (read_executed(path) for path in sorted(ROOT.glob("notebooks/[0-9][0-9]_*.ipynb")))
-            found = [_settings(notebook, self.parameters) for notebook in templates if notebook]
-            found = [[setting for setting in own if setting.name in self.parameters] for own in found]
+        """The parameters of the run's notebooks without `run_dir`, each once."""
         settings: dict[str, Setting] = {}
-        for setting in (setting for own in found for setting in own):
-            if setting.changed or setting.name not in settings:
-                settings[setting.name] = setting
+        for notebook in self.notebooks.values():
+            values = notebook.metadata.get("papermill", {}).get("parameters", {})
+            try:
+                declared = declared_parameters(notebook)
+            except (ValueError, SyntaxError):  # a notebook of another version
+                continue
+            for name, parameter in declared.items():
+                setting = Setting(name, values.get(name, parameter.default), parameter.default, parameter.meaning)
+                if name != "run_dir" and (setting.changed or name not in settings):
+                    settings[name] = setting
         return list(settings.values())
 
-    def _read(self, name: str, parse, empty):
+    def _read(self, name: str, read, empty=None, *, columns: set[str] = frozenset()):
         path = self.run / name
         if not path.exists():
             return empty
         try:
-            content = parse(path.read_text(encoding="utf-8"))
+            content = read(path)
+            if columns <= set(content) if columns else isinstance(content, type(empty)):
+                return content
         except (OSError, ValueError, yaml.YAMLError):
-            content = None
-        if isinstance(content, type(empty)):
-            return content
+            pass
         self.notes.append(f"{name} cannot be read.")
         return empty
 
-    def _read_table(self, name: str, read, columns: set[str]):
-        path = self.run / name
-        if not path.exists():
-            return None
-        try:
-            table = read(path)
-        except (OSError, ValueError):
-            table = None
-        if table is not None and columns <= set(table):
-            return table
-        self.notes.append(f"{name} cannot be read.")
-        return None
+
+def _read_json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_yaml(path: Path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def _error(notebook) -> str:
@@ -163,18 +137,6 @@ def _error(notebook) -> str:
             if output.output_type == "error":
                 return f"In [{cell.execution_count}]: {output.ename}: {output.evalue}"
     return ""
-
-
-def _settings(notebook, values: dict) -> list[Setting]:
-    try:
-        declared = declared_parameters(notebook)
-    except (ValueError, SyntaxError):  # a notebook of another version
-        return []
-    return [
-        Setting(name, values.get(name, parameter.default), parameter.default, parameter.meaning)
-        for name, parameter in declared.items()
-        if name != "run_dir"
-    ]
 
 
 def make_command(folder: RunFolder) -> str:
