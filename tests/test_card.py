@@ -116,6 +116,10 @@ def test_a_frozen_choice_is_described_as_such(run):
     card = " ".join(write_card(run).read_text().split())
     assert "as pretrained, and cut before conv4; a linear head" in card and "fine-tuned from" not in card
     assert "The study is not complete: over." in card and "1 trainings of the study failed" in card
+    assert "Class weights" not in card
+    with open(run / "parameters.yaml", "a") as file:
+        file.write("class_weight: balanced\n")
+    assert "- Class weights: balanced. In training" in write_card(run).read_text()
 
 
 def test_tables_of_other_steps_go_into_it(run):
@@ -136,14 +140,6 @@ def test_corruptions_are_not_called_images_from_elsewhere(run):
     assert "On shifted images" not in card
     save_table(table[:1].rename_axis("folder"), run / "shift.csv")
     assert "### On shifted images" in write_card(run).read_text()
-
-
-def test_class_weights_are_told(run):
-    assert "Class weights" not in write_card(run).read_text()
-    with open(run / "parameters.yaml", "a") as file:
-        file.write("class_weight: balanced\n")
-    details = section(write_card(run).read_text(), "Model details")
-    assert "- Class weights: balanced. In training, rare classes counted as much as frequent ones" in details
 
 
 def test_a_run_that_knows_little_has_a_card(run):
