@@ -61,9 +61,10 @@ RACE = make_race(
 
 def test_depth_shows_each_stage_at_its_best_rate():
     description = plot_depth(make_probe(accuracy=[0.5, 0.7, 0.9, 0.8]), RACE).description
-    assert "block_3 0.900; frozen, with a linear head: head 0.800" in description
-    assert "from block_1 on, cut at head, at rate 0.001: 0.750; fine-tuned from block_3 on" in description
-    assert description.endswith("diverged at every rate: block_2.")
+    assert (
+        "frozen, cut at block_3: 0.900; frozen, cut at head: 0.800; fine-tuned from block_1 on: 0.750" in description
+    )
+    assert description.endswith("fine-tuned from block_3 on: 0.850; diverged: block_2.")
 
 
 def test_rates_show_first_and_last_rung_and_frame_the_best():

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -239,16 +237,15 @@ def test_only_a_few_images_are_read_ahead_of_the_network(saved, root, tmp_path, 
 # ---- the command, and bad input
 
 
-def test_the_command(saved, photos, tmp_path):
+def test_the_command_takes_paths_from_the_current_folder(saved, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (photos / "notes.txt").write_text("ants, mostly")
-    arguments = ["-m", "helpers.predict", str(saved), "photos", "-o", "photos/out.csv"]
-    environment = os.environ | {"PYTHONPATH": str(helpers.ROOT), "COLUMNS": "200"}
     (photos / "out.csv").write_text("an earlier output, which is no file to be predicted")
-    done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    told = " ".join(done.stdout.split())
+    assert main([str(saved), "photos", "-o", "photos/out.csv"]) == 0
+    printed = capsys.readouterr()
+    told = " ".join(printed.out.split())
     assert told.startswith("7 images predicted, ") and " of them unlike the training data: photos/out.csv" in told
-    assert "1 file skipped" in told
+    assert "1 file skipped" in told and printed.err == ""
     assert len(load_predictions(photos / "out.csv")) == 8
 
 

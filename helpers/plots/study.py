@@ -78,12 +78,9 @@ def plot_depth(probe: pd.DataFrame, race: pd.DataFrame) -> DescribedFigure:
     places = dict(zip([*race["stage"], *probe["cut"]], [*race["cost_before"], *probe["cost"]], strict=True))
     _name_depths(axes, places, first=set(race["stage"]))
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
-    told = [f"frozen, with a linear head: {row.cut} {row.accuracy:.3f}" for row in probe.dropna().itertuples()]
-    told += [
-        f"fine-tuned from {row.stage} on, cut at {row.cut}, at rate {row.learning_rate:g}: {row.accuracy:.3f}"
-        for row in tuned.itertuples()
-    ]
-    told += [f"diverged at every rate: {stage}" for stage in diverged["stage"]]
+    told = [f"frozen, cut at {row.cut}: {row.accuracy:.3f}" for row in probe.dropna().itertuples()]
+    told += [f"fine-tuned from {row.stage} on: {row.accuracy:.3f}" for row in tuned.itertuples()]
+    told += [f"diverged: {stage}" for stage in diverged["stage"]]
     figure.description = f"Accuracy on validation images over depth. {'; '.join(told) or 'Nothing is known'}."
     return figure
 
