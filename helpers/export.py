@@ -9,6 +9,7 @@ From the command line: `python -m helpers.export MODEL -o FOLDER`.
 """
 
 import argparse
+import difflib
 import importlib
 import json
 import logging
@@ -211,8 +212,10 @@ def read_kinds(exports: str | Iterable[str] | None) -> list[str]:
     kinds = [kind.strip() for kind in kinds if kind.strip() not in ("", "None")]
     for kind in kinds:
         if kind not in FORMATS:
+            nearest = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0)[0]
             raise ValueError(
-                f"Expected `exports` to be some of {', '.join(KINDS)}, separated by commas. Received {kind!r}."
+                f"Expected `exports` to be some of {', '.join(KINDS)}, separated by commas. Received {kind!r}. "
+                f"Did you mean {nearest}?"
             )
     return kinds
 
