@@ -1,10 +1,7 @@
-"""Keras, imported in silence, repeatable, and on every GPU that there is.
+"""Keras, imported in silence, repeatable, and on every GPU that there is: every module here takes it from this one.
 
-TensorFlow writes start-up messages to the process's standard error before any of its own settings can
-stop it, and a notebook would store them in its first output. Every module here takes `keras` from this one.
-
-Keras' settings file (`~/.keras/keras.json`) changes nothing here: the backend is TensorFlow, and the order of axes,
-the type of numbers and the fuzz factor are Keras' defaults, which the networks of others were made with.
+TensorFlow writes start-up messages to the process's standard error, which a notebook would store in its first output.
+Keras' settings file (`~/.keras/keras.json`) changes nothing here: networks of others were made with the defaults.
 """
 
 import os
@@ -19,8 +16,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what is fatal also arrives
 def _check_backend(received: str) -> None:
     if received != "tensorflow":
         raise ValueError(
-            f"Expected Keras to compute with tensorflow. Received the backend {received!r}; leave the environment "
-            f"variable KERAS_BACKEND unset, and import `helpers` before `keras`."
+            f"Expected Keras to compute with tensorflow. Received the backend {received!r}: unset KERAS_BACKEND, and "
+            f"import `helpers` before `keras`."
         )
 
 
@@ -55,10 +52,9 @@ def compute_deterministically() -> None:
 
 
 def on_all_devices():
-    """Returns a context in which models are made: with several GPUs, each step's batch is divided among them.
+    """Returns a context in which models are made that train on all GPUs, each batch divided among them.
 
-    A model that was made in it trains on all GPUs, and so does what is cut from it in it. With one GPU or none it
-    does nothing. What is computed is the same, to rounding.
+    What is cut from such a model has to be cut in it, too. With one GPU or none it does nothing.
     """
     strategy = _strategy()
     return strategy.scope() if strategy else nullcontext()

@@ -38,6 +38,7 @@ except ValueError as error:  # another backend was asked for
 import tensorflow
 
 from helpers.backbones.files import first_line
+from helpers.backbones.graphs import all_layers
 from helpers.training import load_settings
 
 TOLERANCE = 1e-4
@@ -273,7 +274,7 @@ def _hold_arrays(model: keras.Model) -> None:
 
     KerasHub's Vision Transformers hold the numbers of positions, for example.
     """
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         held = {name: value for name, value in vars(layer).items() if isinstance(value, tensorflow.Tensor)}
         for name, value in held.items():
             setattr(layer, name, value.numpy())

@@ -34,7 +34,7 @@ _CHECKS = (  # what the notebooks read parameters with: the function, and those 
     ("helpers.data.checks.check_policy", ("on_problem",)),
     ("helpers.data.splits.check_shares", ("validation_fraction", "test_fraction", "images_per_class", "seed")),
     ("helpers.data.pixels.check_rule", ("resize",)),
-    *(("helpers.training.recipe.Recipe", (name,)) for name in _RECIPE),
+    *(("helpers.training.fine_tuning.Recipe", (name,)) for name in _RECIPE),
     ("helpers.study.plan.read_budget", ("budget",)),
     ("helpers.study.plan.read_margin", ("margin",)),
     ("helpers.export.read_kinds", ("exports",)),

@@ -43,7 +43,7 @@ def predict_folder(model: str | Path, folder: str | Path, *, output: str | Path)
     Returns:
         A row for each file that is not hidden: path, label and probability (0..1) of the most probable class,
         runner_up and runner_up_probability of the next one, unlike (bool: out of distribution, see
-        `helpers.training.familiarity`; NA if the classifier's file cannot tell), and problem ("", or why the file was
+        `helpers.training.ood`; NA if the classifier's file cannot tell), and problem ("", or why the file was
         skipped, and then the other columns are empty).
 
     Raises:
@@ -137,11 +137,11 @@ class _Classifier:
         from helpers._keras import keras
         from helpers.backbones import features_tensor
         from helpers.backbones.graphs import free_name
-        from helpers.training import load_classifier, load_familiarity
+        from helpers.training import load_classifier, load_ood_detector
         from helpers.training.activations import Inference
 
         model, settings = load_classifier(path)
-        self.class_names, self.ood = settings["class_names"], load_familiarity(path)
+        self.class_names, self.ood = settings["class_names"], load_ood_detector(path)
         self.reading = {name: settings[name] for name in ("resize", "white")} | {"image_size": model.input_shape[1:3]}
         outputs = model.outputs[0]
         if self.ood is not None:  # probabilities and features from one pass
@@ -154,7 +154,7 @@ class _Classifier:
         """Returns label, probability, runner_up, runner_up_probability and unlike ("" if unknown) of each image."""
         outputs, classes = self._infer(pixels), len(self.class_names)
         probabilities = outputs[:, :classes]
-        ood = [""] * len(outputs) if self.ood is None else self.ood.is_unlike(outputs[:, classes:]).tolist()
+        ood = [""] * len(outputs) if self.ood is None else self.ood.is_ood(outputs[:, classes:]).tolist()
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :2]
         values = np.take_along_axis(probabilities, best, axis=1).astype("float64").round(6)
         return [

@@ -18,7 +18,6 @@ from helpers.training import (
     attach_head,
     compute_activations,
     fit_head,
-    half_precision_error,
     load_activations,
     set_seed,
 )
@@ -229,7 +228,7 @@ def test_half_precision_takes_half_and_its_effect_is_measured(root):
     np.testing.assert_array_equal(half, np.asarray(full).astype("float16"))
     logits = keras.Model(cut(model, "conv2")[0].outputs[0], model.get_layer("head").output)
     by_hand = np.abs(call(logits, np.asarray(full)) - call(logits, np.asarray(half, "float32"))).max()
-    error = half_precision_error(model, full, stage="conv2")
+    error = module.half_precision_error(model, full, stage="conv2")
     assert 0 < error < 0.1 and error == pytest.approx(by_hand, rel=1e-3)
 
 

@@ -7,7 +7,7 @@ from sklearn.metrics import log_loss as sklearns_log_loss
 
 from helpers.backbones import keras
 from helpers.training import attach_head, compute_activations, fit_head, judge, log_loss
-from helpers.training.calibration import TEMPERATURES, cool
+from helpers.training.calibration import TEMPERATURES, apply_temperature
 
 
 def predictions(*, sureness: float, images: int = 400):
@@ -22,18 +22,18 @@ def predictions(*, sureness: float, images: int = 400):
 
 def test_it_is_the_log_loss_where_nothing_is_overstated():
     probabilities, _, labels = predictions(sureness=0.7)
-    found = judge(probabilities, labels)
-    assert found["temperature"] == 1
-    assert found["log_loss"] == pytest.approx(sklearns_log_loss(labels, probabilities.astype("float64")), rel=1e-4)
-    assert found["accuracy"] == (probabilities.argmax(axis=1) == labels).mean()
+    scores = judge(probabilities, labels)
+    assert scores["temperature"] == 1
+    assert scores["log_loss"] == pytest.approx(sklearns_log_loss(labels, probabilities.astype("float64")), rel=1e-4)
+    assert scores["accuracy"] == (probabilities.argmax(axis=1) == labels).mean()
 
 
-def test_overstated_probabilities_are_judged_as_if_they_were_not():
+def test_overstated_probabilities_are_scored_as_if_they_were_not():
     probabilities, true, labels = predictions(sureness=3.0)
-    found = judge(probabilities, labels)
-    assert found["temperature"] == pytest.approx(3.0, rel=0.15)
-    assert found["log_loss"] == pytest.approx(sklearns_log_loss(labels, true), rel=0.02)
-    assert found["log_loss"] < 0.7 * sklearns_log_loss(labels, probabilities.astype("float64"))
+    scores = judge(probabilities, labels)
+    assert scores["temperature"] == pytest.approx(3.0, rel=0.15)
+    assert scores["log_loss"] == pytest.approx(sklearns_log_loss(labels, true), rel=0.02)
+    assert scores["log_loss"] < 0.7 * sklearns_log_loss(labels, probabilities.astype("float64"))
 
 
 def test_as_a_metric_it_adds_up_batches_and_starts_anew():
@@ -50,12 +50,12 @@ def test_as_a_metric_it_adds_up_batches_and_starts_anew():
 
 
 def test_certain_and_wrong_is_finite():
-    found = judge(np.array([[1.0, 0.0], [0.0, 1.0]], "float32"), np.array([1, 1]))
-    assert np.isfinite(found["log_loss"]) and found["temperature"] == pytest.approx(TEMPERATURES[-1])
+    scores = judge(np.array([[1.0, 0.0], [0.0, 1.0]], "float32"), np.array([1, 1]))
+    assert np.isfinite(scores["log_loss"]) and scores["temperature"] == pytest.approx(TEMPERATURES[-1])
 
 
 @pytest.mark.parametrize("form", ["own softmax", "softmax layer"])
-def test_cooling_divides_the_logits_and_keeps_the_order(form):
+def test_a_temperature_divides_the_logits_and_keeps_the_order(form):
     if form == "softmax layer":
         images, labels = coloured_images(24)
         network = stage_network()
@@ -63,13 +63,9 @@ def test_cooling_divides_the_logits_and_keeps_the_order(form):
         model = attach_head(network, head, class_names=list("abc"))
     else:
         images = np.random.default_rng(0).normal(size=(24, 4)).astype("float32")
-        layers = [
-            keras.Input((4,)),
-            keras.layers.Dense(5, activation="relu"),
-            keras.layers.Dense(3, activation="softmax"),
-        ]
-        model = keras.Sequential(layers)
+        hidden = keras.layers.Dense(5, activation="relu")
+        model = keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(3, activation="softmax")])
     before = call(model, images)
-    cool(model, 2.0)
+    apply_temperature(model, 2.0)
     expected = np.sqrt(before) / np.sqrt(before).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(call(model, images), expected, rtol=1e-4)

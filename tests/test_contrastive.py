@@ -107,31 +107,24 @@ class StopAfter(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def begin(seed: int = 0) -> keras.Model:
-    """A network with everything that a training changes: weights, statistics, and Dropout's random state."""
-    return stage_network(dropout=0.3)
-
-
 @pytest.fixture
 def stopping(monkeypatch):
-    def stop(epochs: int, batches: int) -> None:
-        monkeypatch.setattr(contrastive, "show_progress", lambda: StopAfter(epochs, batches))
-
-    return stop
+    return lambda *left: monkeypatch.setattr(contrastive, "show_progress", lambda: StopAfter(*left))
 
 
-@pytest.mark.parametrize("epochs, batches", [(0, 3), (1, 2)], ids=["in the first epoch", "in the second epoch"])
-@pytest.mark.parametrize("again", ["same network", "new process"])
-def test_an_interrupted_pretraining_goes_on_to_the_same_weights(parts, tmp_path, stopping, epochs, batches, again):
+@pytest.mark.parametrize(
+    ("epochs", "batches", "again"), [(0, 3, "same network"), (1, 2, "same network"), (1, 2, "new process")]
+)
+def test_an_interrupted_pretraining_resumes_to_the_same_weights(parts, tmp_path, stopping, epochs, batches, again):
     options = {"epochs": 3, "batch_size": 32, "seed": 5, "file": tmp_path / "training.npz"}
-    whole = begin()
+    whole = stage_network(dropout=0.3)
     expected = pretrain(whole, parts, **options | {"file": None})
-    network = begin()
+    network = stage_network(dropout=0.3)
     stopping(epochs, batches)
     with pytest.raises(KeyboardInterrupt, match=rf"Interrupted in epoch {epochs + 1}\b.*resumes"):
         pretrain(network, parts, **options)
     stopping(99, 99)
-    network = begin() if again == "new process" else network
+    network = stage_network(dropout=0.3) if again == "new process" else network
     keep = pretrain(network, parts, **options)
     for one, other in zip(whole.get_weights(), network.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -145,9 +138,9 @@ def test_other_images_and_settings_do_not_take_up_what_was_stopped(parts, tmp_pa
     for images, changed in ((parts | {"train": parts["train"][:150]}, {}), (parts, {"temperature": 0.2})):
         stopping(1, 2)
         with pytest.raises(KeyboardInterrupt):
-            pretrain(begin(), parts, **options)
+            pretrain(stage_network(dropout=0.3), parts, **options)
         stopping(99, 99)
-        network, alone = begin(), begin()
+        network, alone = stage_network(dropout=0.3), stage_network(dropout=0.3)
         pretrain(network, images, **options | changed)
         pretrain(alone, images, **options | changed | {"file": None})
         for one, other in zip(network.get_weights(), alone.get_weights(), strict=True):
@@ -155,7 +148,7 @@ def test_other_images_and_settings_do_not_take_up_what_was_stopped(parts, tmp_pa
 
 
 def test_the_best_epoch_is_kept_and_a_diverged_training_leaves_the_start(parts):
-    network = begin()
+    network = stage_network(dropout=0.3)
     start = copy_weights(network)
     keep = pretrain(network, parts, epochs=2, batch_size=32, learning_rate=1e30)
     assert keep.outcome.startswith("diverged") and keep.best_epoch == 0
@@ -177,7 +170,7 @@ def test_only_whole_batches_are_held_out(parts):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contrastive, "show_progress", Watch)
-        pretrain(begin(), parts, epochs=1, batch_size=30)  # 64 are held out
+        pretrain(stage_network(dropout=0.3), parts, epochs=1, batch_size=30)  # 64 are held out
         assert batches == [0, 1]
 
 

@@ -24,7 +24,7 @@ def solved_classifier(file: Path, network=None) -> Path:
     """Saves the network with a solved head for three colours, and returns the file."""
     images, labels = coloured_images(30)
     network = network or stage_network()
-    head = fit_head(compute_activations(network, images), labels, strengths=(0.1,))
+    head = fit_head(compute_activations(network, images), labels, cs=(0.1,))
     save_model(attach_head(network, head, class_names=NAMES), file, class_names=NAMES, resize="pad")
     return file
 

@@ -14,16 +14,15 @@ from helpers.backbones import keras, load_backbone
 from helpers.training import (
     attach_head,
     compute_activations,
-    cross_entropy,
     fit_head,
-    learn_familiarity,
     load_classifier,
-    load_familiarity,
+    load_ood_detector,
     load_settings,
     log_loss,
     save_backbone,
     save_model,
 )
+from helpers.training.ood import fit_ood_detector
 
 
 def test_a_saved_model_is_the_same_model_with_nothing_but_keras(root, tmp_path):
@@ -49,9 +48,9 @@ def test_a_saved_model_is_the_same_model_with_nothing_but_keras(root, tmp_path):
 
 
 def test_what_it_was_compiled_with_is_not_in_the_file(root, tmp_path):
-    """A whole model that was trained brings a loss and metrics of ours, and the file has to do without."""
+    """A whole model that was trained brings a metric of ours, and the file has to do without."""
     model = stage_network()
-    model.compile(keras.optimizers.Adam(), cross_entropy(0.1), metrics=[log_loss()])
+    model.compile(keras.optimizers.Adam(), "sparse_categorical_crossentropy", metrics=[log_loss()])
     images = {"pixels": random_images(2), "labels": np.zeros(2, int)}
     save_model(model, tmp_path / "x.keras", class_names=["a"], resize="crop", **images)
     code = "import sys, keras; assert not keras.models.load_model(sys.argv[1]).compiled"
@@ -73,16 +72,16 @@ def test_what_the_training_images_are_like_is_in_the_file(root):
     features = compute_activations(network, images)
     model = attach_head(network, fit_head(features, labels), class_names=list("abc"))
     save_model(model, "x.keras", class_names=list("abc"), resize="crop", pixels=images, labels=labels)
-    known, expected = load_familiarity("x.keras"), learn_familiarity(features, labels)
+    known, expected = load_ood_detector("x.keras"), fit_ood_detector(features, labels)
     new = compute_activations(network, coloured_images(20, seed=1)[0])
     np.testing.assert_allclose(known.distances(new), expected.distances(new), rtol=1e-3)
     assert known.threshold == pytest.approx(float(expected.threshold), rel=1e-3)
     save_model(model, "y.keras", class_names=list("abc"), resize="crop")
-    assert load_familiarity("y.keras") is None
+    assert load_ood_detector("y.keras") is None
     with zipfile.ZipFile(root / "y.keras", "a") as archive:
         archive.writestr("familiarity.npz", zipfile.ZipFile(root / "x.keras").read("familiarity.npz")[:-100])
     with pytest.raises(ValueError, match="y.keras is damaged"):
-        load_familiarity("y.keras")
+        load_ood_detector("y.keras")
 
 
 def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):

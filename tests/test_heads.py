@@ -24,8 +24,8 @@ def blobs(images: int, features: int, classes: int, *, seed: int = 0, shift: flo
 @pytest.mark.parametrize(("images", "features", "classes"), [(90, 12, 3), (60, 12, 2), (40, 200, 4), (30, 200, 2)])
 def test_head_is_the_solution_of_the_regularised_problem(images, features, classes):
     x, y = blobs(images, features, classes)
-    head = fit_head(x, y, strengths=(0.01, 0.1, 1.0))
-    scale = x.var(axis=0).mean()  # strengths are relative to features of unit variance
+    head = fit_head(x, y, cs=(0.01, 0.1, 1.0))
+    scale = x.var(axis=0).mean()  # C is relative to features of unit variance
     direct = LogisticRegression(C=head.strength_ / scale, max_iter=10_000, tol=1e-10)
     direct.fit(x - x.mean(axis=0), y)
     np.testing.assert_allclose(head.predict_proba(x), direct.predict_proba(x - x.mean(axis=0)), atol=2e-3)
@@ -35,17 +35,16 @@ def test_strength_has_the_lowest_cross_validated_log_loss():
     x, y = blobs(60, 40, 3, shift=0.3)  # noisy: weak regularisation overfits
     head = fit_head(x, y)
     assert head.losses_[head.strength_] == min(head.losses_.values()) < np.log(3)
-    assert list(head.losses_) == sorted(head.losses_), "from strong to weak"
     assert head.strength_ not in (min(head.losses_), max(head.losses_)), "an inner minimum, and then it stopped"
     test_x, test_y = blobs(300, 40, 3, shift=0.3)
-    weak = fit_head(x, y, strengths=(1000.0,))
+    weak = fit_head(x, y, cs=(1000.0,))
     assert log_loss(test_y, head.predict_proba(test_x)) < log_loss(test_y, weak.predict_proba(test_x))
 
 
 def test_many_classes_and_features_are_solved_to_the_end():
     """scikit-learn's own tolerance would stop in the middle: each of so many derivatives is small."""
-    x, y = blobs(600, 300, 60, shift=0.5)
-    head = fit_head(x, y, strengths=(0.3,), folds=2)
+    x, y = blobs(300, 200, 30, shift=0.5)
+    head = fit_head(x, y, cs=(0.3,))
     scale = x.var(axis=0, dtype="float64").mean()
     centred = (x - x.mean(axis=0)).astype("float64")
     exact = LogisticRegression(C=head.strength_ / scale, max_iter=10_000, tol=1e-9).fit(centred, y)
@@ -56,24 +55,10 @@ def test_many_classes_and_features_are_solved_to_the_end():
     assert ours < theirs / 5
 
 
-def test_views_of_an_image_are_in_one_fold():
-    """Views of a training image among the held-out ones would make weak regularisation look good."""
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(60, 1, 40))
-    views = (images + 0.01 * rng.normal(size=(60, 4, 40))).astype("float32")
-    labels = rng.integers(0, 2, 60)  # noise: nothing can be learned
-    assert min(fit_head(views, labels).losses_.values()) > 0.66
-    flat = fit_head(views.reshape(240, 40), np.repeat(labels, 4))
-    assert min(flat.losses_.values()) < 0.6, "the careless way believes that it has learned"
-    single = fit_head(views[:, :1], labels)
-    np.testing.assert_allclose(single.coef_, fit_head(views[:, 0], labels).coef_, rtol=1e-4, atol=1e-6)
-
-
 def test_head_does_not_depend_on_the_features_scale():
     x, y = blobs(60, 20, 3)
-    np.testing.assert_allclose(
-        fit_head(x, y).predict_proba(x), fit_head(1000 * x, y).predict_proba(1000 * x), atol=1e-3
-    )
+    scaled = fit_head(1000 * x, y).predict_proba(1000 * x)
+    np.testing.assert_allclose(fit_head(x, y).predict_proba(x), scaled, atol=1e-3)
 
 
 def test_head_with_one_image_in_a_class_and_constant_features():
@@ -106,7 +91,7 @@ def test_attached_head_gives_scikit_learns_probabilities(classes):
     again = attach_head(model, head_of(model, images, labels), class_names=list("abc"[:classes]))
     assert again.layers[-1].name == "probabilities_2", "a classifier can be a backbone"
     assert not any(isinstance(layer, keras.Model) for layer in model.layers), "flat"
-    with pytest.raises(ValueError, match="Expected a head from 6 features to 5 classes"):
+    with pytest.raises(ValueError, match=r"Expected a head of shape \(6, 5\)"):
         attach_head(network, head, class_names=list("abcde"))
 
 

@@ -1,6 +1,5 @@
 """Networks by name, from files and from KerasHub; bad names, files and sizes are explained."""
 
-import shutil
 import sys
 
 import keras_hub
@@ -10,7 +9,6 @@ from networks import call, random_images, residual_network, train
 from PIL import Image
 
 from helpers.backbones import (
-    PREPROCESSING,
     audit_weights,
     check_preprocessing,
     copy_weights,
@@ -47,7 +45,13 @@ def test_a_file_with_raw_input_needs_no_preprocessing_named(tmp_path):
     network = load_backbone(str(tmp_path / "own.keras"))
     assert network.output_shape == (None, 6), "the classifier's softmax is cut off"
     inner = keras.Model(own.inputs[0], own.layers[-2].output)
-    np.testing.assert_allclose(network.predict(random_images(), verbose=0), inner.predict(random_images(), verbose=0))
+    np.testing.assert_allclose(call(network, random_images()), call(inner, random_images()), rtol=1e-6)
+    with pytest.raises(ValueError, match="`preprocessing` 'torch'; leave it"):
+        load_backbone(str(tmp_path / "own.keras"), preprocessing="torch")
+    with pytest.raises(ValueError, match="own weights. Received `weights` 'x.h5'"):
+        load_backbone(str(tmp_path / "own.keras"), weights="x.h5")
+    with pytest.raises(ValueError, match="images of 8x8 pixels. Received `image_size` 16"):
+        load_backbone(str(tmp_path / "own.keras"), image_size=16)
 
 
 def test_a_file_with_scaled_input_needs_its_preprocessing_named(tmp_path):
@@ -56,37 +60,27 @@ def test_a_file_with_scaled_input_needs_its_preprocessing_named(tmp_path):
     with pytest.raises(ValueError, match="`preprocessing` has to be named.*'tf', 'torch', 'caffe', 'unit', 'none'"):
         load_backbone(str(tmp_path / "own.keras"))
     network = load_backbone(str(tmp_path / "own.keras"), preprocessing="unit")
-    by_hand = own.predict(random_images() / 255, verbose=0).mean(axis=(1, 2))
-    np.testing.assert_allclose(network.predict(random_images(), verbose=0), by_hand, atol=1e-5)
-
-
-def test_what_a_file_brings_is_not_overruled_silently(tmp_path):
-    residual_network(dtype="uint8").save(tmp_path / "own.keras")
-    with pytest.raises(ValueError, match="`preprocessing` 'torch'; leave it"):
-        load_backbone(str(tmp_path / "own.keras"), preprocessing="torch")
-    with pytest.raises(ValueError, match="own weights. Received `weights` 'x.h5'"):
-        load_backbone(str(tmp_path / "own.keras"), weights="x.h5")
+    by_hand = call(own, random_images() / 255).mean(axis=(1, 2))
+    np.testing.assert_allclose(call(network, random_images()), by_hand, atol=1e-5)
 
 
 def test_sequential_models_are_taken_and_others_are_refused(tmp_path):
-    layers = keras.layers
-    keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3, name="conv1")]).save(tmp_path / "s.keras")
-    assert load_backbone(str(tmp_path / "s.keras"), preprocessing="unit").output_shape == (None, 4)
+    def load(model, **options):
+        model.save(tmp_path / "own.keras")
+        return load_backbone(str(tmp_path / "own.keras"), preprocessing="unit", **options)
+
     flexible = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 5, name="conv1")])
-    flexible.save(tmp_path / "f.keras")
-    assert load_backbone(str(tmp_path / "f.keras"), preprocessing="unit", image_size=9).input_shape == (None, 9, 9, 3)
-    with pytest.raises(ValueError, match="f.keras does not take `image_size` 2"):
-        load_backbone(str(tmp_path / "f.keras"), preprocessing="unit", image_size=2)
+    assert load(flexible, image_size=9).input_shape == (None, 9, 9, 3)
+    with pytest.raises(ValueError, match="own.keras does not take `image_size` 2"):
+        load(flexible, image_size=2)
     with pytest.raises(ValueError, match="`image_size` above 0.*-3"):
-        load_backbone(str(tmp_path / "f.keras"), preprocessing="unit", image_size=-3)
+        load(flexible, image_size=-3)
     first, second = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
-    keras.Model([first, second], layers.Add()([first, second])).save(tmp_path / "two.keras")
-    with pytest.raises(ValueError, match="two.keras.*one input and one output.*with 2 and 1"):
-        load_backbone(str(tmp_path / "two.keras"), preprocessing="unit")
+    with pytest.raises(ValueError, match="own.keras.*one input and one output.*with 2 and 1"):
+        load(keras.Model([first, second], layers.Add()([first, second])))
     grey = keras.Input((8, 8, 1))
-    keras.Model(grey, layers.Conv2D(4, 3)(grey)).save(tmp_path / "grey.keras")
-    with pytest.raises(ValueError, match="RGB images.*grey.keras takes"):
-        load_backbone(str(tmp_path / "grey.keras"), preprocessing="unit")
+    with pytest.raises(ValueError, match="RGB images.*own.keras takes"):
+        load(keras.Model(grey, layers.Conv2D(4, 3)(grey)))
 
 
 # ---- a classifier's head
@@ -178,38 +172,30 @@ def test_networks_with_their_tops(tmp_path, name):
 
 # ---- names that are taken
 
-NAMES = [
-    "images",
-    "preprocessing",
-    "flip",
-    "avg_pool",
-    "features",
-    "head",
-    "probabilities",
-    "outputs",
-    "all_cut_points",
-]
+NAMES = ["images", "preprocessing", "flip", "avg_pool", "features", "head", "probabilities", "outputs"]
+NAMES += ["all_cut_points", "pooled_before_conv3", "input", "all", "auto"]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "pooled_before_conv3", "input", "all", "auto"])
-def test_a_layer_may_have_any_name(root, name):
+def test_layers_may_have_any_name(root):
     images = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, activation="relu", name="conv1_conv")(images)
-    x = layers.Conv2D(4, 3, activation="relu", name=name)(x)
+    for name in NAMES:
+        x = layers.Conv2D(4, 3, activation="relu", padding="same", name=name)(x)
     keras.Model(images, layers.Conv2D(4, 3, activation="relu", name="conv3_conv")(x)).save(root / "own.keras")
     network = load_backbone(str(root / "own.keras"), preprocessing="caffe")
     pixels, labels = random_images(12), np.arange(12) % 2
     check_preprocessing(network, pixels)
     assert not {"all", "auto"} & set(find_stages(network))
     parts = ("train", "validation")
-    assert len(probe_depth(network, dict.fromkeys(parts, pixels), dict.fromkeys(parts, labels))) == 3
+    probe = probe_depth(network, dict.fromkeys(parts, pixels), dict.fromkeys(parts, labels))
+    assert list(probe["cut"]) == list(cut_points(network)) and len(probe) > 3
     for cut_point in cut_points(network):
         taken = truncate(network, cut_point)
         model = attach_head(taken, fit_head(call(taken, pixels), labels), class_names=["a", "b"])
     known = {"class_names": ["a", "b"], "pixels": pixels, "labels": labels}
     save_model(model, root / "classifier.keras", resize="crop", **known)
+    (root / "new").mkdir()
     for number, image in enumerate(pixels):
-        (root / "new").mkdir(exist_ok=True)
         Image.fromarray(image).save(root / "new" / f"{number:02d}.png")
     table = predict_folder(root / "classifier.keras", root / "new", output=root / "predictions.csv")
     np.testing.assert_allclose(table["probability"], call(model, pixels).max(axis=1), atol=1e-4)
@@ -218,19 +204,13 @@ def test_a_layer_may_have_any_name(root, name):
 # ---- networks inside networks
 
 
-def guide_classifier(*, size: int = 8) -> keras.Model:
-    """As the Keras guide builds one: the pretrained network is a layer, called with training=False."""
-    layers = keras.layers
-    base = residual_network(size=size)
-    images = keras.Input((size, size, 3), dtype="uint8")
-    x = layers.Rescaling(1 / 127.5, offset=-1, name="conv1_conv")(images)  # a name that comes again inside
-    x = base(x, training=False)
-    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
-    return keras.Model(images, layers.Dense(1, name="decision")(x))
-
-
 def test_an_inner_network_becomes_part_of_the_graph(tmp_path):
-    own = guide_classifier()
+    """As the Keras guide builds a classifier: the pretrained network is a layer, called with training=False."""
+    images = keras.Input((8, 8, 3), dtype="uint8")
+    x = layers.Rescaling(1 / 127.5, offset=-1, name="conv1_conv")(images)  # a name that comes again inside
+    x = residual_network()(x, training=False)
+    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
+    own = keras.Model(images, layers.Dense(1, name="decision")(x))
     own.save(tmp_path / "own.keras")
     network = load_backbone(str(tmp_path / "own.keras"))
     assert list(describe_stages(network).index) == ["input", "functional", "conv2", "conv3"]
@@ -245,7 +225,6 @@ def test_an_inner_network_becomes_part_of_the_graph(tmp_path):
 
 
 def test_inner_networks_of_inner_networks_and_sequential_ones(tmp_path):
-    layers = keras.layers
     inner = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 1, name="conv")], name="inner")
     middle_input = keras.Input((8, 8, 4))
     middle = keras.Model(middle_input, inner(inner(middle_input)), name="middle")
@@ -304,11 +283,7 @@ def test_a_stack_is_taken_apart_where_its_blocks_are_all_of_it(tmp_path, scale):
     own.save(tmp_path / "own.keras")
     network = load_backbone(str(tmp_path / "own.keras"), preprocessing="unit")
     table = describe_stages(network)
-    if scale:
-        assert list(table.index) == ["input", "stem", "blocks"]
-        assert table.loc["blocks", "note"] == "no boundary inside: one layer hides all its blocks"
-    else:
-        assert list(table.index) == ["input", "stem", "block_0", "block_1", "block_2"] and "note" not in table
+    assert list(table.index) == ["input", "stem", *(["blocks"] if scale else ["block_0", "block_1", "block_2"])]
     assert network.count_params() == own.count_params()
     by_hand = call(own, random_images() / 255).mean(axis=(1, 2))
     np.testing.assert_allclose(call(network, random_images()), by_hand, rtol=1e-4, atol=1e-6)
@@ -430,21 +405,16 @@ def test_presets_without_a_converter_need_their_preprocessing_named(tmp_path):
 
 
 def test_presets_that_are_not_there(tmp_path, monkeypatch):
-    with pytest.raises(
-        ValueError, match="'resnet_50_imagenett'.*Did you mean 'resnet_50_imagenet'.*hub:path/to/folder"
-    ):
+    with pytest.raises(ValueError, match="Did you mean 'resnet_50_imagenet'.*hub:path/to/folder"):
         load_backbone("hub:resnet_50_imagenett")
     with pytest.raises(FileNotFoundError, match="`backbone`.*no folder .*nowhere"):
         load_backbone(f"hub:{tmp_path}/nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="could not be loaded.*config.json"):
-        load_backbone(f"hub:{tmp_path}/empty")
 
     def offline(*args, **kwargs):
         raise ConnectionError("Name or service not known")
 
     monkeypatch.setattr("keras_hub.src.utils.preset_utils.get_file", offline)
-    with pytest.raises(ValueError, match="service not known.*Without a network, .*hub:path/to/folder"):
+    with pytest.raises(ValueError, match="service not known.*hub:path/to/folder"):
         load_backbone("hub:resnet_50_imagenet")
 
 
@@ -452,25 +422,23 @@ def test_without_kerashub(tmp_path, monkeypatch):
     network = load_backbone(save_preset(tmp_path / "tiny", tiny_vit(), scale=1 / 255))
     network.save(tmp_path / "own.keras")
     monkeypatch.setitem(sys.modules, "keras_hub", None)
-    with pytest.raises(
-        ValueError, match=r"hub:resnet_50 is a network of KerasHub, which is not installed.*pip install"
-    ):
-        load_backbone("hub:resnet_50")
-    with pytest.raises(ValueError, match=r"own.keras has layers of KerasHub, which is not installed.*pip install"):
-        load_backbone(str(tmp_path / "own.keras"))
+    for name in ("hub:resnet_50", str(tmp_path / "own.keras")):
+        with pytest.raises(ValueError, match=r"KerasHub, which is not installed.*pip install"):
+            load_backbone(name)
 
 
 # ---- bad input
 
 
-def test_unknown_names():
-    with pytest.raises(ValueError, match="'ResNet5O'.*Did you mean 'ResNet50'"):
-        load_backbone("ResNet5O")
-    with pytest.raises(ValueError, match="'mobilenetv2'.*Did you mean 'MobileNetV2'"):
-        load_backbone("mobilenetv2")
-    with pytest.raises(ValueError, match="`preprocessing`.*Received 'imagenet'"):
-        load_backbone("MobileNet", weights=None, preprocessing="imagenet")
-    assert all(meaning for meaning in PREPROCESSING.values())
+def test_unknown_names_and_sizes():
+    for bad, match in (
+        ({"backbone": "ResNet5O"}, "'ResNet5O'.*Did you mean 'ResNet50'"),
+        ({"backbone": "mobilenetv2"}, "Did you mean 'MobileNetV2'"),
+        ({"preprocessing": "imagenet"}, "`preprocessing`.*Received 'imagenet'"),
+        ({"image_size": 16}, "MobileNet does not take `image_size` 16.*at least 32x32"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            load_backbone(**{"backbone": "MobileNet", "weights": None} | bad)
 
 
 def test_missing_and_damaged_files(tmp_path):
@@ -485,21 +453,11 @@ def test_missing_and_damaged_files(tmp_path):
         load_backbone(str(tmp_path / "cut.keras"))
 
 
-def test_image_size_below_the_minimum_and_other_than_the_files(tmp_path):
-    with pytest.raises(ValueError, match="MobileNet does not take `image_size` 16.*at least 32x32"):
-        load_backbone("MobileNet", weights=None, image_size=16)
-    residual_network(dtype="uint8").save(tmp_path / "x.keras")
-    with pytest.raises(ValueError, match="takes images of 8x8 pixels. Received `image_size` 16"):
-        load_backbone(str(tmp_path / "x.keras"), image_size=16)
-
-
 @pytest.fixture(scope="module")
 def weights_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "mobilenet.weights.h5"
     keras.utils.set_random_seed(7)
-    keras.applications.MobileNet(include_top=False, weights=None, alpha=1.0, input_shape=(32, 32, 3)).save_weights(
-        path
-    )
+    keras.applications.MobileNet(include_top=False, weights=None, input_shape=(32, 32, 3)).save_weights(path)
     return path
 
 
@@ -511,26 +469,24 @@ def test_weights_files_are_loaded_whole(weights_file):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50", "EfficientNetB0"])
+@pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50"])
 def test_weights_of_another_architecture_are_refused(weights_file, name):
     with pytest.raises(ValueError, match=f"weights file of {name}.*mobilenet.weights.h5"):
         load_backbone(name, weights=str(weights_file), image_size=32)
 
 
 def test_kernels_that_a_file_did_not_bring_are_noticed(weights_file, monkeypatch):
-    """Keras only warns where a nested layer's group is missing in the file, and goes on with random weights."""
+    """Keras only warns where a nested layer's group is missing in the file, and continues with random weights."""
     monkeypatch.setattr(keras.Model, "load_weights", lambda self, path: None)
     with pytest.raises(ValueError, match="brings nothing for 27 of its kernels, among them conv1/kernel"):
         load_backbone("MobileNet", weights=str(weights_file), image_size=32)
 
 
 def test_truncated_weights_are_refused(weights_file, tmp_path):
-    cut_off = tmp_path / "cut.weights.h5"
-    shutil.copy(weights_file, cut_off)
-    with open(cut_off, "r+b") as file:
-        file.truncate(cut_off.stat().st_size // 2)
+    whole = weights_file.read_bytes()
+    (tmp_path / "cut.weights.h5").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="cut.weights.h5 cannot be loaded.*cut off"):
-        load_backbone("MobileNet", weights=str(cut_off), image_size=32)
+        load_backbone("MobileNet", weights=str(tmp_path / "cut.weights.h5"), image_size=32)
 
 
 def test_no_network_for_imagenet(monkeypatch):
@@ -545,7 +501,6 @@ def test_no_network_for_imagenet(monkeypatch):
 
 def test_a_file_without_its_weights_is_the_same_network_at_random(tmp_path):
     """What was adapted to the images' values stays: that is preprocessing."""
-    layers = keras.layers
     normalization = layers.Normalization(mean=[10.0, 20.0, 30.0], variance=[1.0, 4.0, 9.0], name="adapted")
     adapted = layers.Normalization(name="measured")
     adapted.adapt(np.random.default_rng(0).normal(5, 2, (50, 8, 8, 3)))

@@ -6,7 +6,8 @@ import pytest
 from networks import coloured_images, stage_network
 
 from helpers.backbones import cut_points, truncate
-from helpers.training import choose_cut, compute_activations, fit_head, load_features, probe_depth
+from helpers.training import choose_cut, compute_activations, fit_head, probe_depth
+from helpers.training.probing import load_features
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from networks import coloured_images, stage_network
 from PIL import Image
 
 import helpers
-from helpers.backbones import weights_by_path
+from helpers.backbones import copy_weights
 from helpers.data import check_images, find_images, split_images
 from helpers.plots import plot_costs, plot_depth, plot_differences, plot_rates
 from helpers.study import Experiment, Plan, Study, Trial, candidate_cuts, make_plan, summarize
@@ -149,11 +149,11 @@ def test_batches_of_many_activations_are_computed_in_parts(folder, root, monkeyp
 
 def test_the_pretrained_weights_come_back(folder, root):
     experiment = make_experiment(folder)
-    before = {path: np.array(value) for path, value in weights_by_path(experiment.network).items()}
+    before = {path: np.array(value) for path, value in copy_weights(experiment.network).items()}
     experiment.run(Trial("race", "fine-tuned", "head", "conv1", 1e-1, 8, 1))
     experiment.run(Trial("final", "from scratch", "head", "conv1", 1e-1, 8, 1))
     experiment.probe()
-    for path, value in weights_by_path(experiment.network).items():
+    for path, value in copy_weights(experiment.network).items():
         if "seed_generator" not in path:
             np.testing.assert_array_equal(np.array(value), before[path], err_msg=path)
 

@@ -344,7 +344,7 @@ def test_real_photos_and_imagenet_weights(tree, real_data):
 def test_imagenet_photos_are_recognised(real_data):
     """The preprocessing is the one that the weights were trained with: most photos get their own class."""
     from helpers._keras import keras
-    from helpers.backbones import preprocess
+    from helpers.backbones.preprocessing import preprocess
     from helpers.data import read_pixels
 
     weights = real_data / "weights" / "mobilenet_v2_1.0_224_top.weights.h5"

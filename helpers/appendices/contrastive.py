@@ -22,9 +22,8 @@ from helpers.data import make_dataset
 from helpers.data.augmentation import Augmented, View
 from helpers.data.stores import StoredArray
 from helpers.training.checkpoint import Checkpoint, return_to_start, show_progress
-from helpers.training.fine_tuning import digest_images, seed_training, training_batches
+from helpers.training.fine_tuning import digest_images, seed_training, training_batches, warmup_cosine
 from helpers.training.heads import fit_head
-from helpers.training.optimizers import warmup_cosine
 
 
 def pretrain(
@@ -82,15 +81,16 @@ def pretrain(
     held_out = held_out.take(len(validation) // whole)  # in a smaller batch, a partner is found more easily
     start = {"log_loss": model.evaluate(held_out, verbose=0, return_dict=True)["log_loss"], "temperature": 1.0}
     keep = Checkpoint(file, start=start, patience=epochs, settings=settings)
-    model.fit(
-        training_batches(train, labels["train"], keep=keep, batch_size=batch_size, seed=seed),
-        validation_data=held_out,
-        epochs=epochs,
-        initial_epoch=keep.first_epoch,
-        callbacks=[keep, show_progress()],
-        shuffle=False,  # the batches are shuffled already
-        verbose=0,
-    )
+    with keep:
+        model.fit(
+            training_batches(train, labels["train"], keep=keep, batch_size=batch_size, seed=seed),
+            validation_data=held_out,
+            epochs=epochs,
+            initial_epoch=keep.first_epoch,
+            callbacks=[keep, show_progress()],
+            shuffle=False,  # the batches are shuffled already
+            verbose=0,
+        )
     return keep
 
 

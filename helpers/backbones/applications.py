@@ -26,36 +26,30 @@ def load_application(name: str, weights: str | None, image_size: int) -> keras.M
     """Returns a network of keras.applications without its head; `load_backbone` says what it raises."""
     if name.lower().endswith((".h5", ".hdf5")):
         raise ValueError(
-            f"Expected `backbone` to be a network of keras.applications or a .keras file. Received {name!r}. Two "
-            f"lines of Python make a .keras file of a whole model, if Keras 3 can still load it:\n    import keras\n"
-            f"    keras.models.load_model({name!r}, compile=False).save({name.rpartition('.')[0] + '.keras'!r})\n"
-            f"If it has weights only, name the network as `backbone`, and the file as `weights`."
+            f"Expected `backbone` to be a network of keras.applications or a .keras file. Received {name!r}. A whole "
+            f"model becomes one by keras.models.load_model({name!r}, compile=False)"
+            f".save({name.rpartition('.')[0] + '.keras'!r}); a file of weights goes to `weights`."
         )
-    known = application_names()
-    if name not in known:
-        nearest = difflib.get_close_matches(name.lower(), [key.lower() for key in known], n=1, cutoff=0)
-        nearest = next(key for key in known if key.lower() == nearest[0])
+    known = {key.lower(): key for key in application_names()}
+    if name not in known.values():
+        nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0)
         raise ValueError(
             f"Expected `backbone` to be a network of keras.applications, a .keras file or a preset of KerasHub "
-            f'("hub:..."). Received {name!r}. Did you mean {nearest!r}? Files end in .keras; '
-            f"help(keras.applications) lists the networks."
+            f'("hub:..."). Received {name!r}. Did you mean {known[nearest[0]]!r}?'
         )
     build = getattr(keras.applications, name)
     size = image_size or _SIZES.get(name, 224)
     try:
         network = build(include_top=False, weights=None, input_shape=(size, size, 3))
     except ValueError as error:
-        raise ValueError(
-            f"{name} does not take `image_size` {size}; 0 is for the size it was made for. Keras says: {error}"
-        ) from None
+        raise ValueError(f"{name} does not take `image_size` {size} (0: its own). Keras says: {error}") from None
     if weights == "imagenet":
         try:
             return build(include_top=False, weights="imagenet", input_shape=(size, size, 3))
         except Exception as error:  # Keras raises a plain Exception where the download fails
             raise ValueError(
-                f"The ImageNet weights of {name} could not be downloaded, and no copy of them is in Keras' "
-                f"cache ({first_line(error)}). Without a network, name a file that was downloaded elsewhere: "
-                f'weights="path/to/file.weights.h5" (make run WEIGHTS=path).'
+                f"The ImageNet weights of {name} could not be downloaded ({first_line(error)}). Offline, name a file "
+                f'that was downloaded elsewhere: weights="path/to/file.weights.h5" (make run WEIGHTS=path).'
             ) from None
     if weights not in (None, "None"):
         _load_weights(network, name, weights)
@@ -63,10 +57,7 @@ def load_application(name: str, weights: str | None, image_size: int) -> keras.M
 
 
 def _load_weights(network: keras.Model, name: str, weights: str) -> None:
-    """Loads a weights file, and makes sure that it was all there and for this network.
-
-    Keras only warns where a file lacks a layer, and goes on with random weights there.
-    """
+    """Loads a weights file, and makes sure that it was all there and for this network."""
     path = existing_file("weights", weights)
     before = [np.array(variable) for variable in network.weights]
     try:
@@ -75,16 +66,12 @@ def _load_weights(network: keras.Model, name: str, weights: str) -> None:
             network.load_weights(path)
     except Exception as error:  # h5py and Keras raise many kinds
         raise ValueError(
-            f"Expected `weights` to be a weights file of {name}. {path} cannot be loaded into it: "
-            f"{first_line(error)} Perhaps it is another network's or of another width (alpha), or cut off: "
-            f"compare its size with where it came from, and download it again, or name the file of this network."
+            f"Expected `weights` to be a weights file of {name}. {path} cannot be loaded: {first_line(error)} "
+            f"Perhaps it is another network's or of another width (alpha), or cut off: download it again."
         ) from None
-    # A random kernel does not equal a pretrained one by chance; a bias or a statistic may.
-    same = [
-        variable.path
-        for variable, old in zip(network.weights, before, strict=True)
-        if old.ndim > 1 and np.array_equal(old, variable)
-    ]
+    # Keras only warns where a file lacks a layer. A random kernel equals no pretrained one by chance; a bias may.
+    pairs = zip(network.weights, before, strict=True)
+    same = [variable.path for variable, old in pairs if old.ndim > 1 and np.array_equal(old, variable)]
     if same:
         raise ValueError(
             f"Expected `weights` to be a weights file of {name}. {path} brings nothing for {len(same)} of its "

@@ -3,6 +3,7 @@
 import math
 
 from helpers._keras import keras
+from helpers.backbones.graphs import all_layers, run_graph
 
 _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 
@@ -10,22 +11,17 @@ _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras
 def count_multiply_adds(node) -> int:
     """Returns the multiplications with an addition that a node of the graph makes for one image.
 
-    Counted are products with kernels, each kernel's size times the positions that it is applied at, and products
-    of activations with each other, as in attention. What takes one step for each number (activations,
-    normalisation, pooling, sums) is not.
-
-    Args:
-        node: a call of a layer or operation, with known shapes apart from the batch's.
+    Counted are products with kernels, each kernel's size times the positions that it is applied at, and products of
+    activations with each other, as in attention; not what takes one step for each number (activations, pooling).
     """
     return _count(node.operation, node.arguments.args, node.arguments.kwargs, node.outputs[0])
 
 
 def _count(operation, args: tuple, kwargs: dict, output) -> int:
     """Returns the multiply-adds of one call; its tensors, symbolic or not, are of one image."""
-    operands = [value for value in keras.tree.flatten((args, kwargs)) if _is_tensor(value)]
     if not isinstance(operation, keras.Layer):
         return _count_operation(operation, [*args, *kwargs.values()], output)
-    if operation._flatten_layers(include_self=False):
+    if len(all_layers(operation)) > 1:
         try:
             return _count_inside(operation, args, kwargs)
         except Exception:  # a call that only works on real numbers; its kernels can be counted all the same
@@ -33,19 +29,17 @@ def _count(operation, args: tuple, kwargs: dict, output) -> int:
     kernels = [weight for weight in operation.weights if "kernel" in weight.name]
     if not kernels:
         return 0
+    entering = next(value for value in keras.tree.flatten((args, kwargs)) if _is_tensor(value))
     if isinstance(operation, keras.layers.EinsumDense):
-        return _einsum(operation.equation, [operands[0], *kernels])
-    tensor = operands[0] if isinstance(operation, _TRANSPOSED) else output
+        return _einsum(operation.equation, [entering, *kernels])
+    tensor = entering if isinstance(operation, _TRANSPOSED) else output
     axis = 1 if getattr(operation, "data_format", None) == "channels_first" else -1
     return sum(math.prod(kernel.shape) for kernel in kernels) * _size(tensor) // tensor.shape[axis]
 
 
 def _count_inside(layer: keras.Layer, args: tuple, kwargs: dict) -> int:
-    """Returns the multiply-adds of the calls that a composite layer (attention, a block) makes inside its own call.
-
-    They are found on symbolic tensors and then made with zeros: symbolic shapes often lack the number of tokens.
-    """
-    inputs = []
+    """Returns the multiply-adds of the calls inside a composite layer (attention, a block)."""
+    inputs, counts = [], []
 
     def enter(value):
         if not _is_tensor(value):
@@ -53,16 +47,15 @@ def _count_inside(layer: keras.Layer, args: tuple, kwargs: dict) -> int:
         inputs.append(keras.Input(batch_shape=(1, *value.shape[1:]), dtype=value.dtype))
         return inputs[-1]
 
-    args, kwargs = keras.tree.map_structure(enter, (args, kwargs))
-    graph = keras.Function(inputs, layer.call(*args, **kwargs))
-    counts = []
-
     def call(operation, *args, **kwargs):
         outputs = operation(*args, **kwargs)
         counts.append(_count(operation, args, kwargs, keras.tree.flatten(outputs)[0]))
         return outputs
 
-    graph._run_through_graph([keras.ops.zeros(one.shape, one.dtype) for one in inputs], call_fn=call)
+    args, kwargs = keras.tree.map_structure(enter, (args, kwargs))
+    graph = keras.Function(inputs, layer.call(*args, **kwargs))
+    # Found on symbolic tensors, made with zeros: symbolic shapes often lack the number of tokens.
+    run_graph(graph, [keras.ops.zeros(one.shape, one.dtype) for one in inputs], call_fn=call)
     return sum(counts)
 
 

@@ -14,28 +14,21 @@ INSTALL_HUB = 'python -m pip install -c requirements.txt -e ".[hub]"'
 
 
 def load_model(path: str | Path, *, parameter: str = "path") -> keras.Model:
-    """Returns the model in a `.keras` file as it is; no code from the file is run.
-
-    With layers of KerasHub inside, `keras.models.load_model` alone does not know their classes unless somebody
-    imported KerasHub before, and what it loads can often not be saved again (see `mend_layers`).
+    """Returns the model in a `.keras` file as it is, also one with layers of KerasHub; no code from the file is run.
 
     Args:
-        path: the file; a relative path is counted from the repository's root.
-        parameter: what the caller calls it, for the errors.
-
-    Raises:
-        ValueError: the file is no Keras model, or KerasHub is needed and not installed.
-        FileNotFoundError: no such file.
+        path: the file; a relative path is resolved from the repository's root.
+        parameter: what the caller calls it, for the errors: a FileNotFoundError, or a ValueError where the file is no
+            Keras model, or KerasHub is needed and not installed.
     """
     path = existing_file(parameter, path)
     _import_what_it_needs(path)
     try:
-        return mend_layers(keras.models.load_model(path, compile=False, safe_mode=True))  # no code from a file
+        return mend_layers(keras.models.load_model(path, compile=False, safe_mode=True))
     except Exception as error:
         raise ValueError(
-            f"Expected `{parameter}` to be a Keras model. {path} cannot be loaded: {first_line(error)} Perhaps "
-            f"it is cut off, or made by a newer Keras; one with Lambda layers or own classes is not loaded, "
-            f"as that would run code from the file."
+            f"Expected `{parameter}` to be a Keras model. {path} cannot be loaded: {first_line(error)} It may be cut "
+            f"off, made by a newer Keras, or have Lambda layers or own classes, which would run code from the file."
         ) from None
 
 
@@ -55,17 +48,15 @@ def _import_hub(reason: str):
         with silent_stderr():  # TensorFlow's text library greets, too
             import keras_hub
     except ImportError as error:
-        raise ValueError(
-            f"{reason}, which is not installed ({first_line(error)}) Install it: {INSTALL_HUB}"
-        ) from None
+        raise ValueError(f"{reason}, which is not installed ({error}). Install it: {INSTALL_HUB}") from None
     return keras_hub
 
 
 def mend_layers(model: keras.Model) -> keras.Model:
     """Returns the model, whose layers of KerasHub now say all that they can be made from again, as a file needs it.
 
-    Only KerasHub's networks as a whole are made to be saved: `get_config` of a layer inside often names what its
-    constructor does not take, or lacks what it takes (ViT's, DeiT's and others' in KerasHub 0.32).
+    `get_config` of such a layer often names what its constructor does not take, or lacks what it takes (ViT's,
+    DeiT's and others' in KerasHub 0.32).
     """
     for layer in model.layers:
         if type(layer).__module__.startswith("keras_hub."):
@@ -77,15 +68,7 @@ def mend_layers(model: keras.Model) -> keras.Model:
 
 
 def load_preset(backbone: str) -> tuple[keras.Model, tuple | None]:
-    """Returns a preset of KerasHub, and the scale and offset of its image converter (None if it has none).
-
-    Args:
-        backbone: "hub:" and the name of a preset, or the folder of one that `save_to_preset` wrote.
-
-    Raises:
-        ValueError: KerasHub is not installed; there is no such preset, or it cannot be downloaded or loaded.
-        FileNotFoundError: no such folder.
-    """
+    """Returns a preset of KerasHub, and the scale and offset of its image converter (None if it has none)."""
     preset = backbone.removeprefix("hub:")
     hub = _import_hub(f"{backbone} is a network of KerasHub")
     folder = resolve_path(preset)
@@ -93,17 +76,16 @@ def load_preset(backbone: str) -> tuple[keras.Model, tuple | None]:
         preset = str(folder)
     elif "://" not in preset and any(sign in preset for sign in "/\\.~"):
         raise FileNotFoundError(
-            f"The parameter `backbone` should name a preset of KerasHub or its folder. Received {backbone!r}, but "
-            f"there is no folder {folder}. Check the spelling."
+            f"The parameter `backbone` should name a preset of KerasHub or its folder. There is no folder {folder}."
         )
     try:
         network = hub.models.Backbone.from_preset(preset)
     except Exception as error:  # of the download, of KerasHub, of Keras
         nearest = difflib.get_close_matches(preset, hub.models.Backbone.presets, n=1)
+        hint = f"Did you mean {nearest[0]!r}? " if nearest and nearest[0] != preset else ""
         raise ValueError(
-            f"The preset {preset!r} of KerasHub could not be loaded: {first_line(error)} "
-            f"{f'Did you mean {nearest[0]!r}? ' if nearest and nearest[0] != preset else ''}Without a network, "
-            f'download its folder elsewhere (config.json, model.weights.h5) and name that: "hub:path/to/folder".'
+            f"The preset {preset!r} of KerasHub could not be loaded: {first_line(error)} {hint}Offline, name the "
+            f'folder of one that was downloaded elsewhere (config.json, model.weights.h5): "hub:path/to/folder".'
         ) from None
     try:
         converter = hub.layers.ImageConverter.from_preset(preset)
@@ -113,17 +95,10 @@ def load_preset(backbone: str) -> tuple[keras.Model, tuple | None]:
 
 
 def existing_file(parameter: str, path: str | Path) -> Path:
-    """Returns the absolute path of a file that a parameter names.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+    """Returns the absolute path of a file that a parameter names, or raises a FileNotFoundError."""
     resolved = resolve_path(path)
     if not resolved.is_file():
-        raise FileNotFoundError(
-            f"The parameter `{parameter}` should name a file. Received {str(path)!r}, but there is no file "
-            f"{resolved}. Check the spelling."
-        )
+        raise FileNotFoundError(f"The parameter `{parameter}` should name a file. There is no file {resolved}.")
     return resolved
 
 

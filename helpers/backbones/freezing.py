@@ -4,26 +4,24 @@ import numpy as np
 import pandas as pd
 
 from helpers._keras import keras
+from helpers.backbones.graphs import all_layers
 from helpers.backbones.stages import find_stage, find_stages
 
 
 def freeze(model: keras.Model, *, unfreeze_from: str | None = None, batch_norm: str = "frozen") -> pd.DataFrame:
     """Marks layers as frozen or trainable and returns how many weights of each stage will learn.
 
-    Call it before `compile`: what is trainable is read there, and later changes are ignored without a word.
+    Call it before `compile`: what is trainable is read there, and Keras ignores later changes without a word.
 
     Args:
         model: a functional model with one input and one output; changed in place.
         unfreeze_from: the first stage that learns; None freezes all.
-        batch_norm: "frozen" keeps every BatchNormalization layer as it was pretrained, scale, shift and
-            statistics, also in the stages that learn; "train" lets those learn too. The choice is made layer
-            by layer, since calling a network with `training=False` does not protect its statistics in `fit`.
+        batch_norm: "frozen" keeps every BatchNormalization layer as it was pretrained, scale, shift and statistics,
+            also in the stages that learn; "train" lets those learn too. The choice is made layer by layer, since
+            calling a network with `training=False` does not protect its statistics in `fit`.
 
     Returns:
         A DataFrame indexed by stage with the columns weights and trainable (counts of numbers).
-
-    Raises:
-        ValueError: unknown stage or unknown `batch_norm`; the model is not of that kind.
     """
     if batch_norm not in ("frozen", "train"):
         raise ValueError(f'Expected `batch_norm` "frozen" or "train". Received {batch_norm!r}.')
@@ -33,7 +31,7 @@ def freeze(model: keras.Model, *, unfreeze_from: str | None = None, batch_norm: 
     model.trainable = True  # a model that is frozen as a whole hides what its layers say
     for index, (name, stage) in enumerate(stages.items()):
         # A layer's flag is passed on to the layers inside it, so that it comes before theirs.
-        for layer in (inner for outer in stage.layers for inner in outer._flatten_layers()):
+        for layer in (inner for outer in stage.layers for inner in all_layers(outer)):
             frozen_norm = batch_norm == "frozen" and isinstance(layer, keras.layers.BatchNormalization)
             layer.trainable = index >= max(first, 1) and not frozen_norm
         rows[name] = {
@@ -43,24 +41,18 @@ def freeze(model: keras.Model, *, unfreeze_from: str | None = None, batch_norm: 
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stage")
 
 
-def weights_by_path(model: keras.Model) -> dict:
-    """Returns the model's variables by path; the second one with a path gets "#2" behind it, and so on.
+def copy_weights(model: keras.Model) -> dict[str, np.ndarray]:
+    """Returns a copy of every weight and statistic, by path; the second with a path is "block/dense/kernel#2"."""
+    return {path: np.array(variable) for path, variable in _weights_by_path(model).items()}
 
-    Paths are unique among a model's layers, but not among those that a layer hides.
-    """
+
+def _weights_by_path(model: keras.Model) -> dict:
+    """Returns the variables by path, which is unique among a model's layers, but not among those inside a layer."""
     named, seen = {}, {}
     for variable in model.weights:
         count = seen[variable.path] = seen.get(variable.path, 0) + 1
         named[variable.path if count == 1 else f"{variable.path}#{count}"] = variable
     return named
-
-
-def copy_weights(model: keras.Model) -> dict[str, np.ndarray]:
-    """Returns a copy of every weight and statistic, by its path ("conv1_bn/moving_mean").
-
-    Where several have one path, all but the first have a number behind it ("block/dense/kernel#2").
-    """
-    return {path: np.array(variable) for path, variable in weights_by_path(model).items()}
 
 
 def audit_weights(model: keras.Model, before: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -72,20 +64,12 @@ def audit_weights(model: keras.Model, before: dict[str, np.ndarray]) -> pd.DataF
 
     Returns:
         A DataFrame indexed by stage with counts of tensors: all of them, trainable (with the statistics of
-        BatchNormalization layers that learn), changed (in any bit), frozen_changed (a fault) and
-        trainable_unchanged (no gradient arrived there, or nothing was trained); and with faults, a text that
-        names the paths of these two, "" if there are none.
-
-    Raises:
-        ValueError: `before` is another network's.
+        BatchNormalization layers that learn), changed (in any bit), frozen_changed (a fault) and trainable_unchanged
+        (no gradient arrived there, or nothing was trained); and with faults, a text that names their paths.
     """
-    named = weights_by_path(model)
-    other = sorted(named.keys() ^ before.keys())
-    if other:
-        raise ValueError(
-            f"Expected `before` to be a copy of this model's weights. {_listed(other)} "
-            f"{'is' if len(other) == 1 else 'are'} only in one of the two."
-        )
+    named = _weights_by_path(model)
+    if other := sorted(named.keys() ^ before.keys()):
+        raise ValueError(f"Expected `before` to be a copy of this model's weights. Only one of them has {other[0]}.")
     paths = {id(variable): path for path, variable in named.items()}
     rows = {}
     for name, stage in find_stages(model).items():
@@ -97,24 +81,21 @@ def audit_weights(model: keras.Model, before: dict[str, np.ndarray]) -> pd.DataF
         changed = {path for path, w in weights.items() if before[path].tobytes() != np.array(w).tobytes()}
         wrong = [path for path in weights if path in changed - learns]
         idle = [path for path in weights if path in learns - changed]
+        faults = {"frozen but changed": wrong, "trainable but unchanged": idle}
         rows[name] = {
             "tensors": len(weights),
             "trainable": len(learns),
             "changed": len(changed),
             "frozen_changed": len(wrong),
             "trainable_unchanged": len(idle),
-            "faults": "; ".join(
-                f"{fault}: {_listed(those)}"
-                for fault, those in (("frozen but changed", wrong), ("trainable but unchanged", idle))
-                if those
-            ),
+            "faults": "; ".join(f"{fault}: {_listed(those)}" for fault, those in faults.items() if those),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stage")
 
 
 def _statistics(layer: keras.Layer) -> list:
     """Returns the means and variances that are meant to move: Keras never calls them trainable."""
-    norms = [inner for inner in layer._flatten_layers() if isinstance(inner, keras.layers.BatchNormalization)]
+    norms = [inner for inner in all_layers(layer) if isinstance(inner, keras.layers.BatchNormalization)]
     return [weight for norm in norms if norm.trainable for weight in norm.weights]
 
 

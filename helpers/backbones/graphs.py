@@ -1,4 +1,4 @@
-"""Layer graphs: their nodes, and networks inside networks spread out into one flat graph."""
+"""Layer graphs: their nodes, and networks inside networks spread out. All use of Keras' private parts is here."""
 
 from collections.abc import Collection
 from itertools import count
@@ -26,6 +26,21 @@ def _graph(model: keras.Model):
     return getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
 
 
+def all_layers(parent: keras.Layer) -> list[keras.Layer]:
+    """Returns a model or layer and all layers inside it, each before those that it holds."""
+    return list(parent._flatten_layers())
+
+
+def run_graph(graph: keras.Function, inputs, **functions):
+    """Returns a graph's outputs; `operation_fn` replaces operations, `call_fn` makes their calls."""
+    return graph._run_through_graph(inputs, **functions)
+
+
+def variable_index(optimizer: keras.optimizers.Optimizer, variable) -> int:
+    """Returns the position of a variable among those that an optimizer was built with."""
+    return optimizer._get_variable_index(variable)
+
+
 def find_nodes(model: keras.Model) -> list:
     """Returns the graph's nodes (one per call of a layer), each after those that it depends on."""
     by_depth = _graph(model)._nodes_by_depth
@@ -33,10 +48,10 @@ def find_nodes(model: keras.Model) -> list:
 
 
 def find_segments(model: keras.Model) -> list[list]:
-    """Returns the graph's nodes cut at every boundary, input to output; a segment's last node makes the boundary.
+    """Returns the graph's nodes split at every cut point, input to output; a segment's last node makes the cut point.
 
-    In a graph whose every node lies between input and output, a tensor is the only way through exactly if
-    nothing else is still needed at the moment it has been computed, in any valid order of computation.
+    One tensor is the only way through exactly if nothing else is still needed at the moment it has been computed, in
+    any valid order of computation.
     """
     nodes = find_nodes(model)
     last_use = {id(tensor): index for index, node in enumerate(nodes) for tensor in node.input_tensors}
@@ -74,13 +89,9 @@ def pool(x, name: str):
 def flatten(network: keras.Model, x, *, unroll: bool = True):
     """Returns the output of a network on a symbolic tensor, with the layers of inner networks as the graph's own.
 
-    An argument `training` that an inner network was called with is left out: what is frozen is said layer by
-    layer. A layer whose name comes a second time is renamed, in place.
-
-    Args:
-        network: a functional model with one input and one output.
-        x: the symbolic tensor (batch, height, width, channels) that it is applied to.
-        unroll: whether stacks of blocks (see `is_stack`) become their blocks, too.
+    An argument `training` that an inner network was called with is left out: freezing is decided layer by layer. A
+    layer whose name comes a second time is renamed, in place. With `unroll`, stacks of blocks (`is_stack`) become
+    their blocks, too.
     """
     names: dict[str, int] = {}  # name -> the layer's id: a layer that is called twice is one layer
 
@@ -90,13 +101,13 @@ def flatten(network: keras.Model, x, *, unroll: bool = True):
             if isinstance(inner, keras.Function) and _calls_its_graph(operation):
                 return lambda *args, **kwargs: replay(inner, args or kwargs.get("inputs"), f"{operation.name}_")
             if unroll and is_stack(operation):
-                for layer in operation._flatten_layers(include_self=False, recursive=False):
+                for layer in _children(operation):
                     _rename(layer, names, f"{operation.name}_")
                 return operation.call
             _rename(operation, names, prefix)
             return operation
 
-        return graph._run_through_graph(inputs, operation_fn=expand)
+        return run_graph(graph, inputs, operation_fn=expand)
 
     return replay(_graph(network), x)
 
@@ -108,12 +119,12 @@ def is_stack(operation) -> bool:
     """
     if not isinstance(operation, keras.Layer) or isinstance(operation, keras.Model):
         return False
-    blocks = [
-        type(layer)
-        for layer in operation._flatten_layers(include_self=False, recursive=False)
-        if any(True for _ in layer._flatten_layers(include_self=False))
-    ]
+    blocks = [type(layer) for layer in _children(operation) if len(all_layers(layer)) > 1]
     return len(blocks) > len(set(blocks))
+
+
+def _children(layer: keras.Layer) -> list[keras.Layer]:
+    return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
 def _calls_its_graph(model: keras.Model) -> bool:
@@ -124,9 +135,6 @@ def _calls_its_graph(model: keras.Model) -> bool:
 
 def _rename(operation, names: dict[str, int], prefix: str) -> None:
     if names.get(operation.name, id(operation)) != id(operation):
-        name = operation.name = f"{prefix}{operation.name}"
-        number = 1
-        while names.get(operation.name, id(operation)) != id(operation):
-            number += 1
-            operation.name = f"{name}_{number}"
+        others = {name for name, layer in names.items() if layer != id(operation)}
+        operation.name = free_name(f"{prefix}{operation.name}", others)
     names[operation.name] = id(operation)

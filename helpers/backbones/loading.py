@@ -10,7 +10,16 @@ import numpy as np
 from helpers._keras import keras, on_all_devices
 from helpers.backbones.applications import load_application
 from helpers.backbones.files import first_line, load_model, load_preset, mend_layers
-from helpers.backbones.graphs import check_graph, find_nodes, find_segments, flatten, free_name, has_kernel, pool
+from helpers.backbones.graphs import (
+    all_layers,
+    check_graph,
+    find_nodes,
+    find_segments,
+    flatten,
+    free_name,
+    has_kernel,
+    pool,
+)
 from helpers.backbones.preprocessing import PREPROCESSING, application_preprocessing, preprocess
 
 FEW_FEATURES = 32
@@ -30,34 +39,26 @@ def load_backbone(
     preprocessing: str = "auto",
     features_from: str = "auto",
 ) -> keras.Model:
-    """Returns the network as a flat functional model from raw images to features.
+    """Returns the network as a flat functional model from raw images to features, with every layer trainable.
 
-    Networks inside the network become a part of its graph, and so do the blocks that a layer hides, as the encoder
-    of KerasHub's Vision Transformers does: that is accepted where one random image gives the same numbers.
-
-    Features are the average over positions, or over tokens; a Vision Transformer with a class token gives that one,
-    which it was trained to decide by.
+    Features are the average over positions, or over tokens; of a Vision Transformer with a class token, that token.
 
     Args:
-        backbone: a name in `keras.applications` ("ResNet50"), the path of a `.keras` file, or "hub:" and a preset
-            of KerasHub: its name, or the folder that `save_to_preset` wrote.
-        weights: "imagenet" (downloaded by Keras), None or "None" for random weights, or the path of a
-            weights file. Files and presets bring their own, which None replaces by random ones, too.
+        backbone: a name in `keras.applications` ("ResNet50"), the path of a `.keras` file, or "hub:" and a preset of
+            KerasHub: its name, or the folder that `save_to_preset` wrote.
+        weights: "imagenet" (downloaded by Keras), None or "None" for random weights, or the path of a weights file.
+            Files and presets bring their own, which None replaces by random ones, too.
         image_size: height and width of the images in pixels; 0 for the size the network was made for.
-        preprocessing: "auto", or a key of `PREPROCESSING`. "auto" is right for `keras.applications`, for files
-            whose input is uint8, as the models that this project saves, and for presets with an image converter.
-        features_from: "auto", or the name of the layer whose output the features are. "auto" is the network's output,
-            or, of a file or preset that is a classifier, what enters its head (`features_tensor`).
+        preprocessing: "auto", or a key of `PREPROCESSING`. "auto" is right for `keras.applications`, for files whose
+            input is uint8, as the models that this project saves, and for presets with an image converter.
+        features_from: the layer whose output the features are. "auto" is the network's output, or, of a file or
+            preset that is a classifier, what enters its head (`features_tensor`).
 
     Returns:
-        A model with input uint8 (batch, height, width, 3) and output float32 (batch, features), with
-        every layer trainable. `describe_features` says what its features are.
+        A model from uint8 (batch, height, width, 3) to float32 (batch, features); see `describe_features`.
 
     Raises:
-        ValueError: no such network or layer; weights that cannot be had or belong to another architecture; an image
-            size that the network does not take; preprocessing that is unknown or has to be named; weights or
-            preprocessing named for a file that brings its own; a model that has no graph, or more than one input or
-            output; KerasHub is needed and not installed.
+        ValueError: one of these cannot be had, is unknown, has to be named, or does not fit the network.
         FileNotFoundError: no such file or folder.
     """
     if preprocessing not in ("auto", *PREPROCESSING):
@@ -65,60 +66,72 @@ def load_backbone(
         raise ValueError(f'Expected `preprocessing` "auto" or one of {known}. Received {preprocessing!r}.')
     if image_size < 0:
         raise ValueError(f"Expected `image_size` above 0, or 0 for the network's own. Received {image_size}.")
-    from_hub, mode = backbone.startswith("hub:"), preprocessing
-    own = from_hub or backbone.endswith(".keras")
-    if own and weights not in ("imagenet", None, "None"):
-        raise ValueError(f"{backbone} brings its own weights. Received `weights` {weights!r}; leave it out.")
-    if from_hub:
-        network, converter = load_preset(backbone)
-        mode = converter if mode == "auto" and converter else mode
-    elif own:
-        network = load_model(backbone, parameter="backbone")
-    else:
-        network = load_application(backbone, weights, image_size)
-        mode = application_preprocessing(backbone) if mode == "auto" else mode
-    network = _own_network(network, backbone, image_size) if own else network
+    network, mode, own = _find_network(backbone, weights, image_size)
     if features_from != "auto":
         tensor = _output_of(network, features_from)
     else:
         tensor = features_tensor(network) if own else network.outputs[0]
     whole, network = network, keras.Model(network.inputs[0], tensor)
-    raw = keras.backend.standardize_dtype(network.inputs[0].dtype) == "uint8"
-    if mode != "auto" and raw:
-        raise ValueError(
-            f"{backbone} takes raw images (uint8): its preprocessing is inside. Received `preprocessing` "
-            f'{preprocessing!r}; leave it at "auto".'
-        )
-    if mode == "auto" and not raw:
-        raise ValueError(
-            f"The parameter `preprocessing` has to be named for {backbone}: the file does not say what values "
-            f"its network was trained on. Choose {', '.join(map(repr, PREPROCESSING))}; wrong values cost "
-            f"accuracy without any error."
-        )
-    images = keras.Input(network.inputs[0].shape[1:], dtype="uint8", name="images")
-    x = images if raw else preprocess(images, mode)
-    for operation in keras.Function(images, x).operations:
-        operation.name = free_name(operation.name, network)
-    features = _features(keras.Function.call(network, x), network)
-    if features_tensor(keras.Model(images, features)) is not features:  # nobody shall take it for a head again
-        features = keras.layers.Identity(name=free_name("features", network))(features)
-    name = re.sub(r"\W", "_", Path(backbone.removeprefix("hub:")).stem)
-    with on_all_devices():
-        model = _rebuild(keras.Model(images, features, name=name))
-    model.trainable = True
+    mode = _choose_preprocessing(network, backbone, preprocessing, mode)
+    model = _from_raw_images(network, mode, name=re.sub(r"\W", "_", Path(backbone.removeprefix("hub:")).stem))
     if own and weights in (None, "None"):
-        _draw_anew(model)
+        _draw_weights(model)
     kept = {operation.name for operation in network.operations}
     left_out = [layer.name for layer in whole.layers if layer.name not in kept]
     model.left_out = ", ".join(left_out if len(left_out) < 6 else [*left_out[:5], f"and {len(left_out) - 5} more"])
     return model
 
 
-def describe_features(network: keras.Model) -> str:
-    """Returns in words what the features of a backbone from `load_backbone` are, and what speaks against them.
+def _find_network(backbone: str, weights: str | None, image_size: int) -> tuple[keras.Model, str | tuple, bool]:
+    """Returns the network, the preprocessing it is known to need ("auto" if none is) and if it brings its weights."""
+    from_hub = backbone.startswith("hub:")
+    if not from_hub and not backbone.endswith(".keras"):
+        return load_application(backbone, weights, image_size), application_preprocessing(backbone), False
+    if weights not in ("imagenet", None, "None"):
+        raise ValueError(f"{backbone} brings its own weights. Received `weights` {weights!r}; leave it out.")
+    network, converter = load_preset(backbone) if from_hub else (load_model(backbone, parameter="backbone"), None)
+    return _own_network(network, backbone, image_size), converter or "auto", True
 
-    They are doubtful where each image's sum to 1 (a softmax is left in), or where they are fewer than `FEW_FEATURES`.
-    """
+
+def _choose_preprocessing(network: keras.Model, backbone: str, asked: str, known: str | tuple) -> str | tuple | None:
+    """Returns the key of `PREPROCESSING`, or scale and offset; None for a network that takes raw images."""
+    mode = known if asked == "auto" else asked
+    raw = keras.backend.standardize_dtype(network.inputs[0].dtype) == "uint8"
+    if mode != "auto" and raw:
+        raise ValueError(
+            f"{backbone} takes raw images (uint8): its preprocessing is inside. Received `preprocessing` "
+            f'{asked!r}; leave it at "auto".'
+        )
+    if mode == "auto" and not raw:
+        raise ValueError(
+            f"The parameter `preprocessing` has to be named for {backbone}, which does not say what values it was "
+            f"trained on: {', '.join(map(repr, PREPROCESSING))}. Wrong values cost accuracy without any error."
+        )
+    return None if raw else mode
+
+
+def _from_raw_images(network: keras.Model, mode: str | tuple | None, *, name: str) -> keras.Model:
+    """Returns the network with its preprocessing in front, and its output brought to one vector for each image."""
+    images = keras.Input(network.inputs[0].shape[1:], dtype="uint8", name="images")
+    x = preprocess(images, mode) if mode else images
+    for operation in keras.Function(images, x).operations:
+        operation.name = free_name(operation.name, network)
+    x = keras.Function.call(network, x)
+    if len(x.shape) == 3 and any(weight.name in ("class_token", "cls_token") for weight in network.weights):
+        first = keras.layers.Cropping1D((0, x.shape[1] - 1), name=free_name("class_token", network))(x)
+        features = keras.layers.Flatten(name=free_name("features", network))(first)
+    else:
+        features = pool(x, free_name("avg_pool", network))
+    if features_tensor(keras.Model(images, features)) is not features:  # nobody shall take it for a head again
+        features = keras.layers.Identity(name=free_name("features", network))(features)
+    with on_all_devices():
+        model = _rebuild(keras.Model(images, features, name=name))
+    model.trainable = True
+    return model
+
+
+def describe_features(network: keras.Model) -> str:
+    """Returns in words what the features of a backbone from `load_backbone` are; a warning if they are doubtful."""
     ends = [segment[-1] for segment in find_segments(network)]
     names = [node.operation.name for node in ends]
     last = max(n for n, name in enumerate(names) if not n or not _OURS.fullmatch(name))
@@ -130,7 +143,7 @@ def describe_features(network: keras.Model) -> str:
     if left_out := getattr(network, "left_out", ""):
         message += f" What follows it is left out: {left_out} (`features_from` names another layer)."
     noise = np.random.default_rng(0).integers(0, 256, (2, *network.input_shape[1:]), dtype="uint8")
-    values = keras.ops.convert_to_numpy(network(noise, training=False)).astype("float32")
+    values = _call(network, noise).astype("float32")
     reason = f"they are fewer than {FEW_FEATURES}" if count < FEW_FEATURES else ""
     if count > 1 and values.min() >= 0 and np.allclose(values.sum(axis=1), 1, atol=1e-2):
         reason = "each image's sum to 1, so that a softmax seems to be among the layers"
@@ -144,9 +157,9 @@ def describe_features(network: keras.Model) -> str:
     return message
 
 
-def _draw_anew(model: keras.Model) -> None:
+def _draw_weights(model: keras.Model) -> None:
     """Gives the network random weights, but leaves what it knows of its images' values."""
-    measured = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Normalization)]
+    measured = [layer for layer in all_layers(model) if isinstance(layer, keras.layers.Normalization)]
     kept = {id(weight) for layer in measured for weight in layer.weights}
     for weight, drawn in zip(model.weights, keras.models.clone_model(model).weights, strict=True):
         if id(weight) not in kept:
@@ -158,11 +171,10 @@ def _rebuild(model: keras.Model) -> keras.Model:
     mend_layers(model)
     copy = keras.Model.from_config(model.get_config())
     copy.set_weights(model.get_weights())
-    for layer in copy._flatten_layers():
+    for layer in all_layers(copy):
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()  # it computes with copies of its weights
-    mend_layers(copy)
-    return copy
+    return mend_layers(copy)
 
 
 def _own_network(network: keras.Model, name: str, image_size: int) -> keras.Model:
@@ -184,7 +196,7 @@ def _own_network(network: keras.Model, name: str, image_size: int) -> keras.Mode
 
 
 def _flat_copy(network: keras.Model, name: str, size: tuple[int, int]) -> keras.Model:
-    """Returns the network with inner networks spread out, which gives the same numbers.
+    """Returns the network with inner networks spread out, accepted where one random image gives the same numbers.
 
     A stack of blocks stays whole where its blocks alone do not: where it has weights of its own, say.
     """
@@ -196,21 +208,23 @@ def _flat_copy(network: keras.Model, name: str, size: tuple[int, int]) -> keras.
         images = keras.Input((*size, 3), dtype=dtype)
         try:
             flat = _rebuild(keras.Model(images, flatten(network, images, unroll=unroll)))
-            if flat.count_params() == network.count_params() and _agree(network, flat, sample):
+            expected, found = _call(network, sample), _call(flat, sample)
+            close = {"rtol": 1e-3, "atol": 1e-4 * np.abs(expected).max()}
+            same = expected.shape == found.shape and np.allclose(expected, found, **close)
+            if same and flat.count_params() == network.count_params():
                 return flat
         except Exception as error:  # Keras, its backend and the network's own layers raise many kinds
             problem = first_line(error)
     if None in network.inputs[0].shape[1:3]:
         raise ValueError(f"{name} does not take `image_size` {size[0]}. Keras says: {problem}")
     raise ValueError(
-        f"{name} cannot be used as `backbone`: it does not come out again from what its layers tell about "
-        f"themselves (`get_config`), so that it could not be cut or saved. {problem}"
+        f"{name} cannot be used as `backbone`: its layers' settings (`get_config`) do not give the same network, so "
+        f"that it could not be cut or saved. {problem}"
     )
 
 
-def _agree(one: keras.Model, other: keras.Model, images: np.ndarray) -> bool:
-    first, second = (keras.ops.convert_to_numpy(model(images, training=False)) for model in (one, other))
-    return first.shape == second.shape and np.allclose(first, second, rtol=1e-3, atol=1e-4 * np.abs(first).max())
+def _call(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
+    return keras.ops.convert_to_numpy(model(inputs, training=False))
 
 
 def features_tensor(network: keras.Model):
@@ -249,7 +263,7 @@ def _gives_logits(start, end) -> bool:
     values = np.random.default_rng(0).normal(0, 10, (8, *start.shape[1:])).astype("float32")
     part = keras.Model(start, end)
     first, second, both, zero = (
-        keras.ops.convert_to_numpy(part(given.astype(start.dtype), training=False)).astype("float64")
+        _call(part, given.astype(start.dtype)).astype("float64")
         for given in (values[:4], values[4:], values[:4] + values[4:], 0 * values[:4])
     )
     sums_to_one = both.min() >= 0 and np.allclose(both.sum(axis=-1), 1, atol=1e-2)
@@ -281,11 +295,3 @@ def logits_tensor(classifier: keras.Model):
             logits = keras.ops.matmul(entering, last.kernel)
             return logits + last.bias if last.use_bias else logits
     return classifier.outputs[0]
-
-
-def _features(x, network: keras.Model):
-    """Returns one vector for each image, with layers of Keras only."""
-    if len(x.shape) == 3 and any(weight.name in ("class_token", "cls_token") for weight in network.weights):
-        first = keras.layers.Cropping1D((0, x.shape[1] - 1), name=free_name("class_token", network))(x)
-        return keras.layers.Flatten(name=free_name("features", network))(first)
-    return pool(x, free_name("avg_pool", network))

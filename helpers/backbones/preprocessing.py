@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from helpers._keras import keras
-from helpers.backbones.graphs import check_graph, find_nodes
+from helpers.backbones.graphs import find_nodes
 
 PREPROCESSING = {
     "tf": "values scaled to -1..1",
@@ -36,6 +36,8 @@ FAMILIES = {
 }
 """The families of keras.applications, by what their `preprocess_input` does."""
 
+_UNKNOWN = "It cannot be checked whether the preprocessing is the right one: "
+
 
 def application_preprocessing(name: str) -> str:
     """Returns the key of `PREPROCESSING` for a network of keras.applications ("ResNet50": "caffe")."""
@@ -48,8 +50,7 @@ def preprocess(images, mode: str | tuple):
 
     Args:
         images: a tensor (batch, height, width, 3), RGB in 0..255, symbolic or not.
-        mode: a key of `PREPROCESSING`, or the scale that values are multiplied with and the offset that is added
-            then, each one number or one for each channel.
+        mode: a key of `PREPROCESSING`, or scale and offset, each one number or one for each channel.
     """
     if mode == "caffe":
         images = keras.ops.flip(images, axis=-1)
@@ -67,91 +68,55 @@ def preprocess(images, mode: str | tuple):
 
 @dataclass(frozen=True)
 class PreprocessingCheck:
-    """What `check_preprocessing` found.
+    """What `check_preprocessing` found."""
 
-    Attributes:
-        agrees: True where the values look like those that the network was trained on; False where those of another
-            preprocessing do and these do not; None where that cannot be told.
-        message: the finding in words.
-        distances: how far the statistics lie from the stored ones, for each key of `PREPROCESSING`; "in place" for a
-            preprocessing that is not one of them. Empty where nothing could be compared.
-    """
-
-    agrees: bool | None
+    agrees: bool | None  # False where the values of another preprocessing fit and these do not, None if unknown
     message: str
-    distances: dict[str, float]
+    distances: dict[str, float]  # from the stored statistics, by preprocessing; "in place" for one without a name
 
 
 def check_preprocessing(network: keras.Model, images, *, most: int = 64) -> PreprocessingCheck:
     """Returns whether images, preprocessed as they are, look like those that the network was pretrained on.
 
-    BatchNormalization layers remember the mean and variance that each channel had in training. The first three are
-    fed with the images. The distance is the Kullback-Leibler divergence of two normal distributions, the one seen
-    from the one stored: the median over a layer's channels, and of the layers the largest. The rule: up to `FITS`
-    values fit; another preprocessing is named where it fits and the one in place does not. Where none fits, the
-    images may be unlike the network's (dark, say), and nothing is claimed.
+    BatchNormalization layers remember each channel's mean and variance in training; the first three are fed with the
+    images. Where no preprocessing fits, the images may be unlike the network's (dark, say), and nothing is claimed.
 
     Args:
         network: a backbone as `load_backbone` returns it, before training. With another layer in front than the one
             that it puts there, only the preprocessing in place is looked at.
         images: uint8 array (images, height, width, 3), or what gives one when sliced (`helpers.data.Pixels`).
         most: at most so many images are looked at, spread over all.
-
-    Raises:
-        ValueError: the images are not of that kind or size, or there are none; the network is not functional.
     """
-    check_graph(network)
-    sample = _sample(network, images, most)
+    step = max(1, len(images) // most)
+    sample = np.asarray(images[: step * most : step])
     nodes = [n for n in find_nodes(network) if isinstance(n.operation, keras.layers.BatchNormalization)][:3]
-    if not nodes:
-        return PreprocessingCheck(
-            None,
-            "It cannot be checked whether the preprocessing is the right one: the network has no "
-            "BatchNormalization layer, so it does not remember what its input looked like in training.",
-            {},
-        )
     stored = [(np.array(n.operation.moving_mean), np.array(n.operation.moving_variance)) for n in nodes]
+    if not nodes:
+        return PreprocessingCheck(None, _UNKNOWN + "the network has no BatchNormalization layer.", {})
     if all((mean == 0).all() and (variance == 1).all() for mean, variance in stored):
-        return PreprocessingCheck(
-            None,
-            "It cannot be checked whether the preprocessing is the right one: the network's statistics are those "
-            "of a network that has never been trained.",
-            {},
-        )
+        return PreprocessingCheck(None, _UNKNOWN + "the network has never been trained.", {})
     tensors = [node.input_tensors[0] for node in nodes]
     scalings = [node for node in find_nodes(network) if isinstance(node.operation, keras.layers.Rescaling)]
     layer = next((n for n in scalings if re.fullmatch(r"preprocessing(_\d+)?", n.operation.name)), None)
     if layer is None:
         distance = _distance(keras.Model(network.inputs[0], tensors), lambda batch: batch, sample, stored)
-        return _judge("in place", {"in place": distance})
+        return _interpret("in place", {"in place": distance})
     entry = layer.outputs[0]
-    rest = keras.Model(entry, tensors)
-    present = keras.Model(network.inputs[0], entry)
+    rest, present = keras.Model(entry, tensors), keras.Model(network.inputs[0], entry)
     some = sample[:2]
     mode = next((m for m in PREPROCESSING if np.allclose(present(some), preprocess(some, m), atol=1e-3)), "in place")
     distances = {m: _distance(rest, lambda batch, m=m: preprocess(batch, m), sample, stored) for m in PREPROCESSING}
     if mode == "in place":
         distances = {mode: _distance(rest, present, sample, stored)} | distances
-    return _judge(mode, distances)
-
-
-def _sample(network: keras.Model, images, most: int) -> np.ndarray:
-    if len(images) == 0 or most < 1:
-        raise ValueError(f"Expected `images` and `most` of at least one. Received {len(images)} images, {most=}.")
-    step = max(1, len(images) // most)
-    sample = np.asarray(images[: step * most : step])
-    if sample.dtype != "uint8" or sample.ndim != 4 or sample.shape[-1] != 3:
-        raise ValueError(
-            f"Expected `images` as a uint8 array (images, height, width, 3). Received {sample.dtype} {sample.shape}."
-        )
-    size = network.inputs[0].shape[1:3]
-    if any(side not in (None, given) for side, given in zip(size, sample.shape[1:3], strict=True)):
-        raise ValueError(f"Expected `images` of {size} pixels, as the network takes. Received {sample.shape[1:3]}.")
-    return sample
+    return _interpret(mode, distances)
 
 
 def _distance(part: keras.Model, prepare, images: np.ndarray, stored: list) -> float:
-    """Returns how far what the images give at a part's outputs lies from the stored means and variances."""
+    """Returns how far what the images give at a part's outputs lies from the stored means and variances.
+
+    It is the Kullback-Leibler divergence of two normal distributions, the one seen from the one stored: the median
+    over a layer's channels (a few are dead in every network, and far off), and of the layers the largest.
+    """
     sums = [[0, 0, 0] for _ in stored]
     for start in range(0, len(images), 16):
         outputs = part(prepare(images[start : start + 16]), training=False)
@@ -164,11 +129,12 @@ def _distance(part: keras.Model, prepare, images: np.ndarray, stored: list) -> f
         seen, variance = total / count, np.maximum(variance, 1e-12)
         spread = np.maximum(squares / count - seen**2, 1e-12)
         divergence = ((spread + (seen - mean) ** 2) / variance - 1 - np.log(spread / variance)) / 2
-        distances.append(np.median(divergence))  # a few channels are dead in every network, and far off
+        distances.append(np.median(divergence))
     return round(float(max(distances)), 3)
 
 
-def _judge(mode: str, distances: dict[str, float]) -> PreprocessingCheck:
+def _interpret(mode: str, distances: dict[str, float]) -> PreprocessingCheck:
+    """Returns the finding: up to `FITS` values fit; another preprocessing is named where only that one fits."""
     here, best = distances[mode], min(distances, key=distances.get)
     name = f"{mode!r}" if mode in PREPROCESSING else "the one in place"
     if here <= FITS:
@@ -184,7 +150,7 @@ def _judge(mode: str, distances: dict[str, float]) -> PreprocessingCheck:
         return PreprocessingCheck(False, message, distances)
     message = (
         f"It cannot be told whether the preprocessing is the right one: {name} is at distance {here:.2f} from what "
-        f"the network remembers (up to {FITS} fits), and no other that could be tried fits. The images may be unlike "
-        f"those it was trained on, or it expects values that are none of {', '.join(map(repr, PREPROCESSING))}."
+        f"the network remembers, and no other fits (up to {FITS}). The images may be unlike those it was trained on, "
+        f"or it expects values that are none of {', '.join(map(repr, PREPROCESSING))}."
     )
     return PreprocessingCheck(None, message, distances)

@@ -1,4 +1,4 @@
-"""The boundaries of a network's graph, the stages between them, and the cut at one of them."""
+"""The stages of a network's graph, and the cut between them."""
 
 import difflib
 import math
@@ -10,26 +10,20 @@ import pandas as pd
 
 from helpers._keras import keras
 from helpers.backbones.costs import count_multiply_adds
-from helpers.backbones.graphs import check_graph, find_nodes, find_segments, free_name, has_kernel, is_stack, pool
+from helpers.backbones.graphs import check_graph, find_segments, free_name, has_kernel, pool
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The part of a network between two boundaries.
+    """The part of a network between two cut points."""
 
-    Attributes:
-        layers: its layers in graph order; one that is called in several stages belongs to the first of them.
-        nodes: its calls of layers and operations, in graph order.
-        boundaries: the symbolic tensors at the places within it, and at its end, through which one alone passes.
-    """
-
-    layers: list[keras.Layer]
-    nodes: list
-    boundaries: list[keras.KerasTensor]
+    layers: list[keras.Layer]  # in graph order; one that is called in several stages belongs to the first of them
+    nodes: list  # its calls of layers and operations, in graph order
+    boundaries: list[keras.KerasTensor]  # the symbolic tensors at the cut points within it, and at its end
 
     @property
     def output(self) -> keras.KerasTensor:
-        """The symbolic tensor at its end, the only one that passes there."""
+        """The symbolic tensor at its end."""
         return self.boundaries[-1]
 
 
@@ -40,7 +34,7 @@ _TOGETHER = 2
 """Blocks of one map size that make a stage where names tell none."""
 
 
-def _told(layer: str) -> str:
+def _read_name(layer: str) -> str:
     """Returns the stage that a layer's name tells ("conv4_block1_out": "conv4"), or else the word it begins with."""
     for pattern in (
         r".*?(stage_?\d+|stem|downsampling_block_\d+)",
@@ -64,44 +58,40 @@ def _stage_name(segment: list) -> str:
     """Returns what the layers' names tell, the last one's first; "" where Keras made them all."""
     layers = [node.operation for node in reversed(segment)]
     names = (x.name for x in layers if not _made_by_keras(x.name, [type(x).__name__.lower()]))
-    return next(filter(None, map(_told, names)), "")
+    return next(filter(None, map(_read_name, names)), "")
 
 
-def _tells(name: str) -> bool:
+def _is_telling(name: str) -> bool:
     """Returns whether a name is that of one stage among several, as those with a number are."""
     return bool(re.search(r"\d", name)) or name.lower() in ("stem", "expanded_conv")
-
-
-def _positions(segment: list) -> int:
-    return math.prod(size or 1 for size in segment[-1].outputs[0].shape[1:-1])
 
 
 def _has_telling_names(segments: list[list]) -> bool:
     """Returns whether layers' names tell stages; of a network cut in front of the first, the pooling's does."""
     classes = {name.lower() for name in dir(keras.layers)}
     cuts = [s[-1].operation.name.partition("pooled_before_")[2] for s in segments]
-    cuts = [_told(name) for name in cuts if not _made_by_keras(name, classes)]
+    cuts = [_read_name(name) for name in cuts if not _made_by_keras(name, classes)]
     inner = (s for s in segments if any(map(has_kernel, s)) and len(s[-1].outputs[0].shape) > 2)
-    return any(map(_tells, (*cuts, *map(_stage_name, inner))))
+    return any(map(_is_telling, (*cuts, *map(_stage_name, inner))))
 
 
 def _group(model: keras.Model) -> dict[str, list[list]]:
     """Returns each stage's segments. A stage begins with a kernel: what has none belongs to the one before.
 
     Where names tell nothing, or the same for all, one begins where the map's size changes, and after every two
-    blocks of one size; it is called as its first layer with a kernel. All of this is seen from what lies before: so
-    a network that is cut has the stages that the whole one has up to there.
+    blocks of one size. All of this is seen from what lies before: so a truncated network has the same stages.
     """
     segments = find_segments(model)
     stages: dict[str, list[list]] = {"input": []}
     current, blocks, size, stem = "input", 0, 0, _has_telling_names(segments)
     for segment in segments:
         if any(map(has_kernel, segment)):
-            name, here = _stage_name(segment), _positions(segment)
-            stem = stem and not _tells(name)
+            name = _stage_name(segment)
+            here = math.prod(size or 1 for size in segment[-1].outputs[0].shape[1:-1])  # positions
+            stem = stem and not _is_telling(name)
             if not name and stem:  # in front of all names that tell
                 name = "stem" if current == "input" else current
-            elif (not _tells(name) or size >= 16 * here) and (not name or name in (*stages, *_RESERVED)):
+            elif (not _is_telling(name) or size >= 16 * here) and (not name or name in (*stages, *_RESERVED)):
                 first = next(node.operation.name for node in segment if has_kernel(node))
                 alike = size < 2 * here and here < 2 * size and blocks < _TOGETHER
                 name = current if alike and current != "input" else free_name(first, {*stages, *_RESERVED})
@@ -116,15 +106,10 @@ def _group(model: keras.Model) -> dict[str, list[list]]:
 def find_stages(model: keras.Model) -> dict[str, Stage]:
     """Returns the network's stages by name, from input to output.
 
-    The first, "input", holds the preprocessing and nothing that could learn. The others are named as the layers
-    are (`conv4`, `block_7`); each begins with a kernel. Where names tell no stages, as those that Keras gives, the
-    map's size does, and each is named after its first layer with a kernel (`conv2d_3`).
-
-    Args:
-        model: a functional model with one input and one output.
-
-    Raises:
-        ValueError: the model is not of that kind.
+    The first, "input", holds the preprocessing and nothing that could learn. The others begin with a kernel and are
+    named as the layers are (`conv4`, `block_7`). Where names tell no stages, the map's size does, and each is named
+    after its first layer with a kernel (`conv2d_3`). A ValueError if the model is not functional, from one input to
+    one output.
     """
     check_graph(model)
     stages, seen = {}, set()
@@ -141,81 +126,45 @@ def describe_stages(model: keras.Model) -> pd.DataFrame:
     """Returns a table of the network's stages, in order: what each holds, computes and hands on, for one image.
 
     Args:
-        model: a functional model with one input and one output, of a fixed image size.
+        model: a functional model with one input and one output, of a fixed image size; else a ValueError.
 
     Returns:
-        A DataFrame indexed by stage, with the columns last_layer, layers (count), parameters (count),
-        multiply_adds (count), output (shape of the activations at the stage's end, "14x14x64"), kilobytes (of
-        these activations in float32; 1 kB is 1000 bytes) and cost (share, 0..1, of the network's multiply-adds
-        from the input to the stage's end). Where a stage cannot be cut inside although it holds more than half
-        of the multiply-adds, one more column, note, says so.
-
-    Raises:
-        ValueError: the model is not of that kind.
+        A DataFrame indexed by stage, with the columns last_layer, layers (count), parameters (count), multiply_adds
+        (count), output (shape of the activations at the stage's end, "14x14x64"), kilobytes (of these in float32;
+        1 kB is 1000 bytes) and cost (share, 0..1, of the network's multiply-adds up to the stage's end).
     """
-    stages = find_stages(model)
+    stages, rows = find_stages(model), {}
     _check_size(model)
-    rows = {}
     for name, stage in stages.items():
-        numbers = int(np.prod(stage.output.shape[1:]))
         rows[name] = {
             "last_layer": stage.nodes[-1].operation.name,
             "layers": len(stage.layers),
             "parameters": sum(layer.count_params() for layer in stage.layers),
             "multiply_adds": sum(map(count_multiply_adds, stage.nodes)),
             "output": "x".join(str(size) for size in stage.output.shape[1:]),
-            "kilobytes": round(4 * numbers / 1000, 1),
+            "kilobytes": round(4 * math.prod(stage.output.shape[1:]) / 1000, 1),
         }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("stage")
     done = table["multiply_adds"].cumsum()
     table["cost"] = (done / max(done.iloc[-1], 1)).round(3)
-    if found := _inseparable(model):
-        table["note"] = ""
-        table.loc[found[0], "note"] = f"no boundary inside: {found[1]}"
     return table
 
 
 def _check_size(model: keras.Model) -> None:
     if None in model.inputs[0].shape[1:]:
         raise ValueError(
-            f"Expected a network of a fixed image size: what it costs depends on it. Received {model.name!r}, which "
-            f"takes {model.inputs[0].shape[1:]}. Load it with an `image_size`."
+            f"Expected a network of a fixed image size. Received {model.name!r}, which takes "
+            f"{model.inputs[0].shape[1:]}. Load it with an `image_size`."
         )
 
 
-def _inseparable(model: keras.Model) -> tuple[str, str] | None:
-    """Returns the stage whose middle holds more than half of the cost and cannot be cut, and why; None as a rule."""
-    if None in model.inputs[0].shape[1:]:
-        return None
-    whole = sum(map(count_multiply_adds, find_nodes(model)))
-    for name, segments in _group(model).items():
-        for segment in segments:
-            if 2 * sum(map(count_multiply_adds, segment)) > whole:
-                if any(is_stack(node.operation) for node in segment):
-                    return name, "one layer hides all its blocks"
-                if sum(map(has_kernel, segment)) > 1:
-                    return name, "several tensors pass side by side"
-    return None
-
-
 def stage_at(model: keras.Model, share: float) -> str:
-    """Returns the first stage with at least a share of the network's forward cost before it.
+    """Returns the first stage with at least a share, 0..1, of the network's forward cost before it.
 
-    Args:
-        model: a functional model with one input and one output, of a fixed image size.
-        share: of the network's multiply-adds, 0..1. 0.5 asks where the costlier half begins.
-
-    Returns:
-        A stage that the network can be cut at or unfrozen from; the last one where none has so much before it.
-        A classifier's head is not among them: what works on a vector of features, behind the pooling.
-
-    Raises:
-        ValueError: the share is not in 0..1; the network has no boundary to cut at, or is not functional.
+    Else the last stage. A classifier's head is not among them: what works on a vector of features.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"Expected `share` of the network's cost in 0..1. Received {share}.")
     stages = find_stages(model)
-    check_cuttable(model, stages)
+    _check_cuttable(model, stages)
     _check_size(model)
     ends = np.cumsum([sum(map(count_multiply_adds, stage.nodes)) for stage in stages.values()])
     names = list(stages)
@@ -224,62 +173,47 @@ def stage_at(model: keras.Model, share: float) -> str:
     return next((name for name in inner if ends[names.index(name) - 1] >= share * ends[-1]), inner[-1])
 
 
-def check_cuttable(model: keras.Model, stages: dict[str, Stage]) -> None:
-    """Raises a ValueError where a network has no stage but "input"."""
+def _check_cuttable(model: keras.Model, stages: dict[str, Stage]) -> None:
     if len(stages) == 1:
         raise ValueError(
-            f"Expected a network with stages to cut at. Received {model.name!r}, which has no boundary but its "
-            f"ends: no layer with a kernel lies behind a place that one tensor alone passes. It can only be "
-            f"frozen or trained as a whole."
+            f"Expected a network with stages to cut at. {model.name!r} has none: it can only be frozen or trained as "
+            f"a whole."
         )
 
 
 def find_stage(model: keras.Model, stage: str) -> int:
-    """Returns the position of a stage among the network's stages.
-
-    Raises:
-        ValueError: there is no such stage, or it is the first one.
-    """
+    """Returns the position of a stage among the network's; ValueError if there is none, or for the first."""
     stages = find_stages(model)
-    check_cuttable(model, stages)
+    _check_cuttable(model, stages)
     known = list(stages)
-    if stage not in known[1:]:
-        nearest = difflib.get_close_matches(stage, known[1:], n=1)
-        found = _inseparable(model)
-        raise ValueError(
-            f"Expected a stage of this network to unfreeze from. Received {stage!r}. "
-            f"{f'Did you mean {nearest[0]!r}? ' if nearest else ''}It can be unfrozen from {', '.join(known[1:])}."
-            f"{f' Inside {found[0]} is no boundary: {found[1]}.' if found else ''}"
-        )
+    check_name("a stage of this network", stage, known[1:])
     return known.index(stage)
 
 
+def check_name(expected: str, received: str, known: list[str]) -> None:
+    """Raises a ValueError with the nearest known name where a name is not known."""
+    if received not in known:
+        nearest = difflib.get_close_matches(received, known, n=1)
+        hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+        raise ValueError(f"Expected {expected}. Received {received!r}. {hint}There are {', '.join(known)}.")
+
+
 def cut(model: keras.Model, stage: str) -> tuple[keras.Model, keras.Model]:
-    """Returns the network before a stage, and from that stage on.
+    """Returns the network before a stage, and from that stage on: a name in `describe_stages`, not the first.
 
     Both share the model's layers: training the suffix trains the model.
-
-    Args:
-        model: a functional model with one input and one output.
-        stage: a name in `describe_stages(model)`, not the first.
-
-    Raises:
-        ValueError: there is no such stage to cut at, or the model is not of that kind.
     """
     index = find_stage(model, stage)
-    boundary = list(find_stages(model).values())[index - 1].output
-    return keras.Model(model.inputs[0], boundary), keras.Model(boundary, model.outputs[0])
+    tensor = list(find_stages(model).values())[index - 1].output
+    return keras.Model(model.inputs[0], tensor), keras.Model(tensor, model.outputs[0])
 
 
 def cut_points(network: keras.Model) -> dict[str, float]:
     """Returns where a backbone can end, from early to late, and the share of its forward cost, 0..1, up to there.
 
-    How many of a network's layers are taken is a choice (Yosinski et al. 2014, arXiv 1411.1792). A cut point is named
-    after the stage that begins there and is left out, as in `cut`; the last one, where all layers are taken, is the
-    head's place and is called "head" (or "end" if a stage has that name).
-
-    Args:
-        network: a backbone, from images to features, of a fixed image size.
+    How many of a network's layers to take is a choice (Yosinski et al. 2014, arXiv 1411.1792). A cut point is named
+    after the stage that begins there and is left out, as in `cut`. The last one, where all layers are taken, is
+    "head" (or "end" if a stage has that name).
     """
     stages = describe_stages(network)
     end = next(name for name in ("head", "end", "network's end") if name not in stages.index)
@@ -287,22 +221,9 @@ def cut_points(network: keras.Model) -> dict[str, float]:
 
 
 def truncate(network: keras.Model, cut_point: str) -> keras.Model:
-    """Returns the backbone up to a cut point: its activations there, averaged over positions; layers are shared.
-
-    Args:
-        network: a backbone, from images to features.
-        cut_point: a name in `cut_points(network)`.
-
-    Raises:
-        ValueError: there is no such cut point.
-    """
+    """Returns the backbone up to one of its `cut_points`, pooled over positions; layers are shared."""
     points = list(cut_points(network))
-    if cut_point not in points:
-        nearest = difflib.get_close_matches(cut_point, points, n=1)
-        raise ValueError(
-            f"Expected a cut point of this network. Received {cut_point!r}. "
-            f"{f'Did you mean {nearest[0]!r}? ' if nearest else ''}It can be cut at {', '.join(points)}."
-        )
+    check_name("a cut point of this network", cut_point, points)
     if cut_point == points[-1]:
         return network
     return keras.Model(network.inputs[0], pool_features(network, cut_point), name=network.name)

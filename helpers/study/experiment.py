@@ -25,19 +25,19 @@ from helpers.evaluation import evaluate, is_correct
 from helpers.study.trials import Trial
 from helpers.training import (
     Recipe,
+    apply_temperature,
     attach_head,
     compute_activations,
-    content_digest,
-    cool,
     fine_tune,
     first_stage,
     fit_head,
-    head_weights,
     judge,
     load_activations,
-    load_features,
     probe_depth,
 )
+from helpers.training.activations import content_digest
+from helpers.training.heads import head_weights
+from helpers.training.probing import load_features
 
 _MOST_BYTES = 1_500_000_000
 """Of the activations that a training step keeps: where a batch has more, it is computed in parts. TensorFlow never
@@ -252,8 +252,7 @@ class Experiment:
     def _train(self, model: keras.Model, trial: Trial, *, before: float, **changes) -> dict:
         pixels, labels = self.split(trial.seed)
         inputs, recipe = pixels, replace(self._recipe(trial), **changes)
-        changing = recipe.augmentation and not recipe.augment_views  # then nothing is stored
-        if trial.stage != list(self.costs)[0] and not changing:
+        if trial.stage != list(self.costs)[0] and not recipe.augmentation:  # with it, nothing is stored
             inputs = load_activations(model, pixels, stage=trial.stage)  # of all parts in one go
             before += inputs["train"].seconds + inputs["validation"].seconds
         keep = fine_tune(model, pixels, labels, recipe=recipe, show=False)
@@ -346,7 +345,7 @@ class Experiment:
         model = attach_head(backbone, head, class_names=self.class_names)
         if trial.arm != "frozen":
             fine_tune(model, {"train": pixels}, {"train": labels}, recipe=self._recipe(trial))
-            cool(model, temperature)
+            apply_temperature(model, temperature)
         return model
 
 

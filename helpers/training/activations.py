@@ -23,7 +23,9 @@ from tqdm import tqdm
 
 from helpers import progress_file, resolve_path
 from helpers._keras import keras
-from helpers.backbones import cut, find_stages, logits_tensor
+from helpers.backbones import cut, find_stages
+from helpers.backbones.graphs import find_nodes
+from helpers.backbones.loading import logits_tensor
 from helpers.data import Augmented, StoredArray, content_keys, new_store, open_store
 
 _VERSION = "1"
@@ -320,8 +322,7 @@ def _batch_size(model: keras.Model) -> int:
         memory = min(memory, 200e6)
     largest = max(
         sum(math.prod(size or 1 for size in tensor.shape[1:]) for tensor in (*node.input_tensors, *node.outputs))
-        for nodes in model._nodes_by_depth.values()
-        for node in nodes
+        for node in find_nodes(model)
     )
     an_image = 3 * 4 * largest  # what a layer reads and writes, and as much again to work with
     return int(np.clip(memory / an_image, 1, 32))

@@ -6,15 +6,15 @@ from helpers._keras import keras, on_all_devices
 from helpers.data import StoredArray
 
 TEMPERATURES = np.geomspace(1, 8, 25, dtype="float32")
-"""What the logits may be divided by. From 1 on: a network is never made surer than it is."""
+"""What the logits may be divided by. From 1 on: a network is never made more confident than it is."""
 
 
 def log_loss() -> keras.metrics.Metric:
     """Returns the metric for `compile` by which epochs are judged (`Checkpoint`): log_loss and temperature.
 
     The log-loss is the lowest that one temperature can reach, by which all logits are divided (Guo et al. 2017,
-    arXiv 1706.04599). A network that is fine-tuned becomes too sure of itself long before it becomes worse, and a
-    division mends that: an epoch is not rejected for it.
+    arXiv 1706.04599): a fine-tuned network grows overconfident long before it grows worse, and a division corrects
+    that.
     """
     with on_all_devices():
         return LogLoss()
@@ -37,10 +37,17 @@ class LogLoss(keras.metrics.Metric):
     def result(self):
         """Returns the lowest mean log-loss, and the temperature that reaches it."""
         means = self.sums / keras.ops.maximum(self.images, 1)
-        return {
-            "log_loss": keras.ops.min(means),
-            "temperature": keras.ops.take(TEMPERATURES, keras.ops.argmin(means)),
-        }
+        temperature = keras.ops.take(TEMPERATURES, keras.ops.argmin(means))
+        return {"log_loss": keras.ops.min(means), "temperature": temperature}
+
+
+def _losses(labels, probabilities):
+    """Returns the loss of each image at each temperature, (batch, temperatures)."""
+    log = keras.ops.log(keras.ops.clip(keras.ops.cast(probabilities, "float32"), 1e-37, 1.0))
+    scaled = keras.ops.expand_dims(log, 1) / keras.ops.reshape(TEMPERATURES, (1, -1, 1))
+    labels = keras.ops.reshape(keras.ops.cast(labels, "int32"), (-1, 1, 1))
+    of_truth = keras.ops.take_along_axis(scaled, keras.ops.tile(labels, (1, len(TEMPERATURES), 1)), axis=2)
+    return keras.ops.logsumexp(scaled, axis=2) - keras.ops.squeeze(of_truth, axis=2)
 
 
 def judge(probabilities: np.ndarray | StoredArray, labels: np.ndarray) -> dict[str, float]:
@@ -52,11 +59,11 @@ def judge(probabilities: np.ndarray | StoredArray, labels: np.ndarray) -> dict[s
     """
     probabilities, metric = np.asarray(probabilities), LogLoss()
     metric.update_state(labels, probabilities)
-    found = {name: float(value) for name, value in metric.result().items()}
-    return found | {"accuracy": float((probabilities.argmax(axis=1) == labels).mean())}
+    scores = {name: float(value) for name, value in metric.result().items()}
+    return scores | {"accuracy": float((probabilities.argmax(axis=1) == labels).mean())}
 
 
-def cool(model: keras.Model, temperature: float) -> None:
+def apply_temperature(model: keras.Model, temperature: float) -> None:
     """Divides a classifier's logits by the temperature, in its head's weights; the order of classes stays.
 
     Args:
@@ -66,12 +73,3 @@ def cool(model: keras.Model, temperature: float) -> None:
     head = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1]
     for weight in head.weights:
         weight.assign(weight / temperature)
-
-
-def _losses(labels, probabilities):
-    """Returns the loss of each image at each temperature, (batch, temperatures)."""
-    log = keras.ops.log(keras.ops.clip(keras.ops.cast(probabilities, "float32"), 1e-37, 1.0))
-    cooled = keras.ops.expand_dims(log, 1) / keras.ops.reshape(TEMPERATURES, (1, -1, 1))
-    labels = keras.ops.reshape(keras.ops.cast(labels, "int32"), (-1, 1, 1))
-    of_truth = keras.ops.take_along_axis(cooled, keras.ops.tile(labels, (1, len(TEMPERATURES), 1)), axis=2)
-    return keras.ops.logsumexp(cooled, axis=2) - keras.ops.squeeze(of_truth, axis=2)

@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import uuid
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -14,14 +12,17 @@ from platform import python_version
 import numpy as np
 import yaml
 
-from helpers import resolve_path, write_atomically
+from helpers import resolve_path, whole_file, write_atomically
 from helpers._keras import keras, on_all_devices
 from helpers.backbones import features_tensor, load_model
 from helpers.backbones.files import existing_file, first_line
 from helpers.backbones.graphs import check_graph
 from helpers.data import FULL_WHITE, RESIZE_RULES, StoredArray
 from helpers.training.activations import compute_activations, load_activations
-from helpers.training.familiarity import Familiarity, learn_familiarity
+from helpers.training.ood import OODDetector, fit_ood_detector
+
+_SETTINGS, _DETECTOR = "classifier.json", "familiarity.npz"
+"""Members of a classifier's file, which Keras does not look at."""
 
 
 def save_model(
@@ -34,10 +35,7 @@ def save_model(
     pixels: np.ndarray | StoredArray | None = None,
     labels: np.ndarray | None = None,
 ) -> None:
-    """Saves the classifier as one `.keras` file, whole or not at all, with what a prediction needs besides.
-
-    The file needs nothing but Keras to be loaded. What is added are two more members of it, which Keras does not look
-    at: `classifier.json` (see `load_settings`) and `familiarity.npz` (see `load_familiarity`).
+    """Saves the classifier as one `.keras` file, whole or not at all; to be loaded, it needs nothing but Keras.
 
     Args:
         model: from raw images to probabilities.
@@ -46,34 +44,33 @@ def save_model(
         resize: how images were brought to the model's size: "crop", "pad" or "stretch".
         white: the value that became 255 in images of 16 bits, 1 to 65535. None for that of `pixels`, if `load_pixels`
             made them, else 65535.
-        pixels: the images that it learned from, uint8 (images, height, width, 3). From their features the file gets
-            to know which images are unlike them. Before it gets its name, it is loaded again, and has to give the
-            same probabilities for 100 of them. None leaves out both.
+        pixels: the images that it learned from, uint8 (images, height, width, 3), for the file's `OODDetector`; and
+            of 100 of them, the file has to give the same probabilities. None leaves out both.
         labels: of these images, int (images,), where pixels are given.
 
     Raises:
-        ValueError: what was saved is not the same model; or the labels are not one for each image.
+        ValueError: what was saved is not the same model.
     """
     white = getattr(pixels, "white", FULL_WHITE) if white is None else white
     settings = {"class_names": class_names, "resize": resize, "white": white}
-    familiarity = None
+    detector = None
     if pixels is not None:
         features = keras.Model(model.inputs[0], features_tensor(model), name=model.name)
-        familiarity = learn_familiarity(load_activations(features, pixels), labels)
+        detector = fit_ood_detector(load_activations(features, pixels), labels)
     path = resolve_path(path)
     with _saving(model, path) as partial:
         with zipfile.ZipFile(partial, "a") as archive:
             archive.writestr(_SETTINGS, json.dumps(settings, ensure_ascii=False))
-            if familiarity is not None:
-                with archive.open(_FAMILIARITY, "w") as file:
-                    np.savez(file, **vars(familiarity))
+            if detector is not None:
+                with archive.open(_DETECTOR, "w") as file:
+                    np.savez(file, centres=detector.class_means, threshold=detector.threshold)
         if pixels is not None:
             sample = pixels[np.linspace(0, len(pixels) - 1, min(len(pixels), 100)).astype(int)]
             difference = np.abs(compute_activations(load_model(partial), sample) - compute_activations(model, sample))
             if difference.max() > 1e-4:
                 raise ValueError(
                     f"{path.name} was not saved: what was written gives other probabilities, by up to "
-                    f"{difference.max():.2g}. A layer does not come out of its own settings (`get_config`)."
+                    f"{difference.max():.2g}. A layer's settings (`get_config`) do not describe it."
                 )
 
 
@@ -101,18 +98,31 @@ def save_backbone(backbone: keras.Model, path: str | Path, about: dict) -> None:
 @contextmanager
 def _saving(model: keras.Model, path: Path):
     """Yields a file with the model that gets its name when the block ends, and is removed if that fails."""
-    partial = path.with_name(f"partial-{uuid.uuid4().hex}-{path.name}")
-    try:
+    with whole_file(path) as partial:
         # A copy of the graph alone: what the model was compiled with needs `helpers` to be loaded again.
         with on_all_devices():
             keras.Model(model.inputs[0], model.outputs[0], name=model.name).save(partial)
         yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-_SETTINGS, _FAMILIARITY = "classifier.json", "familiarity.npz"
+def load_classifier(path: str | Path) -> tuple[keras.Model, dict]:
+    """Returns a classifier and its settings (`load_settings`), made for all GPUs of this machine.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not one that `save_model` wrote, or it is damaged.
+    """
+    settings = load_settings(path)
+    with on_all_devices():
+        model = load_model(path)
+    check_graph(model)
+    image, classes = tuple(model.inputs[0].shape[1:]), len(settings["class_names"])
+    if None in image or image[2:] != (3,) or tuple(model.outputs[0].shape[1:]) != (classes,) or classes < 2:
+        raise ValueError(
+            f"Expected a classifier from images (height, width, 3) of one size to {classes} probabilities, two or "
+            f"more. Received one from {image} to {model.outputs[0].shape[1:]}, in {path}."
+        )
+    return model, settings
 
 
 def load_settings(path: str | Path) -> dict:
@@ -121,10 +131,7 @@ def load_settings(path: str | Path) -> dict:
     Returns:
         class_names, a list in the order of the model's probabilities; resize, the rule by which images have to be
         brought to its size; and white, the value that becomes 255 in images of 16 bits (`helpers.data.read_pixels`).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is not one that `save_model` wrote, or it was cut off.
+        Raises as `load_classifier` does.
     """
     path = existing_file("path", path)
     try:
@@ -136,26 +143,20 @@ def load_settings(path: str | Path) -> dict:
             raise ValueError(resize, white)
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f"Expected a classifier that 02, 03 or 04 saved (`save_model`). {path} holds no class names: it was cut "
-            f"off, is another Keras model, or no model at all."
+            f"Expected a classifier that 02, 03 or 04 saved. {path} holds no class names: another file, or cut off?"
         ) from None
     return {"class_names": class_names, "resize": resize, "white": white}
 
 
-def load_familiarity(path: str | Path) -> Familiarity | None:
-    """Returns what a classifier's file knows of its training images; None if it was saved without them.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged.
-    """
+def load_ood_detector(path: str | Path) -> OODDetector | None:
+    """Returns the detector in a classifier's file; None if it has none. Raises as `load_classifier` does."""
     path = existing_file("path", path)
     try:
-        with np.load(io.BytesIO(_read_member(path, _FAMILIARITY)), allow_pickle=False) as arrays:
-            return Familiarity(**arrays)
+        with np.load(io.BytesIO(_read_member(path, _DETECTOR)), allow_pickle=False) as arrays:
+            return OODDetector(arrays["centres"], arrays["threshold"])
     except KeyError:
         return None
-    except (TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"Expected a whole file of a classifier. {path} is damaged: {first_line(error)}") from None
 
 
@@ -166,23 +167,3 @@ def _read_member(path: Path, name: str) -> bytes:
             return archive.read(name)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last one if it is encrypted
         raise ValueError(f"{name} cannot be read: {error}") from None
-
-
-def load_classifier(path: str | Path) -> tuple[keras.Model, dict]:
-    """Returns a classifier and its settings (`load_settings`), made for all GPUs of this machine.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is not one that `save_model` wrote, or it was cut off.
-    """
-    settings = load_settings(path)
-    with on_all_devices():
-        model = load_model(path)
-    check_graph(model)
-    image, classes = tuple(model.inputs[0].shape[1:]), len(settings["class_names"])
-    if None in image or image[2:] != (3,) or tuple(model.outputs[0].shape[1:]) != (classes,) or classes < 2:
-        raise ValueError(
-            f"Expected a classifier from RGB images of one size (height, width, 3) to the probabilities of its "
-            f"{classes} classes, two or more. Received one from {image} to {model.outputs[0].shape[1:]}, in {path}."
-        )
-    return model, settings

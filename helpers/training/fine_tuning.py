@@ -1,7 +1,12 @@
-"""Frozen up to a stage, fine-tuned above it: one call, from the solved head on."""
+"""Fine-tuning from the fitted head on: recipe, learning rates, precision, compile and fit.
+
+The defaults were chosen on training photos, one change at a time: README.md in this folder has the table.
+"""
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -9,62 +14,283 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from helpers._keras import compute_deterministically, count_devices, keras, on_all_devices, set_seed
-from helpers.backbones import copy_weights, cut, find_stages, freeze
+from helpers.backbones import cut, find_stages, freeze
 from helpers.backbones.costs import count_multiply_adds
-from helpers.backbones.graphs import find_nodes
+from helpers.backbones.graphs import all_layers, find_nodes, variable_index
+from helpers.backbones.stages import stage_at
 from helpers.data import Augmented, content_keys, make_dataset
+from helpers.data.augmentation import read_augmentation
 from helpers.training.activations import compute_activations, load_activations
-from helpers.training.calibration import cool, judge, log_loss
+from helpers.training.calibration import judge, log_loss
 from helpers.training.checkpoint import Checkpoint, return_to_start, show_progress
-from helpers.training.optimizers import AdjustableRate, make_optimizer, warmup_cosine
-from helpers.training.recipe import Recipe, count_epochs, first_stage, thawing
-from helpers.training.weights import blend_weights, computing_in, cross_entropy, weigh_classes
+from helpers.training.heads import check_class_weight, weigh_classes
 
-_COMPILED: WeakKeyDictionary = WeakKeyDictionary()
-"""Model to what was compiled for it, by what it depends on."""
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
 _MOST_COMPILED = 3
-"""For a model, so many are kept: each holds a function and the optimizer's moments."""
+"""Compiled functions kept for a model: each holds the optimizer's moments."""
 
 _EXECUTION = 2e9
-"""Multiply-adds in one execution: they take a second on a slow core, and a tenth of that on two usual ones."""
+"""Multiply-adds in one execution: a second on a slow core, a tenth of that on two usual ones."""
+
+
+# ---- the recipe
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is fine-tuned; the defaults are 03's."""
+
+    unfreeze_from: str = "auto"  # the first stage that learns, "auto" or "all": see `first_stage`
+    learning_rate: float = 1e-3  # the highest of the schedule (`warmup_cosine`)
+    lowest_rate: float = 0.01  # factor of the rate at the network's first stage (`layerwise_factors`)
+    steps: int = 200  # length, in updates of the weights: the nearest number of epochs (`count_epochs`)
+    epochs: int = 0  # length, in passes over the training images; 0 for what `steps` says
+    patience: int = 0  # with 1 or more, early stopping: see `Checkpoint`; with 0 the last epoch is the result
+    batch_size: int = 32  # images per step
+    batch_parts: int = 1  # in so many parts a batch is computed, for less memory: see `make_optimizer`
+    seed: int = 0  # of the order of the images, of dropout and of augmentation
+    batch_norm: str = "frozen"  # or "train": see `freeze`
+    class_weight: str | None = None  # "balanced", or "" for none: see `weigh_classes`
+    augmentation: str = ""  # names of `AUGMENTATIONS`, separated by commas
+    precision: str = "float32"  # "mixed_float16" (for GPUs) or "mixed_bfloat16"
+
+    def __post_init__(self):
+        """Raises ValueError for a value that no training could follow."""
+        for name in ("learning_rate", "lowest_rate", "steps", "batch_size", "batch_parts"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Expected `{name}` above 0. Received {getattr(self, name)}.")
+        for name in ("epochs", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Expected `{name}` of at least 0. Received {getattr(self, name)}.")
+        if self.batch_parts > 1 and self.batch_norm == "train":  # statistics are a whole batch's
+            raise ValueError(f'Expected `batch_parts` of 1 with `batch_norm="train"`. Received {self.batch_parts}.')
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"Expected `precision` to be one of {', '.join(PRECISIONS)}. Received {self.precision}.")
+        check_class_weight(self.class_weight)
+        if self.augmentation:
+            read_augmentation(self.augmentation)
+
+
+def first_stage(model: keras.Model, unfreeze_from: str) -> str:
+    """Returns the first stage that learns: a given name, "auto" for the one at half of the forward cost, "all"."""
+    if unfreeze_from == "all":
+        return list(find_stages(model))[1]
+    return stage_at(model, 0.5) if unfreeze_from == "auto" else unfreeze_from
+
+
+def count_epochs(steps: int, *, images: int, batch_size: int) -> int:
+    """Returns the number of passes over the training images that comes nearest to so many steps, at least 1."""
+    return max(1, round(steps / math.ceil(images / batch_size)))
+
+
+# ---- learning rates and precision
+
+
+def warmup_cosine(
+    learning_rate: float, *, images: int, batch_size: int, epochs: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Returns a learning rate that rises in the first tenth of training, then falls to 0 on a cosine.
+
+    Warm-up spares the pretrained weights Adam's first steps, which are large while its averages are still empty
+    (Goyal et al. 2017, arXiv 1706.02677; cosine: arXiv 1608.03983). Values that are not above 0 are a ValueError.
+
+    Args:
+        learning_rate: the highest rate.
+        images: number of training images.
+        batch_size: images per step.
+        epochs: length of the training.
+    """
+    values = {"learning_rate": learning_rate, "images": images, "batch_size": batch_size, "epochs": epochs}
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"Expected `{name}` above 0. Received {value}.")
+    steps = epochs * math.ceil(images / batch_size)
+    warmup = math.ceil(steps / 10)
+    # The first step has a tenth of the rate and not 0: otherwise one epoch of one step would learn nothing.
+    return keras.optimizers.schedules.CosineDecay(
+        0.1 * learning_rate, max(1, steps - warmup), warmup_target=learning_rate, warmup_steps=warmup
+    )
+
+
+def layerwise_factors(model: keras.Model, lowest: float) -> dict[str, float]:
+    """Returns the factor of each stage's learning rate: 1 at the top, `lowest` at the bottom, even steps in the log.
+
+    Layer-wise decay, as in discriminative fine-tuning (Howard and Ruder 2018, arXiv 1801.06146): early stages hold
+    what most images share and need to change least. Stages count from the whole classifier's first one, so that a
+    factor does not depend on how much is frozen.
+    """
+    stages = list(find_stages(model))[1:]
+    top = max(len(stages) - 1, 1)
+    return {stage: lowest ** ((top - position) / top) for position, stage in enumerate(stages)}
+
+
+class LayerwiseAdam(keras.optimizers.Adam):
+    """Adam with a factor of the learning rate for each variable; Keras itself knows one rate for all."""
+
+    def __init__(self, learning_rate, *, factors: dict[int, float], **settings):
+        """Takes the factors by the variables' ids, and what Adam takes."""
+        super().__init__(learning_rate, **settings)
+        self.factors = factors
+
+    def build(self, variables):
+        """Notes the variables' factors in the order in which Keras numbers them."""
+        if not self.built:
+            super().build(variables)
+            self._factors = [self.factors[id(variable)] for variable in variables]
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Makes Adam's step at the variable's own rate."""
+        factor = self._factors[variable_index(self, variable)]
+        super().update_step(gradient, variable, learning_rate * factor)
+
+
+def make_optimizer(
+    model: keras.Model,
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+    *,
+    rates: float = 1.0,
+    parts: int = 1,
+) -> keras.optimizers.Optimizer:
+    """Returns Adam with layer-wise learning rates (`layerwise_factors`).
+
+    Args:
+        model: the whole classifier, frozen as it will be trained (`freeze`).
+        learning_rate: a rate or a schedule.
+        rates: factor of the learning rate at the first stage; 1 for plain Adam.
+        parts: in how many of them a batch comes; their gradients' mean makes a step (gradient accumulation).
+    """
+    settings = {"gradient_accumulation_steps": parts} if parts > 1 else {}
+    with on_all_devices():
+        if rates == 1:
+            return keras.optimizers.Adam(learning_rate, **settings)
+        of_stages, stages = layerwise_factors(model, rates), find_stages(model)
+        factors = {
+            id(weight): factor
+            for stage, factor in of_stages.items()
+            for layer in stages[stage].layers
+            for weight in layer.trainable_weights
+        }
+        optimizer = LayerwiseAdam(learning_rate, factors=factors, **settings)
+        optimizer.build(model.trainable_variables)
+        return optimizer
+
+
+class AdjustableRate(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule with a highest rate of 1, multiplied by a rate that can be changed after `compile`."""
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, highest: float, *, parts: int = 1):
+        """Takes the schedule, the rate, and in how many parts a batch comes: Keras counts each as a step."""
+        self.schedule, self.parts = schedule, parts
+        with on_all_devices():
+            self.highest = keras.Variable(highest, trainable=False, dtype="float32", name="highest_rate")
+
+    def __call__(self, step):
+        return self.highest * self.schedule(step // self.parts)
+
+    def get_config(self):
+        """Returns its settings, which `compile` asks for."""
+        return {"schedule": self.schedule.get_config(), "highest": float(self.highest), "parts": self.parts}
+
+
+@contextmanager
+def mixed_precision(model: keras.Model, precision: str) -> Iterator[None]:
+    """Lets the model's layers compute in one of `PRECISIONS` inside the block, where it is compiled and trained.
+
+    Weights stay float32, and so do the preprocessing, the head and its softmax.
+    """
+    fixed = (keras.layers.Rescaling, keras.layers.Softmax, keras.layers.InputLayer)
+    head = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1:]
+    layers = [layer for layer in all_layers(model) if not isinstance(layer, fixed) and layer not in head]
+    layers = [] if precision == "float32" else layers
+    before = [layer.dtype_policy for layer in layers]
+    try:
+        for layer in layers:
+            layer.dtype_policy = keras.DTypePolicy(precision)
+        yield
+    finally:
+        for layer, policy in zip(layers, before, strict=True):
+            layer.dtype_policy = policy
+
+
+# ---- the training
+
+
+def fine_tune(
+    model: keras.Model,
+    pixels: dict,
+    labels: dict,
+    *,
+    recipe: Recipe | None = None,
+    file: Path | None = None,
+    show: bool = True,
+) -> Checkpoint:
+    """Trains a classifier in place from its fitted head on, as 03 does step by step, and returns how it went.
+
+    Args:
+        model: from `attach_head`; it ends with the weights of the last epoch (with `patience`, of the best one),
+            calibrated on the validation images if there are any.
+        pixels: "train", and "validation" if there are such images, to uint8 (images, height, width, 3).
+        labels: the same parts to int (images,).
+        recipe: what to do; None for the defaults.
+        file: keeps the state after each epoch: a killed training resumes from there, with the same result.
+        show: a bar, and the validation loss after each epoch. False validates after the last epoch alone.
+    """
+    recipe, images = recipe or Recipe(), len(labels["train"])
+    stage = first_stage(model, recipe.unfreeze_from)
+    seed_training(model, recipe.seed)
+    freeze(model, unfreeze_from=stage, batch_norm=recipe.batch_norm)
+    pixels = {part: pixels[part] for part in ("train", "validation") if part in labels}
+    part, inputs = prepare_training(model, pixels, stage=stage, augmentation=recipe.augmentation, seed=recipe.seed)
+    with mixed_precision(part, recipe.precision):
+        part = _compile(model, part, recipe, stage=stage, images=images)
+    settings = asdict(recipe) | {"images": digest_images(pixels, labels)}
+    return_to_start(part, file, settings)
+    start = validation = None
+    if "validation" in pixels:
+        start = judge(compute_activations(part, inputs["validation"]), labels["validation"])
+        validation = make_dataset(inputs["validation"], labels["validation"], batch_size=recipe.batch_size)
+    epochs = recipe.epochs or count_epochs(recipe.steps, images=images, batch_size=recipe.batch_size)
+    order = {"batch_size": recipe.batch_size, "seed": recipe.seed, "parts": recipe.batch_parts}
+    keep = Checkpoint(file, start=start, patience=recipe.patience, settings=settings)
+    with keep, mixed_precision(part, recipe.precision):
+        part.fit(
+            training_batches(inputs["train"], labels["train"], keep=keep, **order),
+            validation_data=validation,
+            validation_freq=1 if show or recipe.patience else [epochs],
+            epochs=epochs,
+            initial_epoch=keep.first_epoch,
+            class_weight=weigh_classes(labels["train"], recipe.class_weight),
+            callbacks=[keep, show_progress()] if show else [keep],
+            shuffle=False,  # the batches are shuffled already
+            verbose=0,
+        )
+    return keep
 
 
 def prepare_training(
-    model: keras.Model,
-    pixels: dict,
-    *,
-    stage: str,
-    augmentation: str = "",
-    views: int = 0,
-    seed: int = 0,
-    half_precision: bool = False,
+    model: keras.Model, pixels: dict, *, stage: str, augmentation: str = "", seed: int = 0
 ) -> tuple[keras.Model, dict]:
-    """Returns the part of the model that learns, and what enters it, computed once.
+    """Returns the part of the model that learns, and its inputs, computed once.
+
+    With augmentation, or where nothing with weights lies before the stage, the part is the whole model, on images.
 
     Args:
         model: a classifier from raw images to probabilities; the part shares its layers.
         pixels: part to uint8 (images, height, width, 3), as `load_pixels` returns them.
-        stage: the first stage that learns. Where nothing that has weights lies before it, the part is the whole
-            model, on the images themselves.
+        stage: the first stage that learns.
         augmentation: of the training images: names of `AUGMENTATIONS`, separated by commas; "" for none.
-        views: fixed augmented views of each image whose activations are kept. 0 for a new one in each epoch; then
-            the part is the whole model, too, since nothing is fixed that could be kept.
         seed: of the augmentation.
-        half_precision: of the stored activations.
-
-    Raises:
-        ValueError: no such stage or augmentation. And what `load_activations` raises.
     """
     everything = list(find_stages(model)).index(stage) == 1
     with on_all_devices():
         prefix, suffix = cut(model, stage)
         whole = model if everything else _FrozenBelow(model, prefix, suffix)
     if augmentation:
-        pixels = pixels | {"train": Augmented(pixels["train"], augmentation, seed=seed, views=views)}
-    if everything or (augmentation and not views):
+        return whole, pixels | {"train": Augmented(pixels["train"], augmentation, seed=seed)}
+    if everything:
         return whole, pixels
-    return suffix, load_activations(model, pixels, stage=stage, half_precision=half_precision)
+    return suffix, load_activations(model, pixels, stage=stage)
 
 
 class _FrozenBelow(keras.Model):
@@ -81,8 +307,8 @@ class _FrozenBelow(keras.Model):
 def training_batches(inputs, labels: np.ndarray, *, keep: Checkpoint, batch_size: int, seed: int, parts: int = 1):
     """Returns a tf.data.Dataset of shuffled batches for the epoch at which the training stands.
 
-    All have the same size, as near to `batch_size` as the number of images allows: so every image counts about the
-    same, and several GPUs get equal shares. Each epoch has its own order, and a training that goes on the same ones.
+    All have the same size, as near to `batch_size` as the number of images allows, so that every image counts about
+    the same. Each epoch has its own order; a resumed training has the same ones.
 
     Args:
         inputs: (images, ...), in memory, stored or augmented.
@@ -96,80 +322,6 @@ def training_batches(inputs, labels: np.ndarray, *, keep: Checkpoint, batch_size
     return make_dataset(inputs, labels, batch_size=batch_size, **order)
 
 
-def fine_tune(
-    model: keras.Model,
-    pixels: dict,
-    labels: dict,
-    *,
-    recipe: Recipe | None = None,
-    file: Path | None = None,
-    show: bool = True,
-) -> Checkpoint:
-    """Trains the classifier from its solved head on, in place, and returns how it went.
-
-    What 03 does step by step: freeze, compute what is frozen once, compile, fit. With it come the recipe's options.
-
-    Args:
-        model: a classifier from `attach_head`, from raw images to probabilities.
-        pixels: "train", and "validation" if there are such images, to uint8 (images, height, width, 3).
-        labels: the same parts to int (images,).
-        recipe: what to do; None for the defaults.
-        file: keeps the state after each epoch: a killed training resumes from there, with the same result.
-        show: a bar, and the validation images' loss after each epoch, for the curves. False for a caller that has
-            its own bar and needs the last epoch alone; the weights are the same.
-
-    Returns:
-        The `Checkpoint` that watched the training: history, seconds and outcome. The model has the weights of its
-        last epoch (with the recipe's `patience`, of its best one), mixed with those of the start if the recipe says
-        so, and calibrated on the validation images if there are any.
-
-    Raises:
-        ValueError: the recipe does not fit the model.
-        KeyboardInterrupt: on Ctrl-C.
-    """
-    recipe = recipe or Recipe()
-    class_weight = weigh_classes(labels["train"], recipe.class_weight)
-    stage = first_stage(model, recipe.unfreeze_from)
-    seed_training(model, recipe.seed)
-    freeze(model, unfreeze_from=stage, batch_norm=recipe.batch_norm)
-    before = copy_weights(model) if recipe.start_share else {}
-    parts = {part: pixels[part] for part in ("train", "validation") if part in labels}
-    changes = {"augmentation": recipe.augmentation, "views": recipe.augment_views, "seed": recipe.seed}
-    suffix, inputs = prepare_training(model, parts, stage=stage, half_precision=recipe.half_precision, **changes)
-    with computing_in(suffix, recipe.precision):
-        suffix = _compile(model, suffix, recipe, stage=stage, images=len(labels["train"]))
-    settings = asdict(recipe) | {"images": digest_images(parts, labels)}
-    return_to_start(suffix, file, settings)
-    sizes, start, validation = {"batch_size": recipe.batch_size}, None, None
-    if "validation" in parts:
-        start = judge(compute_activations(suffix, inputs["validation"]), labels["validation"])
-        validation = make_dataset(inputs["validation"], labels["validation"], **sizes)
-    epochs = recipe.epochs or count_epochs(recipe.steps, images=len(labels["train"]), **sizes)
-    order = sizes | {"seed": recipe.seed, "parts": recipe.batch_parts}
-    keep = Checkpoint(file, start=start, patience=recipe.patience, settings=settings)
-    with computing_in(suffix, recipe.precision):
-        suffix.fit(
-            training_batches(inputs["train"], labels["train"], keep=keep, **order),
-            validation_data=validation,
-            validation_freq=1 if show or recipe.patience else [epochs],
-            epochs=epochs,
-            initial_epoch=keep.first_epoch,
-            class_weight=class_weight,
-            callbacks=[keep, show_progress()] if show else [keep],
-            shuffle=False,  # the batches are shuffled already
-            verbose=0,
-        )
-    if recipe.start_share:
-        cool(suffix, 1 / keep.temperature)  # as it was in the training: both ends of the blend are
-        blend_weights(model, before, start_share=recipe.start_share)
-        if validation is not None:
-            keep.temperature = judge(compute_activations(suffix, inputs["validation"]), labels["validation"])[
-                "temperature"
-            ]
-        cool(suffix, keep.temperature)
-    return keep
-
-
 @dataclass
 class _Compiled:
     part: keras.Model | None  # None is the model itself, which would otherwise be kept for ever
@@ -178,19 +330,14 @@ class _Compiled:
     beginning: list[np.ndarray]  # the optimizer's variables before the first step
 
 
+_COMPILED: WeakKeyDictionary[keras.Model, dict[str, _Compiled]] = WeakKeyDictionary()
+
+
 def _compile(model: keras.Model, part: keras.Model, recipe: Recipe, *, stage: str, images: int) -> keras.Model:
     """Returns the part of the model that learns, compiled, with an optimizer that has not made a step.
 
-    Keras builds the functions that train and validate when they are first used; with a small network that takes
-    longer than a training. Where the same was compiled before, with another rate or seed, it is that part and not the
-    one given; both have the model's layers.
-
-    Args:
-        model: the whole classifier, frozen as it will be trained (`freeze`).
-        part: of it, from `prepare_training`.
-        recipe: how it will be trained.
-        stage: the first that learns.
-        images: number of training images, on which the schedule depends.
+    Building Keras' functions takes longer than a short training: where the same was compiled before, with another
+    rate or seed, that part is returned and not the one given.
     """
     common = replace(recipe, unfreeze_from="", learning_rate=1.0, seed=0, class_weight=None)
     key = f"{stage} {images} {type(part).__name__} {common}"
@@ -201,38 +348,29 @@ def _compile(model: keras.Model, part: keras.Model, recipe: Recipe, *, stage: st
         for variable, value in zip(kept.optimizer.variables, kept.beginning, strict=True):
             variable.assign(value)
         return kept.part or model
-    sizes, steps = {"images": images, "batch_size": recipe.batch_size}, math.ceil(images / recipe.batch_size)
-    epochs = recipe.epochs or count_epochs(recipe.steps, **sizes)
-    parts = recipe.batch_parts
-    rate = AdjustableRate(warmup_cosine(1.0, **sizes, epochs=epochs), recipe.learning_rate, parts=parts)
-    options = {"rates": recipe.lowest_rate, "pull": recipe.pull, "parts": parts}
-    options["thaw"] = thawing(model, recipe, steps_per_epoch=steps) if recipe.thaw_epochs else None
-    optimizer = make_optimizer(model, rate, name=recipe.optimizer, **options)
+    sizes, parts = {"images": images, "batch_size": recipe.batch_size}, recipe.batch_parts
+    schedule = warmup_cosine(1.0, **sizes, epochs=recipe.epochs or count_epochs(recipe.steps, **sizes))
+    rate = AdjustableRate(schedule, recipe.learning_rate, parts=parts)
+    optimizer = make_optimizer(model, rate, rates=recipe.lowest_rate, parts=parts)
     # Metrics as objects, whose variables are there already: else Keras' function would be traced a second time.
     with on_all_devices():
         metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), log_loss()]
-    at_once = min(steps * parts, steps_at_once(part, batch_size=math.ceil(recipe.batch_size / parts)))
-    options = {"metrics": metrics, "steps_per_execution": at_once}
-    part.compile(optimizer, cross_entropy(recipe.label_smoothing), **options)
+    at_once = steps_at_once(part, batch_size=math.ceil(recipe.batch_size / parts))
+    at_once = min(math.ceil(images / recipe.batch_size) * parts, at_once)
+    part.compile(optimizer, "sparse_categorical_crossentropy", metrics=metrics, steps_per_execution=at_once)
     with on_all_devices():
         part.optimizer.build(part.trainable_variables)
-    if not recipe.pull:  # the start that it pulls to belongs to one training
-        while len(known) >= _MOST_COMPILED:
-            del known[next(iter(known))]
-        beginning = [np.array(variable) for variable in part.optimizer.variables]
-        known[key] = _Compiled(None if part is model else part, rate, part.optimizer, beginning)
+    while len(known) >= _MOST_COMPILED:
+        del known[next(iter(known))]
+    beginning = [np.array(variable) for variable in part.optimizer.variables]
+    known[key] = _Compiled(None if part is model else part, rate, part.optimizer, beginning)
     return part
 
 
 def steps_at_once(part: keras.Model, *, batch_size: int) -> int:
-    """Returns how many steps of a training TensorFlow makes before it comes back to Python, within about a second.
+    """Returns how many steps TensorFlow makes before it comes back to Python, within about a second.
 
-    Coming back takes about a millisecond, longer than a step of a small network. It is then that a training can be
-    interrupted, and is stopped if it diverged.
-
-    Args:
-        part: what learns.
-        batch_size: images in a step.
+    Coming back takes longer than a step of a small network; but only then can a training be interrupted.
     """
     nodes = find_nodes(part)
     shapes = [tensor.shape[1:] for node in nodes for tensor in node.outputs]
@@ -246,11 +384,10 @@ def steps_at_once(part: keras.Model, *, batch_size: int) -> int:
 def seed_training(model: keras.Model, seed: int) -> None:
     """Makes all that is random in a training of the model repeat itself, whatever it was trained for before.
 
-    Keras' layers keep their random states among the model's variables. Only where other layers may draw from
-    TensorFlow's own generators are these set, too: then TensorFlow prepares every function anew (`set_seed`), which
-    took a third of the time of a small training.
+    Keras' layers keep their random states among the model's variables. Only other layers may need TensorFlow's own
+    generators; to seed those (`set_seed`) has TensorFlow prepare every function again, a third of a small training.
     """
-    if all(_is_keras(layer) for layer in model._flatten_layers()):
+    if all(_is_keras(layer) for layer in all_layers(model)):
         compute_deterministically()
     else:
         set_seed(seed)
@@ -264,7 +401,7 @@ def _is_keras(layer: keras.Layer) -> bool:
 
 
 def digest_images(pixels: dict, labels: dict) -> str:
-    """Returns what tells the images of a training, and their labels, from others."""
+    """Returns a digest of a training's images and labels, by their contents."""
     texts = [
         f"{key} {label}"
         for part in pixels

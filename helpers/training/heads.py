@@ -1,4 +1,4 @@
-"""The head: the best linear classifier on fixed features, solved and not trained."""
+"""The head: the best linear classifier on fixed features, fitted to convergence without SGD."""
 
 import os
 import warnings
@@ -9,135 +9,158 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
+from sklearn.utils.class_weight import compute_class_weight
 from threadpoolctl import threadpool_limits
 
 from helpers._keras import keras, on_all_devices
 from helpers.backbones.graphs import free_name
 from helpers.data import StoredArray
-from helpers.training.weights import weigh_classes
 
-STRENGTHS = tuple(float(strength) for strength in np.logspace(-4, 3, 15).round(5))
-"""Inverse L2 strengths that `fit_head` tries, strongest regularisation first, for features of unit variance."""
+CS = tuple(float(c) for c in np.logspace(-4, 3, 15).round(5))
+"""Inverse regularisation strengths C that `fit_head` tries, ascending, for features of unit mean variance."""
+
+_FOLDS = 5
+"""Of the cross-validation; fewer if a class has fewer images."""
 
 
 def fit_head(
     features: np.ndarray | StoredArray,
     labels: np.ndarray,
     *,
-    strengths: tuple[float, ...] = STRENGTHS,
-    folds: int = 5,
-    class_weight: str | dict[int, float] | None = None,
+    cs: tuple[float, ...] = CS,
+    class_weight: str | None = None,
 ) -> LogisticRegression:
-    """Returns the best linear head: L2-regularised multinomial logistic regression, solved.
+    """Returns the best linear head: L2-regularised multinomial logistic regression, fitted to convergence.
 
-    With frozen features the head is a convex problem: there is one best solution for each strength of the
-    regularisation, and no learning rate or number of epochs to choose. The strength is the one with the
-    lowest cross-validated log-loss. Log-loss, since accuracy on a few hundred images hardly tells strengths apart.
+    The problem is convex: there is one solution for each C, and no learning rate or number of epochs to choose. C is
+    the one with the lowest cross-validated log-loss: accuracy on a few hundred images hardly tells them apart.
 
     Args:
-        features: float (images, features), in memory or stored; of images with fixed augmented views, (images,
-            views, features): then all views of an image are in one fold.
+        features: float (images, features), in memory or stored.
         labels: int (images,), each class at least once.
-        strengths: inverse strengths C to try, ascending, relative to features of unit mean variance. The search
-            goes from the middle to both sides, until two in a row are no better.
-        folds: of the cross-validation; fewer if a class has fewer images.
-        class_weight: of the solution and of the log-loss that chooses the strength: see `weigh_classes`.
+        cs: values of C to try, ascending. The search goes from the middle to both sides, until two in a row are no
+            better.
+        class_weight: of the solution and of the log-loss that chooses C: see `weigh_classes`.
 
     Returns:
-        A fitted scikit-learn LogisticRegression that takes the features as they are, with the added
-        attributes `strength_` (the chosen C), `losses_` (a dict: strength tried to log-loss, ascending),
-        `held_out_losses_` (of each image, times its weight, by the head that was fitted without its fold, at the
-        chosen C; float (images,), NaN where nothing could be held out) and `seconds_` (what the search and the
-        solution took).
+        A fitted LogisticRegression that takes the features as they are, with the added attributes `strength_` (the
+        chosen C), `losses_` (a dict: C tried to log-loss, ascending), `held_out_losses_` (of each image, times its
+        weight, by the head that was fitted without its fold, at the chosen C; float (images,), NaN where nothing
+        could be held out) and `seconds_` (what the search and the solution took).
 
     Raises:
-        ValueError: features are not finite, there are fewer than two classes, or a class has no weight.
+        ValueError: features are not finite, or there are fewer than two classes.
     """
     started, features = perf_counter(), np.asarray(features)
     if not np.isfinite(features).all():
         raise ValueError("Expected finite features. Received some that are NaN or infinite.")
-    classes, counts = np.unique(labels, return_counts=True)
-    if len(counts) < 2:
-        raise ValueError(f"Expected at least two classes to tell apart. Received {len(counts)}.")
-    class_weight = weigh_classes(labels, class_weight)
-    folds = min(folds, counts.min())
-    parts = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(labels, labels)) if folds > 1 else []
-    if features.ndim == 3:
-        views = features.shape[1]
-        features, labels = features.reshape(-1, features.shape[2]), np.repeat(labels, views)
-        parts = [tuple((part[:, None] * views + np.arange(views)).ravel() for part in pair) for pair in parts]
-    mean, scale = features.mean(axis=0, dtype="float64"), np.sqrt(features.var(axis=0, dtype="float64").mean())
-    scaled = (features - mean) / (scale or 1.0)
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"Expected at least two classes to tell apart. Received {len(np.unique(labels))}.")
+    weights = weigh_classes(labels, class_weight)
     # One thread for each fold, and BLAS with one of its own: the products are small, and two threads of BLAS that
     # wait for each other make them ten times slower on a machine that does something else, too.
     with threadpool_limits(1):
-        rotation = None
-        if scaled.shape[0] < scaled.shape[1]:
-            # With fewer images than features, a rotation onto the images' own directions loses nothing: the
-            # penalty does not see it, and the problem shrinks.
-            left, singular, rotation = np.linalg.svd(scaled, full_matrices=False)
-            scaled = left * singular
-        of_images = _cross_validate(
-            scaled.astype("float32"), labels, strengths, parts=parts, class_weight=class_weight
-        )
-        losses = {tried: float(each.mean()) for tried, each in of_images.items()}
-        strength = min(losses, key=losses.get)
-        head = _solve(scaled, labels, strength, class_weight=class_weight)
-    head.strength_, head.losses_, head.held_out_losses_ = strength, losses, of_images[strength]
-    kernel = head.coef_ if rotation is None else head.coef_ @ rotation
-    head.coef_ = kernel / (scale or 1.0)
-    head.intercept_ = head.intercept_ - head.coef_ @ mean
+        scaled, restore = _standardise(features)
+        held_out = _cross_validate(scaled.astype("float32"), labels, cs, weights)
+        losses = {tried: float(each.mean()) for tried, each in held_out.items()}
+        c = min(losses, key=losses.get)
+        head = _solve(scaled, labels, c, weights)
+    head.coef_, head.intercept_ = restore(head.coef_, head.intercept_)
+    head.strength_, head.losses_, head.held_out_losses_ = c, losses, held_out[c]
     head.n_features_in_ = features.shape[1]
     head.seconds_ = perf_counter() - started
     return head
 
 
-def _solve(features, labels, strength: float, *, class_weight=None, start=None) -> LogisticRegression:
+def _standardise(features: np.ndarray):
+    """Returns features of mean 0 and unit mean variance, and a function that takes a head on them back to these."""
+    mean, scale = features.mean(axis=0, dtype="float64"), np.sqrt(features.var(axis=0, dtype="float64").mean())
+    scaled, rotation = (features - mean) / (scale or 1.0), None
+    if scaled.shape[0] < scaled.shape[1]:
+        # With fewer images than features, a rotation onto the images' own directions loses nothing: the penalty does
+        # not see it, and the problem shrinks.
+        left, singular, rotation = np.linalg.svd(scaled, full_matrices=False)
+        scaled = left * singular
+
+    def restore(kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        kernel = kernel if rotation is None else kernel @ rotation
+        kernel = kernel / (scale or 1.0)
+        return kernel, bias - kernel @ mean
+
+    return scaled, restore
+
+
+def _solve(features, labels, c: float, weights: dict | None, *, start=None) -> LogisticRegression:
     # scikit-learn's own tolerance, 1e-4, ends early with many classes and features: it looks at the largest
     # derivative, and each of 200,000 is small.
-    options = {"max_iter": 1000, "tol": 1e-6, "class_weight": class_weight}
-    head = LogisticRegression(C=strength, warm_start=start is not None, **options)
+    options = {"max_iter": 1000, "tol": 1e-6, "class_weight": weights}
+    head = LogisticRegression(C=c, warm_start=start is not None, **options)
     if start is not None:
         head.coef_, head.intercept_ = start.coef_.copy(), start.intercept_.copy()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # only the weakest strengths, which are not chosen
+        warnings.simplefilter("ignore", ConvergenceWarning)  # only the largest C, which are not chosen
         return head.fit(features, labels)
 
 
-def _cross_validate(features, labels, strengths, *, parts: list, class_weight) -> dict[float, np.ndarray]:
-    """Returns each held-out image's weighted log-loss for each strength tried, from the middle to both sides."""
-    middle = len(strengths) // 2 - 1 if len(strengths) > 2 else 0
-    if not parts:  # a class with one image cannot be held out: the middle of the range is as good as any
-        return {strengths[len(strengths) // 2]: np.full(len(labels), np.nan)}
+def _cross_validate(features, labels, cs: tuple[float, ...], weights: dict | None) -> dict[float, np.ndarray]:
+    """Returns each held-out image's weighted log-loss for each C tried, from the middle to both sides."""
+    classes, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    if min(counts) == 1:  # a class with one image cannot be held out: the middle of the range is as good as any
+        return {cs[len(cs) // 2]: np.full(len(labels), np.nan)}
+    folds = StratifiedKFold(min(_FOLDS, min(counts)), shuffle=True, random_state=0)
+    parts = list(folds.split(labels, labels))
     heads, losses = [None] * len(parts), {}
-    place = np.unique(labels, return_inverse=True)[1]
-    weight = np.array([class_weight[label] for label in labels.tolist()] if class_weight else np.ones(len(labels)))
-    weight /= weight.mean()
+    of_images = np.array([weights[label] for label in classes.tolist()])[place] if weights else np.ones(len(labels))
+    of_images = of_images / of_images.mean()
 
-    def losses_of(fold: int, strength: float) -> np.ndarray:
+    def losses_of(fold: int, c: float) -> np.ndarray:
         fit, held_out = parts[fold]
-        head = _solve(features[fit], labels[fit], strength, class_weight=class_weight, start=heads[fold])
-        heads[fold] = head
+        head = heads[fold] = _solve(features[fit], labels[fit], c, weights, start=heads[fold])
         of_truth = head.predict_proba(features[held_out])[np.arange(len(held_out)), place[held_out]]
-        return -weight[held_out] * np.log(np.clip(of_truth, np.finfo("float32").eps, None))
+        return -of_images[held_out] * np.log(np.clip(of_truth, np.finfo("float32").eps, None))
 
+    middle = len(cs) // 2 - 1 if len(cs) > 2 else 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for side in (strengths[middle:], (strengths[middle], *reversed(strengths[:middle]))):
+        for side in (cs[middle:], (cs[middle], *reversed(cs[:middle]))):
             tried = []
-            for strength in side:
-                if strength not in losses:
-                    losses[strength] = np.empty(len(labels))
-                    found = pool.map(losses_of, range(len(parts)), [strength] * len(parts))
-                    for (_, held_out), each in zip(parts, found, strict=True):
-                        losses[strength][held_out] = each
-                tried.append(losses[strength].mean())
+            for c in side:
+                if c not in losses:
+                    losses[c] = np.empty(len(labels))
+                    of_folds = pool.map(losses_of, range(len(parts)), [c] * len(parts))
+                    for (_, held_out), each in zip(parts, of_folds, strict=True):
+                        losses[c][held_out] = each
+                tried.append(losses[c].mean())
                 if len(tried) > 2 and min(tried[-2:]) >= min(tried[:-2]):
                     break
     return dict(sorted(losses.items()))
 
 
+def weigh_classes(labels: np.ndarray, class_weight: str | None = "balanced") -> dict | None:
+    """Returns class to the weight of its images in a training, for Keras' `fit`; None for equal ones.
+
+    Weights change what is learned, and not the scores: accuracy, validation log-loss and temperature count each image
+    once. Probabilities are those for classes that are equally frequent.
+
+    Args:
+        labels: int (images,), of the training images.
+        class_weight: "balanced" for n / (classes * n of the class), as scikit-learn's; "" or None for none.
+    """
+    check_class_weight(class_weight)
+    if not class_weight:
+        return None
+    classes = np.unique(labels)
+    weights = compute_class_weight(class_weight, classes=classes, y=labels)
+    return dict(zip(classes.tolist(), weights.tolist(), strict=True))
+
+
+def check_class_weight(class_weight: str | None) -> None:
+    """Raises ValueError if it is a text that `weigh_classes` does not know."""
+    if class_weight not in ("", None, "balanced"):
+        raise ValueError(f'Expected `class_weight` to be "balanced" or "" for none. Received {class_weight!r}.')
+
+
 def head_weights(head: LogisticRegression) -> list[np.ndarray]:
-    """Returns a solved head's kernel, float32 (features, classes), and bias, float32 (classes,), for Dense."""
+    """Returns a fitted head's kernel, float32 (features, classes), and bias, float32 (classes,), for Dense."""
     kernel, bias = head.coef_.T, head.intercept_
     if len(bias) == 1:  # of two classes scikit-learn keeps the difference
         kernel, bias = np.hstack([-kernel / 2, kernel / 2]), np.array([-bias[0] / 2, bias[0] / 2])
@@ -145,26 +168,20 @@ def head_weights(head: LogisticRegression) -> list[np.ndarray]:
 
 
 def attach_head(backbone: keras.Model, head: LogisticRegression, *, class_names: list[str]) -> keras.Model:
-    """Returns the classifier: the backbone with the solved head as a Dense layer, flat.
+    """Returns the classifier: the backbone with the fitted head as a Dense layer, flat; layers are shared.
 
     Args:
-        backbone: from images to features; its layers are shared, not copied.
+        backbone: from images to features.
         head: from `fit_head`.
         class_names: in the order of the labels.
 
     Returns:
         A model from raw images to probabilities, float32 (batch, classes); its logits equal scikit-learn's.
-
-    Raises:
-        ValueError: the head's features or classes are not the backbone's or the class names' number.
     """
     classes, features = len(class_names), backbone.output_shape[-1]
     kernel, bias = head_weights(head)
     if kernel.shape != (features, classes):
-        raise ValueError(
-            f"Expected a head from {features} features to {classes} classes. Received one from "
-            f"{kernel.shape[0]} features to {kernel.shape[1]} classes."
-        )
+        raise ValueError(f"Expected a head of shape {(features, classes)}. Received one of {kernel.shape}.")
     # a backbone that was such a classifier itself has these names
     head_name, softmax_name = (free_name(name, backbone) for name in ("head", "probabilities"))
     with on_all_devices():

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 
 from helpers._keras import keras
-from helpers.backbones import cut_points, pool_features
+from helpers.backbones import cut_points
 from helpers.backbones.graphs import free_name
+from helpers.backbones.stages import pool_features
 from helpers.training.activations import load_activations
-from helpers.training.calibration import judge
 from helpers.training.heads import fit_head
 
 
@@ -16,10 +16,7 @@ def load_features(network: keras.Model, pixels: dict) -> dict[str, dict]:
 
     Args:
         network: a backbone, from images to features.
-        pixels: part to uint8 (images, height, width, 3).
-
-    Returns:
-        Cut point (`cut_points`) to part to float32 (images, features); see `truncate`.
+        pixels: part to uint8 (images, height, width, 3); returns cut point to part to float32 (images, features).
     """
     *inner, end = cut_points(network)
     tensors = [*(pool_features(network, name) for name in inner), network.outputs[0]]
@@ -56,6 +53,7 @@ def probe_depth(network: keras.Model, pixels: dict, labels: dict, *, class_weigh
     rows = []
     for name, head in heads.items():
         difference = head.held_out_losses_ - heads[best].held_out_losses_
+        predicted = head.predict_proba(features[name]["validation"]).argmax(axis=1)
         rows.append(
             {
                 "cut": name,
@@ -64,7 +62,7 @@ def probe_depth(network: keras.Model, pixels: dict, labels: dict, *, class_weigh
                 "log_loss": losses[name],
                 "behind": difference.mean(),
                 "error": difference.std(ddof=1) / np.sqrt(len(difference)),
-                "accuracy": judge(head.predict_proba(features[name]["validation"]), labels["validation"])["accuracy"],
+                "accuracy": float((predicted == labels["validation"]).mean()),
             }
         )
     return pd.DataFrame(rows).map(lambda value: float(f"{value:.5g}") if isinstance(value, float) else value)
@@ -75,9 +73,6 @@ def choose_cut(probe: pd.DataFrame) -> str:
 
     Clearly: the end's cross-validated log-loss is more than one standard error above the lowest one (the
     one-standard-error rule of Breiman et al. 1984, on differences image by image).
-
-    Args:
-        probe: from `probe_depth`.
     """
     end = probe.iloc[-1]
     if not end["behind"] > end["error"]:  # also where nothing could be cross-validated

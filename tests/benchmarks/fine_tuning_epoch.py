@@ -21,10 +21,10 @@ from time import perf_counter
 import numpy as np
 
 import helpers
-from helpers.backbones import describe_stages, freeze, keras, load_backbone, stage_at
+from helpers.backbones import describe_stages, freeze, keras, load_backbone
+from helpers.backbones.stages import stage_at
 from helpers.data import make_dataset
 from helpers.training import (
-    Activations,
     Checkpoint,
     attach_head,
     fit_head,
@@ -35,6 +35,7 @@ from helpers.training import (
     set_seed,
     training_batches,
 )
+from helpers.training.activations import Activations
 
 BATCH = 32
 
@@ -113,7 +114,7 @@ def main() -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (options.images, 224, 224, 3)).astype("uint8")
         labels = np.arange(options.images) % 5
         network = load_backbone("MobileNetV2", weights=None)
-        head = fit_head(load_activations(network, pixels), labels, strengths=(0.01,))
+        head = fit_head(load_activations(network, pixels), labels, cs=(0.01,))
         model = attach_head(network, head, class_names=list("abcde"))
         table = describe_stages(model)
         upper = stage_at(model, 0.75)

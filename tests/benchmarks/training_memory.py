@@ -32,7 +32,8 @@ def write_noise(file: Path, rows: int):
 def train(folder: Path, rows: int) -> None:
     """Prints the size of images and activations and this process's peak memory, in MB."""
     from helpers._keras import keras
-    from helpers.backbones import load_backbone, stage_at
+    from helpers.backbones import load_backbone
+    from helpers.backbones.stages import stage_at
     from helpers.training import Recipe, attach_head, fine_tune, fit_head, load_activations, set_seed
 
     set_seed(0)
@@ -42,7 +43,7 @@ def train(folder: Path, rows: int) -> None:
     network = keras.applications.MobileNet((SIDE, SIDE, 3), alpha=0.25, include_top=False, weights=None)
     network.save(folder / "network.keras")
     network = load_backbone(str(folder / "network.keras"), preprocessing="tf")
-    head = fit_head(load_activations(network, pixels["train"])[:1000], labels["train"][:1000], strengths=(0.01,))
+    head = fit_head(load_activations(network, pixels["train"])[:1000], labels["train"][:1000], cs=(0.01,))
     model = attach_head(network, head, class_names=list("abcd"))
     stage = stage_at(model, 0.25)
     fine_tune(model, pixels, labels, recipe=Recipe(unfreeze_from=stage, epochs=1))
