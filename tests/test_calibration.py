@@ -6,7 +6,7 @@ from networks import call, coloured_images, stage_network
 from sklearn.metrics import log_loss as sklearns_log_loss
 
 from helpers.backbones import keras
-from helpers.training import attach_head, compute_activations, fit_head, judge, log_loss
+from helpers.training import attach_head, calibrated_scores, compute_activations, fit_head, log_loss
 from helpers.training.calibration import TEMPERATURES, apply_temperature
 
 
@@ -22,7 +22,7 @@ def predictions(*, sureness: float, images: int = 400):
 
 def test_it_is_the_log_loss_where_nothing_is_overstated():
     probabilities, _, labels = predictions(sureness=0.7)
-    scores = judge(probabilities, labels)
+    scores = calibrated_scores(probabilities, labels)
     assert scores["temperature"] == 1
     assert scores["log_loss"] == pytest.approx(sklearns_log_loss(labels, probabilities.astype("float64")), rel=1e-4)
     assert scores["accuracy"] == (probabilities.argmax(axis=1) == labels).mean()
@@ -30,7 +30,7 @@ def test_it_is_the_log_loss_where_nothing_is_overstated():
 
 def test_overstated_probabilities_are_scored_as_if_they_were_not():
     probabilities, true, labels = predictions(sureness=3.0)
-    scores = judge(probabilities, labels)
+    scores = calibrated_scores(probabilities, labels)
     assert scores["temperature"] == pytest.approx(3.0, rel=0.15)
     assert scores["log_loss"] == pytest.approx(sklearns_log_loss(labels, true), rel=0.02)
     assert scores["log_loss"] < 0.7 * sklearns_log_loss(labels, probabilities.astype("float64"))
@@ -43,14 +43,14 @@ def test_as_a_metric_it_adds_up_batches_and_starts_anew():
         metric.reset_state()
         for start in range(0, len(labels), 37):
             metric.update_state(labels[start : start + 37], probabilities[start : start + 37])
-        whole = judge(probabilities, labels)
+        whole = calibrated_scores(probabilities, labels)
         assert {name: float(value) for name, value in metric.result().items()} == pytest.approx(
             {name: whole[name] for name in ("log_loss", "temperature")}, rel=1e-5
         )
 
 
 def test_certain_and_wrong_is_finite():
-    scores = judge(np.array([[1.0, 0.0], [0.0, 1.0]], "float32"), np.array([1, 1]))
+    scores = calibrated_scores(np.array([[1.0, 0.0], [0.0, 1.0]], "float32"), np.array([1, 1]))
     assert np.isfinite(scores["log_loss"]) and scores["temperature"] == pytest.approx(TEMPERATURES[-1])
 
 

@@ -19,7 +19,7 @@ from helpers.evaluation import (
     tables,
 )
 from helpers.evaluation.tables import calibration_error, temperature_scale
-from helpers.training import judge
+from helpers.training import calibrated_scores
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -174,7 +174,7 @@ def test_the_temperature_comes_from_validation_images_alone_and_improves_the_tes
     parts = {"validation": predictions(600, sureness=3.0, seed=1), "test": predictions(600, sureness=3.0, seed=2)}
     probabilities, labels = ({part: each[number] for part, each in parts.items()} for number in (0, 1))
     table = calibration_table(probabilities, labels)
-    temperature = judge(*parts["validation"])["temperature"]
+    temperature = calibrated_scores(*parts["validation"])["temperature"]
     assert table["temperature"].tolist() == [1.0, temperature] and temperature == pytest.approx(3, rel=0.15)
     assert table.loc["after", "error"] < table.loc["before", "error"] / 2
     assert table.loc["after", "log_loss"] < table.loc["before", "log_loss"]

@@ -16,11 +16,11 @@ from helpers.training import (
     Recipe,
     apply_temperature,
     attach_head,
+    calibrated_scores,
     compute_activations,
     count_epochs,
     fine_tune,
     fit_head,
-    judge,
     log_loss,
     make_optimizer,
     prepare_training,
@@ -71,7 +71,7 @@ def assert_close(one, other, **tolerance):
 def test_what_03_shows_step_by_step_is_what_fine_tune_does(root):
     whole, _, keep = tune(seed=3, lowest_rate=0.1)
     model = classifier()
-    start = judge(compute_activations(model, PIXELS["validation"]), LABELS["validation"])
+    start = calibrated_scores(compute_activations(model, PIXELS["validation"]), LABELS["validation"])
     seed_training(model, 3)
     freeze(model, unfreeze_from="conv3")
     suffix, inputs = prepare_training(model, PIXELS, stage="conv3")

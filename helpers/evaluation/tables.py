@@ -168,9 +168,9 @@ def calibration_table(probabilities: dict, labels: dict) -> pd.DataFrame:
         probabilities: "validation" and "test" to float (images, classes).
         labels: the same parts to int (images,).
     """
-    from helpers.training.calibration import judge  # here: tables do not wait for TensorFlow
+    from helpers.training.calibration import calibrated_scores  # here: tables do not wait for TensorFlow
 
-    rows, best = {}, judge(probabilities["validation"], labels["validation"])["temperature"]
+    rows, best = {}, calibrated_scores(probabilities["validation"], labels["validation"])["temperature"]
     for name, temperature in [("before", 1.0), ("after", best)][: 1 + (best != 1)]:
         scaled = temperature_scale(probabilities["test"], temperature)
         metrics = evaluate(scaled, labels["test"])

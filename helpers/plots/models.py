@@ -48,7 +48,7 @@ def plot_history(history: dict[str, list[float]], start: dict[str, float], *, ti
 
     Args:
         history: `Checkpoint.history`, with log_loss, val_log_loss, accuracy, val_accuracy; empty if it diverged.
-        start: log_loss and accuracy of the validation images before the first epoch, from `judge`.
+        start: log_loss and accuracy of the validation images before the first epoch, from `calibrated_scores`.
         title: how the training ended, such as `Checkpoint.outcome`.
     """
     figure = new_figure(9, 3.6)

@@ -27,11 +27,11 @@ from helpers.training import (
     Recipe,
     apply_temperature,
     attach_head,
+    calibrated_scores,
     compute_activations,
     fine_tune,
     first_stage,
     fit_head,
-    judge,
     load_activations,
     probe_depth,
 )
@@ -199,7 +199,7 @@ class Experiment:
     def _frozen(self, trial: Trial) -> dict:
         labels, features = self.split(trial.seed)[1], self._features(trial.seed)[trial.cut]
         head, seconds = self._solved(trial.cut, trial.seed)
-        found = judge(head.predict_proba(features["validation"]), labels["validation"])
+        found = calibrated_scores(head.predict_proba(features["validation"]), labels["validation"])
         result = {
             "outcome": f"solved, C = {head.strength_:.2g}",
             "log_loss": found["log_loss"],

@@ -12,7 +12,7 @@ files         a classifier is one file
 
 from helpers._keras import set_seed
 from helpers.training.activations import compute_activations, load_activations
-from helpers.training.calibration import apply_temperature, judge, log_loss
+from helpers.training.calibration import apply_temperature, calibrated_scores, log_loss
 from helpers.training.checkpoint import Checkpoint, show_progress, tensorboard_logs
 from helpers.training.files import load_classifier, load_ood_detector, load_settings, save_backbone, save_model
 from helpers.training.fine_tuning import (
@@ -39,7 +39,7 @@ __all__ = [
     "fine_tune",
     "first_stage",
     "fit_head",
-    "judge",
+    "calibrated_scores",
     "load_activations",
     "load_classifier",
     "load_ood_detector",

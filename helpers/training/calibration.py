@@ -50,7 +50,7 @@ def _losses(labels, probabilities):
     return keras.ops.logsumexp(scaled, axis=2) - keras.ops.squeeze(of_truth, axis=2)
 
 
-def judge(probabilities: np.ndarray | StoredArray, labels: np.ndarray) -> dict[str, float]:
+def calibrated_scores(probabilities: np.ndarray | StoredArray, labels: np.ndarray) -> dict[str, float]:
     """Returns log_loss and temperature, as the metric `log_loss()` finds them, and accuracy.
 
     Args:

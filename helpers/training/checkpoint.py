@@ -30,7 +30,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     Args:
         file: where the state is kept until `delete`; None keeps it in memory alone.
-        start: log_loss and temperature of the validation images before the first epoch (`judge`); None without
+        start: `calibrated_scores` of the validation images before the first epoch; None without
             validation images.
         patience: with 1 or more, the training stops early: after so many epochs without a lower validation log-loss.
             Its result is then the epoch with the lowest one; the start counts as epoch 0.

@@ -21,7 +21,7 @@ from helpers.backbones.stages import stage_at
 from helpers.data import Augmented, content_keys, make_dataset
 from helpers.data.augmentation import read_augmentation
 from helpers.training.activations import compute_activations, load_activations
-from helpers.training.calibration import judge, log_loss
+from helpers.training.calibration import calibrated_scores, log_loss
 from helpers.training.checkpoint import Checkpoint, return_to_start, show_progress
 from helpers.training.heads import check_class_weight, weigh_classes
 
@@ -248,7 +248,7 @@ def fine_tune(
     return_to_start(part, file, settings)
     start = validation = None
     if "validation" in pixels:
-        start = judge(compute_activations(part, inputs["validation"]), labels["validation"])
+        start = calibrated_scores(compute_activations(part, inputs["validation"]), labels["validation"])
         validation = make_dataset(inputs["validation"], labels["validation"], batch_size=recipe.batch_size)
     epochs = recipe.epochs or count_epochs(recipe.steps, images=images, batch_size=recipe.batch_size)
     order = {"batch_size": recipe.batch_size, "seed": recipe.seed, "parts": recipe.batch_parts}
