@@ -26,7 +26,7 @@ def test_head_is_the_solution_of_the_regularised_problem(images, features, class
     x, y = blobs(images, features, classes)
     head = fit_head(x, y, cs=(0.01, 0.1, 1.0))
     scale = x.var(axis=0).mean()  # C is relative to features of unit variance
-    direct = LogisticRegression(C=head.strength_ / scale, max_iter=10_000, tol=1e-10)
+    direct = LogisticRegression(C=head.C_ / scale, max_iter=10_000, tol=1e-10)
     direct.fit(x - x.mean(axis=0), y)
     np.testing.assert_allclose(head.predict_proba(x), direct.predict_proba(x - x.mean(axis=0)), atol=2e-3)
 
@@ -34,8 +34,8 @@ def test_head_is_the_solution_of_the_regularised_problem(images, features, class
 def test_strength_has_the_lowest_cross_validated_log_loss():
     x, y = blobs(60, 40, 3, shift=0.3)  # noisy: weak regularisation overfits
     head = fit_head(x, y)
-    assert head.losses_[head.strength_] == min(head.losses_.values()) < np.log(3)
-    assert head.strength_ not in (min(head.losses_), max(head.losses_)), "an inner minimum, and then it stopped"
+    assert head.losses_[head.C_] == min(head.losses_.values()) < np.log(3)
+    assert head.C_ not in (min(head.losses_), max(head.losses_)), "an inner minimum, and then it stopped"
     test_x, test_y = blobs(300, 40, 3, shift=0.3)
     weak = fit_head(x, y, cs=(1000.0,))
     assert log_loss(test_y, head.predict_proba(test_x)) < log_loss(test_y, weak.predict_proba(test_x))
@@ -47,8 +47,8 @@ def test_many_classes_and_features_are_solved_to_the_end():
     head = fit_head(x, y, cs=(0.3,))
     scale = x.var(axis=0, dtype="float64").mean()
     centred = (x - x.mean(axis=0)).astype("float64")
-    exact = LogisticRegression(C=head.strength_ / scale, max_iter=10_000, tol=1e-9).fit(centred, y)
-    careless = LogisticRegression(C=head.strength_ / scale, max_iter=10_000).fit(centred, y)
+    exact = LogisticRegression(C=head.C_ / scale, max_iter=10_000, tol=1e-9).fit(centred, y)
+    careless = LogisticRegression(C=head.C_ / scale, max_iter=10_000).fit(centred, y)
 
     theirs = np.abs(careless.predict_proba(centred) - exact.predict_proba(centred)).max()
     ours = np.abs(head.predict_proba(x) - exact.predict_proba(centred)).max()

@@ -23,7 +23,7 @@ def test_the_probe_is_a_head_on_each_truncated_network(root, data):
     for cut, row in probe.iterrows():
         features = compute_activations(truncate(network, cut), pixels["train"])
         head = fit_head(features, labels["train"])
-        assert row["log_loss"] == pytest.approx(head.losses_[head.strength_], rel=1e-3)
+        assert row["log_loss"] == pytest.approx(head.losses_[head.C_], rel=1e-3)
         assert row["features"] == features.shape[1]
     best = probe["log_loss"].idxmin()
     assert probe.loc[best, "behind"] == probe.loc[best, "error"] == 0
@@ -67,7 +67,7 @@ def test_held_out_losses_are_of_each_image():
     features = rng.normal(size=(60, 5)) + labels[:, None]
     head = fit_head(features, labels)
     assert head.held_out_losses_.shape == (60,) and (head.held_out_losses_ > 0).all()
-    assert head.held_out_losses_.mean() == pytest.approx(head.losses_[head.strength_])
+    assert head.held_out_losses_.mean() == pytest.approx(head.losses_[head.C_])
     odd = features.copy()
     odd[7] = features[labels == (labels[7] + 1) % 3].mean(axis=0)  # an image that looks like another class
     assert fit_head(odd, labels).held_out_losses_[7] > np.median(head.held_out_losses_) + 0.5

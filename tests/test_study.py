@@ -193,7 +193,7 @@ def test_the_probe_at_the_end_is_the_frozen_network(folder, root):
     features = compute_activations(experiment.network, pixels["validation"])
     accuracy = (head.predict(features) == labels["validation"]).mean()
     assert probe.loc["head", "accuracy"] == pytest.approx(accuracy, rel=1e-4)
-    assert probe.loc["head", "log_loss"] == pytest.approx(head.losses_[head.strength_], rel=1e-3)
+    assert probe.loc["head", "log_loss"] == pytest.approx(head.losses_[head.C_], rel=1e-3)
     assert probe["behind"].min() == 0 and (probe["behind"] >= 0).all() and probe.isna().sum().sum() == 0
 
 

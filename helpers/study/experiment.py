@@ -201,7 +201,7 @@ class Experiment:
         head, seconds = self._solved(trial.cut, trial.seed)
         found = calibrated_scores(head.predict_proba(features["validation"]), labels["validation"])
         result = {
-            "outcome": f"solved, C = {head.strength_:.2g}",
+            "outcome": f"solved, C = {head.C_:.2g}",
             "log_loss": found["log_loss"],
             "accuracy": found["accuracy"],
             "seconds": seconds,

@@ -43,7 +43,7 @@ def fit_head(
         class_weight: of the solution and of the log-loss that chooses C: see `weigh_classes`.
 
     Returns:
-        A fitted LogisticRegression that takes the features as they are, with the added attributes `strength_` (the
+        A fitted LogisticRegression that takes the features as they are, with the added attributes `C_` (the
         chosen C), `losses_` (a dict: C tried to log-loss, ascending), `held_out_losses_` (of each image, times its
         weight, by the head that was fitted without its fold, at the chosen C; float (images,), NaN where nothing
         could be held out) and `seconds_` (what the search and the solution took).
@@ -66,7 +66,7 @@ def fit_head(
         c = min(losses, key=losses.get)
         head = _solve(scaled, labels, c, weights)
     head.coef_, head.intercept_ = restore(head.coef_, head.intercept_)
-    head.strength_, head.losses_, head.held_out_losses_ = c, losses, held_out[c]
+    head.C_, head.losses_, head.held_out_losses_ = c, losses, held_out[c]
     head.n_features_in_ = features.shape[1]
     head.seconds_ = perf_counter() - started
     return head

@@ -48,7 +48,7 @@ def probe_depth(network: keras.Model, pixels: dict, labels: dict, *, class_weigh
     heads = {
         name: fit_head(parts["train"], labels["train"], class_weight=class_weight) for name, parts in features.items()
     }
-    losses = {name: head.losses_[head.strength_] for name, head in heads.items()}
+    losses = {name: head.losses_[head.C_] for name, head in heads.items()}
     best = min(losses, key=losses.get)
     rows = []
     for name, head in heads.items():
