@@ -66,7 +66,7 @@ def fit(keep, *callbacks, losses=None, temperatures=(1.0,) * EPOCHS, before=(), 
 
 
 def equal(model, weights) -> bool:
-    return all(np.array_equal(weights[path], value) for path, value in copy_weights(model).items())
+    return all(map(np.array_equal, copy_weights(model).values(), weights.values()))
 
 
 # ---- the last, or the best

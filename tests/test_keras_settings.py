@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 from networks import call, random_images, residual_network
 from refresh import ROOT
 
@@ -31,9 +30,8 @@ def run_python(*arguments, **variables) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "torch"])
-def test_the_settings_file_changes_nothing(tmp_path, backend):
-    settings = {"floatx": "float16", "epsilon": 0.1, "backend": backend, "image_data_format": "channels_first"}
+def test_the_settings_file_changes_nothing(tmp_path):
+    settings = {"floatx": "float16", "epsilon": 0.1, "backend": "torch", "image_data_format": "channels_first"}
     (tmp_path / "keras.json").write_text(json.dumps(settings))
     residual_network().save(tmp_path / "own.keras")
     np.save(tmp_path / "images.npy", random_images())
@@ -54,9 +52,7 @@ def test_another_backend_is_refused_by_name(tmp_path):
     for name, command in commands.items():
         done = run_python(*command, KERAS_BACKEND="jax")
         assert done.returncode != 0 and "Traceback" not in done.stderr, name
-        assert " ".join(done.stderr.split()).startswith("Expected Keras to compute with tensorflow. Received the"), (
-            name
-        )
-        assert "'jax'" in done.stderr and "KERAS_BACKEND" in done.stderr
+        said = " ".join(done.stderr.split())
+        assert said.startswith("Expected Keras to compute with tensorflow. Received the backend 'jax'"), name
     done = run_python("-c", "import helpers.training", KERAS_BACKEND="torch")
     assert "ValueError: Expected Keras to compute with tensorflow. Received the backend 'torch'" in done.stderr

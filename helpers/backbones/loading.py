@@ -55,11 +55,8 @@ def load_backbone(
             preset that is a classifier, what enters its head (`features_tensor`).
 
     Returns:
-        A model from uint8 (batch, height, width, 3) to float32 (batch, features); see `describe_features`.
-
-    Raises:
-        ValueError: one of these cannot be had, is unknown, has to be named, or does not fit the network.
-        FileNotFoundError: no such file or folder.
+        A model from uint8 (batch, height, width, 3) to float32 (batch, features); see `describe_features`. What
+        cannot be had, is unknown or does not fit the network is a ValueError or FileNotFoundError.
     """
     if preprocessing not in ("auto", *PREPROCESSING):
         known = "; ".join(f"{name!r}: {meaning}" for name, meaning in PREPROCESSING.items())

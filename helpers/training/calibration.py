@@ -10,18 +10,17 @@ TEMPERATURES = np.geomspace(1, 8, 25, dtype="float32")
 
 
 def log_loss() -> keras.metrics.Metric:
-    """Returns the metric for `compile` by which epochs are judged (`Checkpoint`): log_loss and temperature.
-
-    The log-loss is the lowest that one temperature can reach, by which all logits are divided (Guo et al. 2017,
-    arXiv 1706.04599): a fine-tuned network grows overconfident long before it grows worse, and a division corrects
-    that.
-    """
+    """Returns the metric for `compile` by which `Checkpoint` judges epochs; see `LogLoss`."""
     with on_all_devices():
         return LogLoss()
 
 
 class LogLoss(keras.metrics.Metric):
-    """Log-loss of probabilities (batch, classes) and labels, int (batch,), at each temperature, in one pass."""
+    """The lowest log-loss that one temperature can reach, by which all logits are divided, and that temperature.
+
+    A fine-tuned network grows overconfident long before it grows worse; a division corrects that (Guo et al. 2017,
+    arXiv 1706.04599).
+    """
 
     def __init__(self, name: str = "log_loss", **options):
         super().__init__(name=name, **options)
@@ -51,12 +50,7 @@ def _losses(labels, probabilities):
 
 
 def calibrated_scores(probabilities: np.ndarray | StoredArray, labels: np.ndarray) -> dict[str, float]:
-    """Returns log_loss and temperature, as the metric `log_loss()` finds them, and accuracy.
-
-    Args:
-        probabilities: float (images, classes).
-        labels: int (images,).
-    """
+    """Returns log_loss, temperature (see `LogLoss`) and accuracy of probabilities (images, classes)."""
     probabilities, metric = np.asarray(probabilities), LogLoss()
     metric.update_state(labels, probabilities)
     scores = {name: float(value) for name, value in metric.result().items()}
@@ -64,12 +58,7 @@ def calibrated_scores(probabilities: np.ndarray | StoredArray, labels: np.ndarra
 
 
 def apply_temperature(model: keras.Model, temperature: float) -> None:
-    """Divides a classifier's logits by the temperature, in its head's weights; the order of classes stays.
-
-    Args:
-        model: ends in a Dense layer with a softmax, its own or a layer's; changed in place.
-        temperature: above 0.
-    """
+    """Divides a classifier's logits by a temperature above 0, in the weights of its last Dense layer, in place."""
     head = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1]
     for weight in head.weights:
         weight.assign(weight / temperature)

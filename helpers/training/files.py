@@ -48,8 +48,6 @@ def save_model(
             of 100 of them, the file has to give the same probabilities. None leaves out both.
         labels: of these images, int (images,), where pixels are given.
 
-    Raises:
-        ValueError: what was saved is not the same model.
     """
     white = getattr(pixels, "white", FULL_WHITE) if white is None else white
     settings = {"class_names": class_names, "resize": resize, "white": white}
@@ -119,8 +117,8 @@ def load_classifier(path: str | Path) -> tuple[keras.Model, dict]:
     image, classes = tuple(model.inputs[0].shape[1:]), len(settings["class_names"])
     if None in image or image[2:] != (3,) or tuple(model.outputs[0].shape[1:]) != (classes,) or classes < 2:
         raise ValueError(
-            f"Expected a classifier from images (height, width, 3) of one size to {classes} probabilities, two or "
-            f"more. Received one from {image} to {model.outputs[0].shape[1:]}, in {path}."
+            f"Expected a classifier from RGB images of one size to the probabilities of its {classes} classes, two "
+            f"or more. Received one from {image} to {model.outputs[0].shape[1:]}, in {path}."
         )
     return model, settings
 
@@ -143,7 +141,8 @@ def load_settings(path: str | Path) -> dict:
             raise ValueError(resize, white)
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f"Expected a classifier that 02, 03 or 04 saved. {path} holds no class names: another file, or cut off?"
+            f"Expected a classifier that 02, 03 or 04 saved. {path} holds no class names: it was cut off, or is "
+            f"another file."
         ) from None
     return {"class_names": class_names, "resize": resize, "white": white}
 

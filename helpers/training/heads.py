@@ -24,11 +24,7 @@ _FOLDS = 5
 
 
 def fit_head(
-    features: np.ndarray | StoredArray,
-    labels: np.ndarray,
-    *,
-    cs: tuple[float, ...] = CS,
-    class_weight: str | None = None,
+    features: np.ndarray | StoredArray, labels: np.ndarray, *, cs: tuple = CS, class_weight: str | None = None
 ) -> LogisticRegression:
     """Returns the best linear head: L2-regularised multinomial logistic regression, fitted to convergence.
 
@@ -37,25 +33,18 @@ def fit_head(
 
     Args:
         features: float (images, features), in memory or stored.
-        labels: int (images,), each class at least once.
-        cs: values of C to try, ascending. The search goes from the middle to both sides, until two in a row are no
-            better.
+        labels: int (images,), of two classes or more.
+        cs: values of C to try, ascending, from the middle to both sides, until two in a row are no better.
         class_weight: of the solution and of the log-loss that chooses C: see `weigh_classes`.
 
     Returns:
-        A fitted LogisticRegression that takes the features as they are, with the added attributes `C_` (the
-        chosen C), `losses_` (a dict: C tried to log-loss, ascending), `held_out_losses_` (of each image, times its
-        weight, by the head that was fitted without its fold, at the chosen C; float (images,), NaN where nothing
-        could be held out) and `seconds_` (what the search and the solution took).
-
-    Raises:
-        ValueError: features are not finite, or there are fewer than two classes.
+        A fitted LogisticRegression that takes the features as they are, with the added attributes `C_`, `losses_`
+        (a dict: C tried to log-loss, ascending), `held_out_losses_` (of each image, times its weight, by the head
+        that was fitted without its fold, at the chosen C; NaN where nothing could be held out) and `seconds_`.
     """
     started, features = perf_counter(), np.asarray(features)
     if not np.isfinite(features).all():
         raise ValueError("Expected finite features. Received some that are NaN or infinite.")
-    if len(np.unique(labels)) < 2:
-        raise ValueError(f"Expected at least two classes to tell apart. Received {len(np.unique(labels))}.")
     weights = weigh_classes(labels, class_weight)
     # One thread for each fold, and BLAS with one of its own: the products are small, and two threads of BLAS that
     # wait for each other make them ten times slower on a machine that does something else, too.
@@ -172,11 +161,8 @@ def attach_head(backbone: keras.Model, head: LogisticRegression, *, class_names:
 
     Args:
         backbone: from images to features.
-        head: from `fit_head`.
+        head: from `fit_head`; the model gives the same probabilities, float32 (batch, classes).
         class_names: in the order of the labels.
-
-    Returns:
-        A model from raw images to probabilities, float32 (batch, classes); its logits equal scikit-learn's.
     """
     classes, features = len(class_names), backbone.output_shape[-1]
     kernel, bias = head_weights(head)

@@ -26,26 +26,17 @@ LEAST_IMAGES = 20
 
 @dataclass(frozen=True)
 class OODDetector:
-    """What the features of a classifier's training images are like.
+    """What the features (`features_tensor`) of a classifier's training images are like."""
 
-    Attributes:
-        class_means: the mean direction of each class, of length 1, float32 (classes, features).
-        threshold: an image farther from every class mean is out of distribution, float32 ().
-    """
-
-    class_means: np.ndarray
-    threshold: np.ndarray
+    class_means: np.ndarray  # the mean direction of each class, of length 1, float32 (classes, features)
+    threshold: np.ndarray  # an image farther from every class mean is out of distribution, float32 ()
 
     def distances(self, features: np.ndarray) -> np.ndarray:
-        """Returns each image's cosine distance to the nearest class mean, float (images,), 0..2.
-
-        Args:
-            features: float (images, features), in front of the classifier's head (`features_tensor`).
-        """
+        """Returns each image's cosine distance to the nearest class mean, float (images,), 0..2."""
         return 1 - (_unit(features) @ self.class_means.T).max(axis=1)
 
     def is_ood(self, features: np.ndarray) -> np.ndarray:
-        """Returns whether each image is out of distribution, bool (images,); see `distances`."""
+        """Returns whether each image is out of distribution, bool (images,), from features (images, features)."""
         return self.distances(features) > self.threshold
 
 
