@@ -4,7 +4,8 @@ import numpy as np
 
 import helpers
 from helpers.backbones import keras
-from helpers.data import Pixels, new_store, open_store
+from helpers.data import Pixels
+from helpers.data.stores import write_store
 
 
 def residual_network(*, size: int = 8, classes: int = 0, dtype: str = "float32") -> keras.Model:
@@ -69,10 +70,9 @@ def counted(rows: int) -> Pixels:
     """Returns stored images that show their own number, in the bytes of their first pixel: see `numbers`."""
     images = np.zeros((rows, 2, 2, 3), "uint8")
     images[:, 0, 0] = np.stack([np.arange(rows) % 256, np.arange(rows) // 256, np.full(rows, 7)], axis=1)
-    file = helpers.resolve_path(f"runs/.pixels/{rows}.pixels")
-    with new_store(file, shape=images.shape[1:], dtype="uint8", keys=[str(row) for row in range(rows)]) as write:
-        write(0, images)
-    return Pixels(open_store(file), np.arange(rows))
+    file = helpers.resolve_path(f"runs/.pixels/{rows}.npy")
+    store = write_store(file, [images], shape=images.shape[1:], dtype="uint8", keys=list(map(str, range(rows))))
+    return Pixels(store, np.arange(rows))
 
 
 def numbers(batch: np.ndarray) -> list[int]:

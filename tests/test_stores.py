@@ -1,4 +1,4 @@
-"""Stores give way when room is needed: the one not used for longest first, and none that is open anywhere."""
+"""Stores are read as they were written, damage is noticed, and the least recently used ones make room."""
 
 import errno
 import json
@@ -6,145 +6,47 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from networks import counted, numbers
 
-from helpers.data import content_keys, new_store, open_store
-from helpers.data.stores import StoredArray
+from helpers.data import content_keys, stores
+from helpers.data.stores import Store, StoredArray, one_at_a_time, open_store, write_store
 
 
 def write(folder: Path, name: str, *, rows: int = 10, dtype: str = "float32", used: int | None = None):
     """Returns the values of a new store with rows of 100 numbers; `used` sets the time of its last use."""
     values = np.random.default_rng(len(name)).normal(size=(rows, 100)).astype(dtype)
-    with new_store(folder / name, shape=(100,), dtype=dtype, keys=[f"{name}{row}" for row in range(rows)]) as writer:
-        writer(0, values[:4])
-        writer(4, values[4:])
-    del writer.store
+    keys = [f"{name}{row}" for row in range(rows)]
+    write_store(folder / f"{name}.npy", [values[:4], values[4:]], shape=(100,), dtype=dtype, keys=keys)
     if used is not None:
-        os.utime((folder / name).with_suffix(".json"), (used, used))
+        os.utime(folder / f"{name}.json", (used, used))
     return values
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir() if not file.name.endswith(".json"))
+    return sorted(file.name for file in folder.iterdir() if file.suffix != ".json")
+
+
+@pytest.fixture
+def four_kilobytes(monkeypatch):
+    """Sets the budget, in stores of ten rows of 100 float32."""
+    return lambda number: monkeypatch.setenv("CACHE_GB", str(number * 4200 / 1e9))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
 def test_what_is_read_is_what_was_written(tmp_path, dtype):
-    values = write(tmp_path, "a.rows", dtype=dtype)
-    array = StoredArray(open_store(tmp_path / "a.rows"), np.array([3, 9, 0]))
-    assert array.shape == (3, 100) and array.dtype == dtype and array.keys == ["a.rows3", "a.rows9", "a.rows0"]
+    values = write(tmp_path, "a", dtype=dtype)
+    store = open_store(tmp_path / "a.npy", ["a3", "a9", "a0"])
+    array = StoredArray(store, store.find(["a3", "a9", "a0"]))
+    assert array.shape == (3, 100) and array.dtype == dtype and array.keys == ["a3", "a9", "a0"]
     np.testing.assert_array_equal(array, values[[3, 9, 0]])
-    assert open_store(tmp_path / "a.rows", keys=[f"a.rows{row}" for row in range(10)])
-    assert open_store(tmp_path / "a.rows", keys=["other"] * 10) is None
-
-
-def test_rows_of_views_have_an_axis_of_their_own(tmp_path):
-    values = write(tmp_path, "a.rows")
-    array = StoredArray(open_store(tmp_path / "a.rows"), np.arange(10).reshape(5, 2))
-    assert array.shape == (5, 2, 100) and array.ndim == 3 and len(array) == 5
-    np.testing.assert_array_equal(array[1:3], values[2:6].reshape(2, 2, 100))
-
-
-def test_the_one_not_used_for_longest_gives_way(tmp_path, monkeypatch):
-    monkeypatch.setenv("CACHE_GB", str(3 * 4000 / 1e9))  # each store takes 4,000 bytes
-    for name, used in (("a.rows", 300), ("b.rows", 100), ("c.rows", 200)):
-        write(tmp_path, name, used=used)
-    assert open_store(tmp_path / "b.rows"), "and now it has been used"
-    write(tmp_path, "d.rows")
-    assert names(tmp_path) == ["a.rows", "b.rows", "d.rows"]
-    assert not (tmp_path / "c.json").exists()
-
-
-def test_what_is_open_does_not_give_way(tmp_path, monkeypatch):
-    monkeypatch.setenv("CACHE_GB", str(2 * 4000 / 1e9))
-    values = write(tmp_path, "a.rows", used=100)
-    write(tmp_path, "b.rows", used=200)
-    opened = open_store(tmp_path / "a.rows")
-    os.utime(tmp_path / "a.json", (100, 100))
-    write(tmp_path, "c.rows")
-    assert names(tmp_path) == ["a.rows", "c.rows"]
-    np.testing.assert_array_equal(opened.read(np.arange(10)), values)
-    del opened
-    write(tmp_path, "d.rows", used=50)
-    assert names(tmp_path) == ["c.rows", "d.rows"]
-
-
-def test_what_another_process_has_open_does_not_give_way_until_it_dies(tmp_path, monkeypatch):
-    monkeypatch.setenv("CACHE_GB", str(1.5 * 4000 / 1e9))
-    write(tmp_path, "a.rows")
-    code = "import sys; from pathlib import Path; from helpers.data import open_store\n"
-    code += "store = open_store(Path(sys.argv[1])); print('open', flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", code, str(tmp_path / "a.rows")]
-    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout.readline() == "open\n"
-        with pytest.raises(
-            OSError, match="takes 4e-06 GB.*may take 6e-06 GB in all, those in use included.*CACHE_GB"
-        ):
-            write(tmp_path, "b.rows")
-    finally:
-        other.kill()
-        other.wait()
-    write(tmp_path, "b.rows")
-    assert names(tmp_path) == ["b.rows"]
-
-
-def test_what_could_not_fit_anyway_makes_nothing_give_way(tmp_path, monkeypatch):
-    monkeypatch.setenv("CACHE_GB", str(3 * 4000 / 1e9))
-    for name in ("a.rows", "b.rows"):
-        write(tmp_path, name)
-    with pytest.raises(OSError, match="takes 1.6e-05 GB"):
-        write(tmp_path, "c.rows", rows=40)
-    assert names(tmp_path) == ["a.rows", "b.rows"]
-
-
-def test_files_that_are_no_stores_stay(tmp_path, monkeypatch):
-    monkeypatch.setenv("CACHE_GB", str(4000 / 1e9))
-    (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "data.csv").write_text("mine")
-    write(tmp_path, "a.rows", used=100)
-    write(tmp_path, "b.rows")
-    assert names(tmp_path) == ["b.rows", "data.csv", "notes.txt"]
-
-
-@pytest.mark.parametrize("given", ["much", "0", "-1", "nan"])
-def test_a_budget_that_is_none(tmp_path, monkeypatch, given):
-    monkeypatch.setenv("CACHE_GB", given)
-    with pytest.raises(ValueError, match=f"CACHE_GB to be a number above 0. Received '{given}'"):
-        write(tmp_path, "a.rows")
-
-
-def test_without_a_budget_half_of_the_disk_is_left(tmp_path, monkeypatch):
-    monkeypatch.delenv("CACHE_GB", raising=False)
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=9000))
-    write(tmp_path, "a.rows", used=100)  # 4,000 of 9,000
-    write(tmp_path, "b.rows", used=200)  # another 4,000 of (9,000 + 4,000) / 2
-    assert names(tmp_path) == ["b.rows"]
-
-
-def test_a_disk_that_gets_full_while_writing(tmp_path, monkeypatch):
-    write(tmp_path, "a.rows")
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(OSError, match="What is to be stored takes 4e-06 GB"):
-        write(tmp_path, "b.rows")
-    assert names(tmp_path) == ["a.rows"], "what was there is kept, and no part of the new one"
-
-
-@pytest.mark.parametrize("change", [{"shape": [99]}, {"dtype": "float16"}, {"keys": []}, {"checksums": []}])
-def test_a_side_file_of_something_else_is_not_believed(tmp_path, change):
-    write(tmp_path, "a.rows")
-    side = json.loads((tmp_path / "a.json").read_text())
-    (tmp_path / "a.json").write_text(json.dumps(side | change))
-    assert open_store(tmp_path / "a.rows") is None
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), values)
+    assert open_store(tmp_path / "a.npy", ["other"]) is None and open_store(tmp_path / "b.npy", []) is None
 
 
 def test_contents_have_keys():
@@ -155,53 +57,220 @@ def test_contents_have_keys():
     assert content_keys(values.astype("int16"))[0] != keys[0] and content_keys(values.reshape(4, 2, 3))[0] != keys[0]
 
 
-# ---- read
+# ---- damage
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def damage_and_set_back_the_time(file: Path) -> None:
+    info = file.stat()
+    flip_a_bit(file)
+    os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
 @pytest.mark.parametrize(
-    "key",
+    "damage",
     [
-        0,
-        -1,
-        np.int64(3),
-        slice(2, 9),
-        slice(None, None, -2),
-        slice(5, 5),
-        [3, 1, 1, -2],
-        [],
-        np.array([4, 5, 6, 2]),
-        np.arange(300) % 3 == 0,
-        np.array([[1, 2], [3, 4]]),
+        flip_a_bit,
+        damage_and_set_back_the_time,
+        lambda file: os.truncate(file, 0),
+        lambda file: os.truncate(file, 1000),
+        lambda file: os.truncate(file, file.stat().st_size + 1),
     ],
-    ids=str,
 )
+def test_damage_is_noticed(tmp_path, damage):
+    write(tmp_path, "a")
+    damage(tmp_path / "a.npy")
+    assert open_store(tmp_path / "a.npy", []) is None
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"keys": 5}', "\xff"])
+def test_a_damaged_or_missing_side_file_is_noticed(tmp_path, text):
+    write(tmp_path, "a")
+    side = tmp_path / "a.json"
+    side.unlink() if text is None else side.write_bytes(text.encode("latin-1"))
+    assert open_store(tmp_path / "a.npy", []) is None
+
+
+@pytest.mark.parametrize("name", ["keys", "checksums"])
+def test_a_side_file_of_something_else_is_not_believed(tmp_path, name):
+    write(tmp_path, "a")
+    side = json.loads((tmp_path / "a.json").read_text())
+    for change in ({name: []}, {"checksums": side["checksums"][::-1], "stamp": [0, 0, 0]}):
+        (tmp_path / "a.json").write_text(json.dumps(side | change))
+        assert open_store(tmp_path / "a.npy", []) is None
+
+
+def test_a_copied_store_is_checked_once_and_kept(tmp_path, monkeypatch):
+    values = write(tmp_path / "a", "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")  # with the times of change
+    np.testing.assert_array_equal(open_store(tmp_path / "b" / "a.npy", []).read(np.arange(10)), values)
+    monkeypatch.setattr(stores.zlib, "crc32", lambda _: pytest.fail("checked again"))
+    assert open_store(tmp_path / "b" / "a.npy", [])
+
+
+def test_a_store_that_is_cut_off_while_in_use_is_told_and_one_that_is_removed_can_be_read(tmp_path):
+    values = write(tmp_path, "a")
+    store = Store(tmp_path / "a.npy")
+    (tmp_path / "a.npy").rename(tmp_path / "b.npy")
+    np.testing.assert_array_equal(store.read(np.array([9])), values[[9]])
+    os.truncate(tmp_path / "b.npy", 1000)
+    with pytest.raises(OSError, match="cut off while in use"):
+        store.read(np.arange(10))
+
+
+def test_what_fails_leaves_nothing_and_what_was_killed_is_removed(tmp_path, monkeypatch):
+    def batches():
+        yield np.zeros((2, 100))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_store(tmp_path / "a.npy", batches(), shape=(100,), dtype="float32", keys=list("abc"))
+    assert not list(tmp_path.iterdir())
+    for name in ("old", "new"):
+        (tmp_path / f".{name}.partial-a.npy").write_text("left by a killed process")
+    os.utime(tmp_path / ".old.partial-a.npy", (time.time() - 4000,) * 2)
+    write(tmp_path, "b")
+    assert names(tmp_path) == [".new.partial-a.npy", "b.npy"], "the new one may still be written"
+
+
+MAKE = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from helpers.data.stores import one_at_a_time, open_store, write_store
+
+def rows():
+    print("made", flush=True)
+    time.sleep(0.5)
+    yield np.ones((3, 4), "uint8")
+
+file = Path(sys.argv[1])
+with one_at_a_time(file):
+    store = open_store(file, list("abc")) or write_store(file, rows(), shape=(4,), dtype="uint8", keys=list("abc"))
+assert store.read(np.arange(3)).sum() == 12
+"""
+
+
+def test_of_several_processes_and_threads_one_makes_a_store(tmp_path):
+    command, made = [sys.executable, "-c", MAKE, str(tmp_path / "a.npy")], []
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert sum(process.communicate()[0].count("made") for process in processes) == 1
+    assert [process.returncode for process in processes] == [0, 0, 0]
+
+    def make(_):
+        with one_at_a_time(tmp_path / "b.npy"):
+            made.append("begun")
+            time.sleep(0.02)
+            made.append("ended")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(make, range(4)))
+    assert made == ["begun", "ended"] * 4
+
+
+# ---- room
+
+
+def test_the_least_recently_used_one_is_deleted(tmp_path, four_kilobytes):
+    four_kilobytes(3)
+    for name, used in (("a", 300), ("b", 100), ("c", 200)):
+        write(tmp_path, name, used=used)
+    assert open_store(tmp_path / "b.npy", []), "and now it has been used"
+    write(tmp_path, "d")
+    assert names(tmp_path) == ["a.npy", "b.npy", "d.npy"]
+    assert not (tmp_path / "c.json").exists()
+
+
+def test_what_is_open_can_be_read_after_it_was_deleted(tmp_path, four_kilobytes):
+    four_kilobytes(1)
+    values = write(tmp_path, "a", used=100)
+    opened = Store(tmp_path / "a.npy")
+    write(tmp_path, "b")
+    assert names(tmp_path) == ["b.npy"]
+    np.testing.assert_array_equal(opened.read(np.arange(10)), values)
+
+
+def test_for_what_cannot_fit_nothing_is_deleted(tmp_path, four_kilobytes):
+    four_kilobytes(3)
+    for name in ("a", "b"):
+        write(tmp_path, name)
+    with pytest.raises(OSError, match="takes 1.6e-05 GB.*CACHE_GB"):
+        write(tmp_path, "c", rows=40)
+    assert names(tmp_path) == ["a.npy", "b.npy"]
+
+
+def test_files_that_are_no_stores_stay(tmp_path, four_kilobytes):
+    four_kilobytes(1)
+    (tmp_path / "notes.txt").write_text("mine")
+    write(tmp_path, "a", used=100)
+    write(tmp_path, "b")
+    assert names(tmp_path) == ["b.npy", "notes.txt"]
+
+
+@pytest.mark.parametrize("given", ["much", "0", "nan"])
+def test_a_budget_that_is_none(tmp_path, monkeypatch, given):
+    monkeypatch.setenv("CACHE_GB", given)
+    with pytest.raises(ValueError, match=f"CACHE_GB.*Received '{given}'"):
+        write(tmp_path, "a")
+
+
+def test_without_a_budget_half_of_the_disk_is_left(tmp_path, monkeypatch):
+    monkeypatch.delenv("CACHE_GB", raising=False)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=9000))
+    write(tmp_path, "a", used=100)  # 4,000 of 9,000
+    write(tmp_path, "b", used=200)  # another 4,000 of (9,000 + 4,000) / 2
+    assert names(tmp_path) == ["b.npy"]
+
+
+def test_a_disk_that_gets_full_while_writing(tmp_path):
+    write(tmp_path, "a")
+
+    def batches():
+        yield np.zeros((1, 100))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="takes 1.2e-06 GB.*Use fewer"):
+        write_store(tmp_path / "b.npy", batches(), shape=(100,), dtype="float32", keys=list("abc"), hint="Use fewer.")
+    assert names(tmp_path) == ["a.npy"], "what was there is kept, and no part of the new one"
+
+
+# ---- read
+
+
+KEYS = [
+    0,
+    -1,
+    np.int64(3),
+    slice(2, 9),
+    slice(None, None, -2),
+    slice(5, 5),
+    [3, 1, 1, -2],
+    [],
+    np.array([4, 5, 6, 2]),
+]
+KEYS += [np.arange(300) % 3 == 0, np.array([[1, 2], [3, 4]])]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=str)
 def test_indices_are_numpys(root, key):
     images = counted(300)
     everything = np.asarray(images)
     result = images[key]
     np.testing.assert_array_equal(result, everything[key])
-    assert result.dtype == np.uint8 and result.shape == everything[key].shape
-    assert result.flags.writeable and result.flags.owndata or result.base.flags.owndata, "a fresh array"
+    assert result.dtype == np.uint8 and result.shape == everything[key].shape and result.flags.writeable
 
 
 def test_indices_that_are_none(root):
     images = counted(5)
-    for key in (5, -6, [0, 5], np.array([True] * 4), 1.5, "a"):
+    for key in (5, -6, [0, 5], np.array([True] * 4), 1.5, "a", (0, 0), (..., 0), None, ...):
         with pytest.raises(IndexError):
             images[key]
-    for key in ((0, 0), (..., 0), None, ...):
-        with pytest.raises(IndexError, match="an index of rows alone"):
-            images[key]
-
-
-def test_neighbours_are_read_with_one_call(root, monkeypatch):
-    images, calls = counted(300), []
-    preadv = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda *arguments: calls.append(1) or preadv(*arguments))
-    for key, expected_calls in ((slice(10, 200), 1), ([7, 8, 9, 3, 4, 100], 3), (slice(None, None, -1), 300)):
-        calls.clear()
-        np.testing.assert_array_equal(numbers(images[key]), np.arange(300)[key])
-        assert len(calls) == expected_calls
 
 
 def test_all_as_an_array_and_one_by_one(root):
@@ -210,3 +279,5 @@ def test_all_as_an_array_and_one_by_one(root):
     assert np.asarray(images, dtype="float32").dtype == np.float32
     with pytest.raises(ValueError, match="copy"):
         np.asarray(images, copy=False)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda row: numbers(images[[row]])[0], range(300))) == list(range(300))

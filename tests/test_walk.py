@@ -208,8 +208,8 @@ def test_a_saved_model_and_its_settings_give_from_files_what_was_evaluated(tree,
 
 def test_03_takes_size_and_rule_from_02(tree):
     """And finds the images that 02 decoded, although the rows of a store say nothing about a split."""
-    stores = sorted(path.name.split("-", 1)[1] for path in (tree / "runs" / ".pixels").glob("*.pixels"))
-    assert stores == 2 * ["20x20-pad.pixels"]  # the other one has 05's shifted images
+    stores = sorted(path.name.split("-", 1)[1] for path in (tree / "runs" / ".pixels").glob("*.npy"))
+    assert stores == 2 * ["20x20-pad.npy"]  # the other one has 05's shifted images
 
 
 def test_saved_models_differ_only_where_it_was_unfrozen(tree):

@@ -8,7 +8,7 @@
     splits      the parts train, validation and test
     tables      images.csv, and what is counted in it
     reading     one file  ->  RGB, brought to one size
-    stores      rows of equal size in one file, checked, evicted when room is needed
+    stores      arrays on disk, larger than memory, checked, the least recently used ones deleted
     augmentation  random variants of images
     batches     an array in memory or in a store  ->  batches for `fit`
     pixels      the table ->  decoded once, stored, read back
@@ -29,7 +29,7 @@ from helpers.data.pixels import Pixels, load_pixels, shrink_pixels
 from helpers.data.reading import FULL_WHITE, RESIZE_RULES, find_white, read_image, read_pixels
 from helpers.data.sources import find_images, open_data
 from helpers.data.splits import split_images
-from helpers.data.stores import StoredArray, content_keys, new_store, open_store
+from helpers.data.stores import StoredArray, content_keys
 from helpers.data.tables import PARTS, count_images, encode_labels, load_images, save_images, stored_path
 
 __all__ = [
@@ -50,9 +50,7 @@ __all__ = [
     "load_images",
     "load_pixels",
     "make_dataset",
-    "new_store",
     "open_data",
-    "open_store",
     "read_image",
     "read_pixels",
     "save_images",

@@ -1,10 +1,8 @@
 """Random variants of images: a view of an image is a fixed function of the image, the seed and the view's number."""
 
 import zlib
-from collections.abc import Iterator
 
 import numpy as np
-import PIL
 from PIL import Image, ImageEnhance
 
 from helpers.data.stores import StoredArray, content_keys
@@ -17,16 +15,9 @@ AUGMENTATIONS = {
 }
 """What `augment` can do, by name. Leave out what would change the class, such as a mirrored digit."""
 
-_AUGMENTING = 1
-"""To be raised when `augment` makes other images of a seed: what was stored of older ones is then left alone."""
-
 
 def read_augmentation(kinds: str) -> tuple[str, ...]:
-    """Returns the names of `AUGMENTATIONS` in a text in which commas separate them.
-
-    Raises:
-        ValueError: there is none, or an unknown one.
-    """
+    """Returns the names of `AUGMENTATIONS` in a comma-separated text; ValueError if none, or an unknown one."""
     names = tuple(kind.strip() for kind in kinds.split(",") if kind.strip())
     if not names or not AUGMENTATIONS.keys() >= set(names):
         known = "; ".join(f'"{name}": {meaning}' for name, meaning in AUGMENTATIONS.items())
@@ -44,36 +35,26 @@ class Augmented:
         pixels: uint8 (images, height, width, 3), in memory or stored.
         kinds: names of `AUGMENTATIONS`, separated by commas.
         seed: of the random changes.
-        views: how many views there are; later epochs begin again with the first. 0 for a new one in each epoch,
-            which cannot be stored, and neither can what a frozen network makes of it.
 
     Raises:
-        ValueError: an unknown kind, or a negative number of views.
+        ValueError: an unknown kind.
     """
 
-    def __init__(self, pixels: np.ndarray | StoredArray, kinds: str, *, seed: int = 0, views: int = 0):
+    seconds = 0.0
+    """Nothing was computed beforehand."""
+
+    def __init__(self, pixels: np.ndarray | StoredArray, kinds: str, *, seed: int = 0):
         self.kinds = read_augmentation(kinds)
-        if views < 0:
-            raise ValueError(f"Expected `augment_views` of at least 0. Received {views}.")
-        self.pixels, self.seed, self.views = pixels, seed, views
+        self.pixels, self.seed = pixels, seed
         self.shape, self.dtype, self.ndim = pixels.shape, pixels.dtype, pixels.ndim
         self.contents = [zlib.crc32(key.encode()) for key in content_keys(pixels)]
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    @property
-    def seconds(self) -> float:
-        """0: nothing was computed beforehand."""
-        return 0.0
-
-    def __repr__(self) -> str:
-        views = f"{self.views} views of each" if self.views else "new views in every epoch"
-        return f"<Augmented {self.shape}, {','.join(self.kinds)}, {views}>"
-
     def at_epoch(self, epoch: int) -> "View":
         """Returns the view of the images that this epoch trains on."""
-        return View(self, epoch % self.views if self.views else epoch)
+        return View(self, epoch)
 
 
 class View:
@@ -81,29 +62,18 @@ class View:
 
     def __init__(self, augmented: Augmented, number: int):
         self.augmented, self.number = augmented, number
-        pixels = augmented.pixels
-        self.shape, self.dtype, self.ndim = pixels.shape, pixels.dtype, pixels.ndim
+        self.shape, self.dtype, self.ndim = augmented.pixels.shape, augmented.dtype, augmented.pixels.ndim
 
     def __len__(self) -> int:
         return len(self.augmented)
 
-    @property
-    def keys(self) -> list[str]:
-        """What each row is, by its content."""
-        made = f"{_AUGMENTING}-{PIL.__version__}-{','.join(self.augmented.kinds)}-{self.augmented.seed}-{self.number}"
-        return [f"{key}-{made}" for key in content_keys(self.augmented.pixels)]
-
     def __getitem__(self, rows) -> np.ndarray:
-        whole, kinds = self.augmented, self.augmented.kinds
-        positions = np.arange(len(whole))[rows]
+        whole = self.augmented
         images = [
-            augment(image, kinds, seed=(whole.seed, self.number, whole.contents[position]))
-            for image, position in zip(whole.pixels[rows], positions, strict=True)
+            augment(image, whole.kinds, seed=(whole.seed, self.number, whole.contents[position]))
+            for image, position in zip(whole.pixels[rows], np.arange(len(whole))[rows], strict=True)
         ]
         return np.stack(images) if images else np.empty((0, *self.shape[1:]), self.dtype)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[[index]][0] for index in range(len(self)))
 
 
 def augment(image: np.ndarray, kinds: tuple[str, ...], *, seed: int | tuple[int, ...]) -> np.ndarray:

@@ -6,8 +6,6 @@ another split, seed or order of the same images finds it again.
 
 import hashlib
 import io
-import threading
-from contextlib import closing
 
 import numpy as np
 import pandas as pd
@@ -15,17 +13,13 @@ import PIL
 from PIL import Image
 
 from helpers import resolve_path
-from helpers.data.batches import make_dataset
 from helpers.data.parallel import in_parallel
 from helpers.data.reading import FULL_WHITE, RESIZE_RULES, find_white, read_pixels
-from helpers.data.stores import StoredArray, new_store, open_store
+from helpers.data.stores import StoredArray, one_at_a_time, open_store, write_store
 from helpers.data.tables import PARTS
 
 _READING = 3
 """To be raised when `helpers.data.reading` makes other pixels of the same file: older stores are then left alone."""
-
-_LOADING = threading.Lock()
-"""Threads of one process take turns: the second finds what the first has decoded."""
 
 
 class Pixels(StoredArray):
@@ -34,76 +28,63 @@ class Pixels(StoredArray):
     white = FULL_WHITE
     """The value of 16 bits that became 255 (`helpers.data.find_white`)."""
 
-    def dataset(self, labels: np.ndarray | None = None, *, batch_size: int = 32, shuffle: int | None = None):
-        """Returns a tf.data.Dataset of batches: see `helpers.data.make_dataset`."""
-        return make_dataset(self, labels, batch_size=batch_size, shuffle=shuffle)
+    seconds = 0.0
+    """Decoding does not count."""
 
 
 def load_pixels(images: pd.DataFrame, *, image_size: tuple[int, int], resize: str = "crop") -> dict[str, Pixels]:
     """Returns each part's images, in the table's order, brought to one size.
 
     Every image is decoded and resized once, into a file below `runs/.pixels` that later notebooks and runs with
-    the same images, size and rule open again, however they divide them. A file that was damaged or cut off is made
-    anew. What is read from it takes memory, the rest does not, so a set larger than memory works.
+    the same images, size and rule open again, however they divide them. A damaged file is made again. Rows are read
+    when they are used, so a set may be larger than memory.
 
     Args:
         images: columns path, split, sha256, and white if there are images of 16 bits, as `check_images` and
             `split_images` made them.
         image_size: (height, width) in pixels.
-        resize: "crop", "pad" or "stretch", as in `read_pixels`. ImageNet's networks were trained on undistorted
-            shapes, without borders.
+        resize: "crop", "pad" or "stretch", as in `read_pixels`.
 
     Raises:
         ValueError: the image size is not positive, there is no such rule, or an image is not what it was.
         OSError: the disk has too little space.
     """
-    image_size = tuple(int(side) for side in image_size)
-    if min(image_size) < 1:
+    height, width = (int(side) for side in image_size)
+    if min(height, width) < 1:
         raise ValueError(f"Expected `image_size` (height, width) of at least 1 pixel. Received {image_size}.")
     check_rule(resize)
-    column = images["sha256"].to_numpy("S64")
-    hashes, first, rows = np.unique(column, return_index=True, return_inverse=True)
+    hashes, first, rows = np.unique(images["sha256"].to_numpy("S64"), return_index=True, return_inverse=True)
     paths, hashes = images["path"].to_numpy()[first], hashes.astype("str")
-    # Pillow is part of the key, since its releases differ in how they decode and scale.
     white = find_white(images)
-    made = f"{image_size[0]}x{image_size[1]}-{resize}-{white}-{_READING}-{PIL.__version__}"
-    keys = [f"{sha256}-{made}" for sha256 in hashes]
+    # Pillow is part of the key, since its releases differ in how they decode and scale.
+    keys = [f"{sha256}-{height}x{width}-{resize}-{white}-{_READING}-{PIL.__version__}" for sha256 in hashes]
     digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
-    file = resolve_path("runs/.pixels") / f"{digest}-{image_size[0]}x{image_size[1]}-{resize}.pixels"
-    remedy = "Choose a smaller `image_size` or fewer images (`images_per_class`)."
-
-    def decode(row: int) -> None:
-        write(row, _decode(paths[row], hashes[row], image_size=image_size, resize=resize, white=white)[None])
-
-    with _LOADING:
+    file = resolve_path("runs/.pixels") / f"{digest}-{height}x{width}-{resize}.npy"
+    options = {"image_size": (height, width), "resize": resize, "white": white}
+    with one_at_a_time(file):
         store = open_store(file, keys)
         if store is None:
-            with new_store(file, shape=(*image_size, 3), dtype="uint8", keys=keys, remedy=remedy) as write:
-                # Closed first of all, which waits for the threads: none may write to a descriptor that was closed.
-                with closing(in_parallel(decode, range(len(keys)), title="decoding images")) as rows_written:
-                    for _ in rows_written:
-                        pass
-            store = write.store
-    split = images["split"].to_numpy()
-    pixels = {part: Pixels(store, rows[split == part]) for part in PARTS}
+            hint = "Choose a smaller `image_size` or fewer images (`images_per_class`)."
+            files = list(zip(paths, hashes, strict=True))
+            decoded = in_parallel(lambda one: _decode(*one, **options)[None], files, title="decoding images", lot=4)
+            store = write_store(file, decoded, shape=(height, width, 3), dtype="uint8", keys=keys, hint=hint)
+    pixels = {part: Pixels(store, rows[images["split"].to_numpy() == part]) for part in PARTS}
     for part in PARTS:
         pixels[part].white = white
     return pixels
 
 
-def shrink_pixels(pixels: np.ndarray | Pixels, *, side: int) -> np.ndarray:
-    """Returns the images at most `side` pixels high and wide, float32 in 0..1, for a classifier without a network.
-
-    Args:
-        pixels: uint8 (images, height, width, 3), read one by one. Smaller images stay as they are.
-        side: pixels.
-    """
-    height, width = (min(side, length) for length in pixels.shape[1:3])
-    small = np.empty((len(pixels), height, width, 3), "float32")
-    for index, image in enumerate(pixels):
-        small[index] = Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
-    small /= 255
-    return small
+def _decode(path: str, sha256: str, **options) -> np.ndarray:
+    try:
+        content = resolve_path(path).read_bytes()
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError("its content has changed")
+        return read_pixels(io.BytesIO(content), **options)
+    except Exception as error:
+        raise ValueError(
+            f"{path} is not what it was when images.csv was made: {error}. Bring it back, or start "
+            f"again at 01_load_data with another run_dir."
+        ) from error
 
 
 def check_rule(resize: str) -> None:
@@ -113,14 +94,11 @@ def check_rule(resize: str) -> None:
         raise ValueError(f"Expected `resize` to be one of {rules}. Received {resize!r}.")
 
 
-def _decode(path: str, sha256: str, **how) -> np.ndarray:
-    try:
-        content = resolve_path(path).read_bytes()
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError("its content has changed")
-        return read_pixels(io.BytesIO(content), **how)
-    except Exception as error:
-        raise ValueError(
-            f"{path} is not what it was when images.csv was made: {error}. Bring it back, or start "
-            f"again at 01_load_data with another run_dir."
-        ) from error
+def shrink_pixels(pixels: np.ndarray | Pixels, *, side: int) -> np.ndarray:
+    """Returns the images at most `side` pixels high and wide, float32 in 0..1, for a classifier without a network."""
+    height, width = (min(side, length) for length in pixels.shape[1:3])
+    small = np.empty((len(pixels), height, width, 3), "float32")
+    for index, image in enumerate(pixels):
+        small[index] = Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
+    small /= 255
+    return small

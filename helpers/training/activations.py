@@ -1,110 +1,77 @@
-"""What is frozen is computed once: the activations at a boundary, kept below `runs/.activations`.
+"""What is frozen is computed once: the activations at a cut point, kept below `runs/.activations`.
 
-A store is found again by its content: the layers before the boundary with their weights (preprocessing included),
+A store is found again by its content: the layers before the cut point with their weights (preprocessing included),
 and the images' bytes, size and rule. So a change of any of them computes anew, and another head, learning rate, seed,
 split or notebook does not.
 """
 
-import fcntl
 import hashlib
 import json
 import math
-import os
-import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from time import perf_counter
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import psutil
 from tqdm import tqdm
 
 from helpers import progress_file, resolve_path
 from helpers._keras import keras
 from helpers.backbones import cut, find_stages
 from helpers.backbones.graphs import find_nodes
-from helpers.backbones.loading import logits_tensor
-from helpers.data import Augmented, StoredArray, content_keys, new_store, open_store
+from helpers.data import StoredArray, content_keys
+from helpers.data.stores import Store, one_at_a_time, open_store, write_store
 
 _VERSION = "1"
 """To be raised when the same layers and images give other activations: older stores are then left alone."""
 
-_COMPUTING = threading.Lock()
-"""Threads of one process take turns: the second finds what the first has computed."""
+_HINT = (
+    "Let a later stage be the first that learns (`unfreeze_from`), whose activations are smaller, or use fewer "
+    "images (`images_per_class`)."
+)
 
 
 class Activations(StoredArray):
-    """The activations of images at a boundary, float (images, ...), that stay on disk.
-
-    Of images with fixed augmented views, they are those of all views, (images, views, ...), and a training takes
-    the next view in each epoch.
-    """
+    """The activations of images at a cut point, float32 (images, ...), that stay on disk."""
 
     @property
     def keys(self) -> list[str]:
-        """What each row is: those of another network, boundary or precision have other keys."""
-        if self._rows.ndim > 1:
-            raise ValueError("Expected activations of one view of each image. Received all views: use `at_epoch`.")
+        """What each row is: those of another network or cut point have other keys."""
         return [f"{self._store.file.stem}-{key}" for key in super().keys]
 
-    def at_epoch(self, epoch: int) -> "Activations":
-        """Returns the activations that this epoch trains on: one view of each image."""
-        if self._rows.ndim == 1:
-            return self
-        return Activations(self._store, self._rows[:, epoch % self._rows.shape[1]])
 
-
-def load_activations(
-    model: keras.Model, pixels, *, stage: str | None = None, half_precision: bool = False, batch_size: int = 0
-):
+def load_activations(model: keras.Model, pixels, *, stage: str | None = None, batch_size: int = 0):
     """Returns the activations that enter a stage, computed if they are not stored, in inference mode.
 
     Everything before the stage has to be frozen from here on: then it is a fixed function of each image, and
-    training on the stored activations is exact. They are computed from the nearest stored boundary below. Several
-    processes may ask for the same ones: one of them computes. What was not used for longest gives way when the
-    stores take more than their share of the disk (`helpers.data.stores.budget`).
+    training on the stored activations is exact. They are computed from the nearest stored cut point below. Of several
+    processes that ask for the same ones, one computes.
 
     Args:
         model: from images to features or probabilities.
-        pixels: uint8 (images, height, width, 3), `Pixels` or in memory; or `Augmented` images with a fixed number
-            of views; or a dict of these, such as `load_pixels` returns. Parts are computed and kept together.
+        pixels: uint8 (images, height, width, 3), `Pixels` or in memory; or a dict of these, computed together.
         stage: a name in `describe_stages(model)`; None for the model's output.
-        half_precision: keeps them as float16: half the space, and logits that differ a little
-            (`half_precision_error` says how much).
         batch_size: images in a forward pass; 0 for as many as memory allows, at most 32.
 
     Returns:
-        `Activations`, float32 or float16, in the order of the images; a dict if `pixels` is one.
+        `Activations`, float32, in the order of the images; a dict if `pixels` is one.
 
     Raises:
-        ValueError: no such stage; an activation that is not finite, or too large for half precision; images with a
-            new view in every epoch.
+        ValueError: no such stage, or an activation that is not finite.
         OSError: the disk has too little space.
     """
-    parts = dict(pixels) if isinstance(pixels, Mapping) else {"": pixels}
-    sources = {part: _views(array) for part, array in parts.items()}
-    where = {  # the key of each row that is needed -> an array and the place in it
-        key: (array, place)
-        for arrays in sources.values()
-        for array in arrays
-        for place, key in enumerate(content_keys(array))
+    parts = pixels if isinstance(pixels, Mapping) else {"": pixels}
+    places = {  # the key of each row that is needed -> an array and the place in it
+        key: (array, place) for array in parts.values() for place, key in enumerate(content_keys(array))
     }
-    where = dict(sorted(where.items()))
-    keys = list(where)
-    dtype = "float16" if half_precision else "float32"
-    boundaries = _boundaries(model, stage)
-    with _COMPUTING:
-        store = _find(boundaries[-1], keys, dtype)
-        if store is None:
-            with _turn(boundaries[-1]):
-                store = _find(boundaries[-1], keys, dtype) or _compute(model, boundaries, where, dtype, batch_size)
-    row = {key: number for number, key in enumerate(store.keys)}
-    loaded = {}
-    for part, arrays in sources.items():
-        rows = np.array([[row[key] for key in content_keys(array)] for array in arrays], dtype=int).T
-        loaded[part] = Activations(store, rows if isinstance(parts[part], Augmented) else rows[:, 0])
+    places = dict(sorted(places.items()))
+    cut_points = _cut_points(model, stage)
+    with one_at_a_time(_folder() / cut_points[-1].digest):
+        store = _find(cut_points[-1], list(places)) or _compute(model, cut_points, places, batch_size)
+    loaded = {part: Activations(store, store.find(content_keys(array))) for part, array in parts.items()}
     return loaded if isinstance(pixels, Mapping) else loaded[""]
 
 
@@ -127,125 +94,69 @@ def compute_activations(
         ValueError: an activation is not finite.
         MemoryError: the outputs would not fit into this machine's memory: `load_activations` keeps them on disk.
     """
-    needed = 4 * len(inputs) * math.prod(model.output_shape[1:])
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed, memory = 4 * len(inputs) * math.prod(model.output_shape[1:]), psutil.virtual_memory().total
     if needed > 0.4 * memory:
         raise MemoryError(
-            f"The activations of {len(inputs)} images, {'x'.join(map(str, model.output_shape[1:]))} numbers each, "
-            f"take {needed / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB of memory. "
-            f"`load_activations` keeps them on disk."
+            f"The activations of {len(inputs)} images take {needed / 1e9:.1f} GB, and this machine has "
+            f"{memory / 1e9:.1f} GB of memory. `load_activations` keeps them on disk."
         )
-    outputs = np.empty((len(inputs), *model.output_shape[1:]), dtype="float32")
-    for start, batch in _forward(model, inputs, batch_size, title=title):
+    outputs, start = np.empty((len(inputs), *model.output_shape[1:]), dtype="float32"), 0
+    for batch in _forward(model, inputs, batch_size, title=title):
         outputs[start : start + len(batch)] = batch
+        start += len(batch)
     return outputs
 
 
 def content_digest(model: keras.Model) -> str:
     """Returns what tells a model from others that give other outputs: of its layers, their settings and weights."""
-    return _boundaries(model, None)[-1].digest
-
-
-def half_precision_error(model: keras.Model, activations: np.ndarray | StoredArray, *, stage: str) -> float:
-    """Returns the largest change of a logit if these activations were kept in half precision, in absolute value.
-
-    Args:
-        model: a classifier that ends in a softmax, or a backbone: then it is the largest change of a feature.
-        activations: float32 (images, ...), what enters the stage; 64 images tell enough.
-        stage: a name in `describe_stages(model)`.
-    """
-    suffix = keras.Model(_entrance(model, stage), logits_tensor(model))
-    exact = compute_activations(suffix, np.asarray(activations, "float32"))
-    rounded = compute_activations(suffix, np.asarray(activations, "float16").astype("float32"))
-    return float(np.abs(exact - rounded).max(initial=0.0))
+    return _cut_points(model, None)[-1].digest
 
 
 # ---- computing
 
 
-def _views(array) -> list:
-    """Returns the array, or the fixed views of augmented images, one after the other."""
-    if not isinstance(array, Augmented):
-        return [array]
-    if not array.views:
-        raise ValueError(
-            "Images that are augmented anew in every epoch have no fixed activations. Expected `augment_views` of at "
-            "least 1, or a training on the images themselves."
-        )
-    return [array.at_epoch(number) for number in range(array.views)]
-
-
-def _compute(model, boundaries: list["Boundary"], where: dict, dtype: str, batch_size: int):
-    """Returns the store of the last boundary, computed from the nearest one below that is stored, or from images."""
-    *below, wanted = boundaries
-    keys = list(where)
-    start, inputs, seconds_below = model.inputs[0], _Rows(where), 0.0
-    for boundary in reversed(below):
-        if stored := _find(boundary, keys, "float32"):
-            place = {key: number for number, key in enumerate(stored.keys)}
-            start, inputs = boundary.tensor, StoredArray(stored, np.array([place[key] for key in keys]))
+def _compute(model: keras.Model, cut_points: list["CutPoint"], places: dict, batch_size: int) -> Store:
+    """Returns the last cut point's store, computed from the nearest one below that is stored, or from images."""
+    *below, wanted = cut_points
+    keys = list(places)
+    start, inputs, seconds_below = model.inputs[0], _Rows(places), 0.0
+    for cut_point in reversed(below):
+        if stored := _find(cut_point, keys):
+            start, inputs = cut_point.tensor, StoredArray(stored, stored.find(keys))
             seconds_below = stored.seconds_per_row
             break
-    part = keras.Model(start, wanted.tensor, name=model.name)
-    remedy = (
-        "Let a later stage be the first that learns (`unfreeze_from`), whose activations are smaller; or use fewer "
-        "images (`images_per_class`), fewer `augment_views` or half precision."
-    )
-    shape, started = wanted.tensor.shape[1:], perf_counter()
-    with new_store(wanted.file(keys, dtype), shape=shape, dtype=dtype, keys=keys, remedy=remedy) as write:
-        for row, batch in _forward(part, inputs, batch_size):
-            with np.errstate(over="ignore"):
-                rounded = batch.astype(dtype)
-            if not np.isfinite(rounded).all():
-                raise ValueError(
-                    f"{model.name} has activations up to {np.abs(batch).max():.3g}, and half precision ends at "
-                    f"65504. Keep them in full precision, or let another stage be the first that learns."
-                )
-            write(row, rounded)
-        write.seconds_per_row = seconds_below + (perf_counter() - started) / max(len(keys), 1)
-    return write.store
+    batches = _forward(keras.Model(start, wanted.tensor, name=model.name), inputs, batch_size)
+    options = {"shape": wanted.tensor.shape[1:], "dtype": "float32", "keys": keys, "hint": _HINT}
+    return write_store(wanted.file(keys), batches, seconds_below=seconds_below, **options)
 
 
 class _Rows:
     """Rows of several arrays as one array."""
 
-    def __init__(self, where: dict):
-        self.places = list(where.values())
-        first = self.places[0][0] if self.places else np.empty((0, 1, 1, 3), "uint8")
-        self.shape, self.dtype = (len(self.places), *first.shape[1:]), first.dtype
+    def __init__(self, places: dict):
+        self.places = list(places.values())
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        values = np.empty((len(self.places[rows]), *self.shape[1:]), self.dtype)
-        wanted: dict[int, tuple] = {}
-        for number, (array, place) in enumerate(self.places[rows]):
-            wanted.setdefault(id(array), (array, [], []))
-            wanted[id(array)][1].append(number)
-            wanted[id(array)][2].append(place)
-        for array, numbers, places in wanted.values():
-            values[numbers] = array[np.array(places)]
-        return values
+        return np.stack([array[place] for array, place in self.places[rows]])
 
 
 def _forward(
     model: keras.Model, inputs, batch_size: int, *, title: str = "computing activations"
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the number of the first row and the outputs, float32, batch by batch.
-
-    Raises:
-        ValueError: an output is not finite.
-    """
+) -> Iterator[np.ndarray]:
+    """Yields the outputs, float32, batch by batch; ValueError if one is not finite."""
     images = max(len(inputs), 1)
     batches = math.ceil(images / (batch_size or _batch_size(model)))
     batch_size = math.ceil(images / batches)  # even ones, since the last one is filled up
     infer = Inference(model, batch_size=batch_size)
-    with tqdm(total=len(inputs), desc=title, unit="image", leave=False, **_BAR) as bar:
+    bar = {"desc": title, "unit": "image", "file": progress_file(), "delay": 1, "leave": False}
+    with tqdm(total=len(inputs), **bar) as shown:
         for start in range(0, len(inputs), batch_size):
             outputs = infer(np.asarray(inputs[start : start + batch_size]))
-            yield start, outputs
-            bar.update(len(outputs))
+            yield outputs
+            shown.update(len(outputs))
 
 
 class Inference:
@@ -261,11 +172,7 @@ class Inference:
         self._model, self._forward, self._done = model, _compiled(model), 0
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        """Returns the outputs, float32 (images, ...), of at least one input.
-
-        Raises:
-            ValueError: an output is not finite.
-        """
+        """Returns the outputs, float32 (images, ...), of at least one input; ValueError if one is not finite."""
         outputs, start = [], 0
         while start < len(inputs):
             batch = inputs[start : start + self.batch_size]
@@ -278,23 +185,17 @@ class Inference:
                     raise
                 self.batch_size //= 2  # the memory of a GPU is not known beforehand
                 continue
-            outputs.append(values.astype("float32", copy=False))
-            self._check(outputs[-1])
+            values = values.astype("float32", copy=False)
+            if bad := (~np.isfinite(values.reshape(len(values), -1))).any(axis=1).sum():
+                raise ValueError(
+                    f"{self._model.name} gives activations that are not finite for {bad} of {len(values)} images "
+                    f"from image {self._done} on. The weights are damaged, the preprocessing is not the network's, "
+                    f"or training at too high a learning rate diverged."
+                )
+            outputs.append(values)
             start += len(batch)
             self._done += len(batch)
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
-
-    def _check(self, outputs: np.ndarray) -> None:
-        if not np.isfinite(outputs).all():
-            bad = (~np.isfinite(outputs.reshape(len(outputs), -1))).any(axis=1).sum()
-            raise ValueError(
-                f"{self._model.name} gives activations that are not finite for {bad} of {len(outputs)} images, the "
-                f"first of them among images {self._done} to {self._done + len(outputs) - 1}. The weights are "
-                f"damaged, the preprocessing is not the network's, or training at too high a learning rate diverged."
-            )
-
-
-_BAR = {"file": progress_file(), "delay": 1}
 
 
 _INFERENCE: WeakKeyDictionary = WeakKeyDictionary()
@@ -312,12 +213,11 @@ def _compiled(model: keras.Model):
 
 
 def _batch_size(model: keras.Model) -> int:
-    """Returns how many images pass at once: 32, or as many as the memory for them is enough for.
+    """Returns how many images pass at once: 32, or as many as an eighth of the free memory is enough for.
 
-    That is an eighth of what is free. Without a GPU it is 200 MB at most: more images at once are no faster there,
-    and TensorFlow keeps what it once took.
+    Without a GPU it is 200 MB at most: more images at once are no faster, and TensorFlow keeps what it once took.
     """
-    memory = _free_memory() / 8
+    memory = psutil.virtual_memory().available / 8
     if not keras.distribution.list_devices("gpu"):
         memory = min(memory, 200e6)
     largest = max(
@@ -328,48 +228,37 @@ def _batch_size(model: keras.Model) -> int:
     return int(np.clip(memory / an_image, 1, 32))
 
 
-def _free_memory() -> int:
-    with suppress(OSError, StopIteration), open("/proc/meminfo") as file:
-        return 1024 * int(next(line for line in file if line.startswith("MemAvailable")).split()[1])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
 # ---- finding
 
 
-class Boundary:
+class CutPoint(NamedTuple):
     """A place between two stages, and what tells its activations from others."""
 
-    def __init__(self, tensor, digest: str):
-        self.tensor, self.digest = tensor, digest
+    tensor: keras.KerasTensor
+    digest: str
 
-    def file(self, keys: list[str], dtype: str) -> Path:
+    def file(self, keys: list[str]) -> Path:
         """Returns where the activations of these images are kept."""
         rows = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
-        shape = "x".join(map(str, self.tensor.shape[1:]))
-        return _folder() / f"{self.digest}-{rows}-{shape}-{dtype}.activations"
+        return _folder() / f"{self.digest}-{rows}-{'x'.join(map(str, self.tensor.shape[1:]))}.npy"
 
 
 def _folder() -> Path:
     return resolve_path("runs/.activations")
 
 
-def _boundaries(model: keras.Model, stage: str | None) -> list[Boundary]:
-    """Returns the boundary before each stage up to the one named, from the input on."""
-    last = model.outputs[0] if stage is None else _entrance(model, stage)
+def _cut_points(model: keras.Model, stage: str | None) -> list[CutPoint]:
+    """Returns the cut point before each stage up to the one named, from the input on."""
+    last = model.outputs[0] if stage is None else cut(model, stage)[0].outputs[0]
     known = {id(model.inputs[0]): f"images {model.inputs[0].shape[1:]}"}
-    boundaries = []
+    cut_points = []
     for part in find_stages(model).values():
         for node in part.nodes:
             _add_digests(node, known)
-        boundaries.append(Boundary(part.output, known[id(part.output)]))
+        cut_points.append(CutPoint(part.output, known[id(part.output)]))
         if part.output is last:
             break
-    return boundaries
-
-
-def _entrance(model: keras.Model, stage: str):
-    return cut(model, stage)[0].outputs[0]
+    return cut_points
 
 
 def _add_digests(node, known: dict[int, str]) -> None:
@@ -402,21 +291,8 @@ def _without_names(config):
     return [_without_names(value) for value in config] if isinstance(config, (list, tuple)) else config
 
 
-def _find(boundary: Boundary, keys: list[str], dtype: str):
-    """Returns a store that holds the boundary's activations of these images, and perhaps of others; else None."""
-    exact = boundary.file(keys, dtype)
-    others = sorted(_folder().glob(f"{boundary.digest}-*-{dtype}.activations")) if _folder().is_dir() else []
-    for file in [exact, *(other for other in others if other != exact)]:
-        if store := open_store(file, containing=keys):
-            return store
-    return None
-
-
-@contextmanager
-def _turn(boundary: Boundary):
-    """Lets one process at a time compute a boundary's activations: the next one finds them."""
-    _folder().mkdir(parents=True, exist_ok=True)
-    with open(_folder() / f".{boundary.digest}.lock", "w") as file:
-        with suppress(OSError):  # a network file system may have no locks: then each process computes
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _find(cut_point: CutPoint, keys: list[str]) -> Store | None:
+    """Returns a store that holds the cut point's activations of these images, and perhaps of others; else None."""
+    exact = cut_point.file(keys)
+    files = sorted(_folder().glob(f"{cut_point.digest}-*.npy"), key=lambda file: (file != exact, file))
+    return next(filter(None, (open_store(file, keys) for file in files)), None)

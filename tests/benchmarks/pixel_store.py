@@ -3,7 +3,7 @@
     python tests/benchmarks/pixel_store.py [--images 1000] [--repeats 5] [--sizes 2000 20000]
 
 The same JPEG photos (smooth noise, 256 to 500 pixels along a side) are read as batches of 32 images of 224 x 224
-pixels by `keras.utils.image_dataset_from_directory` and by `Pixels.dataset`, in turns in one process. The store has
+pixels by `keras.utils.image_dataset_from_directory` and by `make_dataset`, in turns in one process. The store has
 been written before, and every file has been read once, so that neither waits for the disk.
 
 The peak memory of one shuffled epoch is that of a fresh process, for stores of both sizes.
@@ -24,7 +24,7 @@ import pandas as pd
 from PIL import Image
 
 import helpers
-from helpers.data import Pixels, load_pixels
+from helpers.data import load_pixels, make_dataset
 from helpers.data.parallel import in_parallel
 
 SIZE, BATCH_SIZE = (224, 224), 32
@@ -81,7 +81,7 @@ def compare_epochs(folder: Path, *, count: int, repeats: int) -> None:
         "image_dataset_from_directory": keras.utils.image_dataset_from_directory(
             folder / "photos", image_size=SIZE, batch_size=BATCH_SIZE, shuffle=False, verbose=False
         ),
-        "Pixels.dataset": pixels.dataset((images["label"] == "b").to_numpy("int64"), batch_size=BATCH_SIZE),
+        "make_dataset": make_dataset(pixels, (images["label"] == "b").to_numpy("int64"), batch_size=BATCH_SIZE),
     }
     seconds = {name: [] for name in datasets}
     for repeat in range(repeats + 1):
@@ -100,8 +100,8 @@ def compare_epochs(folder: Path, *, count: int, repeats: int) -> None:
 
 def peak_of_an_epoch(images: pd.DataFrame) -> int:
     """Returns the peak memory of this process, in kB, after one shuffled epoch over the stored images."""
-    pixels: Pixels = load_pixels(images, image_size=SIZE)["train"]
-    seconds_of_an_epoch(pixels.dataset(np.arange(len(pixels)), batch_size=BATCH_SIZE, shuffle=0), len(images))
+    pixels = load_pixels(images, image_size=SIZE)["train"]
+    seconds_of_an_epoch(make_dataset(pixels, np.arange(len(pixels)), batch_size=BATCH_SIZE, shuffle=0), len(images))
     # Not ru_maxrss, which a process inherits from the one that started it.
     status = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))

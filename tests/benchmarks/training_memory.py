@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 import helpers
-from helpers.data import Pixels, new_store
+from helpers.data import Pixels
+from helpers.data.stores import write_store
 
 SIDE = 64
 
@@ -23,10 +24,9 @@ SIDE = 64
 def write_noise(file: Path, rows: int):
     """Returns the store of as many different images, newly written."""
     rng = np.random.default_rng(0)
-    with new_store(file, shape=(SIDE, SIDE, 3), dtype="uint8", keys=[str(row) for row in range(rows)]) as write:
-        for start in range(0, rows, 500):
-            write(start, rng.integers(0, 256, (min(500, rows - start), SIDE, SIDE, 3), dtype="uint8"))
-    return write.store
+    sizes = (min(500, rows - start) for start in range(0, rows, 500))
+    batches = (rng.integers(0, 256, (size, SIDE, SIDE, 3), dtype="uint8") for size in sizes)
+    return write_store(file, batches, shape=(SIDE, SIDE, 3), dtype="uint8", keys=list(map(str, range(rows))))
 
 
 def train(folder: Path, rows: int) -> None:
@@ -37,7 +37,7 @@ def train(folder: Path, rows: int) -> None:
     from helpers.training import Recipe, attach_head, fine_tune, fit_head, load_activations, set_seed
 
     set_seed(0)
-    store = write_noise(folder / "noise.pixels", rows)
+    store = write_noise(folder / "noise.npy", rows)
     pixels = {"train": Pixels(store, np.arange(rows)), "validation": Pixels(store, np.arange(0, rows, 10))}
     labels = {part: np.arange(len(array)) % 4 for part, array in pixels.items()}
     network = keras.applications.MobileNet((SIDE, SIDE, 3), alpha=0.25, include_top=False, weights=None)
