@@ -2,53 +2,39 @@
 
 import csv
 import io
-import re
 from pathlib import Path
-from typing import NamedTuple
+
+import pandas as pd
 
 from helpers.data.names import PART_NAMES, unify_name
 
 TABLES = (".csv", ".tsv", ".parquet")
 
 _COLUMNS = ("path", "label", "split", "group")
-_SAVE_AS = "Save it as CSV in UTF-8."
 
 
-class Listed(NamedTuple):
-    """One row of such a table."""
+def read_listing(table: Path) -> pd.DataFrame:
+    """Returns the columns row (its number; a CSV's header is row 1), path, label, split and group, all but row texts.
 
-    number: int  # in the table; a CSV's header is row 1
-    path: str
-    label: str
-    split: str = ""  # a part, or "" while undecided
-    group: str = ""
-
-
-def read_listing(table: Path) -> list[Listed]:
-    """Returns the rows of a table with the columns path and label, perhaps split and group, all as texts.
-
-    The names of the columns may be in any letter case, and others are ignored. Missing values are "". Labels and
-    groups are in composed Unicode (NFC), and parts may have any name of `PART_NAMES`.
+    The table's columns may be in any letter case, and others are ignored. Missing values are "". Labels and groups
+    are in composed Unicode (NFC), and parts may have any name of `PART_NAMES`.
 
     Raises:
-        ValueError: it is no such table: damaged, not in UTF-8, without these columns, with a row of another
-            length than the header, without rows, or with a split that is none.
+        ValueError: it is damaged, not in UTF-8, without path or label, without rows, or has a split that is none.
         ImportError: it is a .parquet table, and pyarrow is not installed.
-        OSError: it may not be read.
     """
     rows = _read_parquet(table) if table.suffix.lower() == ".parquet" else _read_csv(table)
-    if not rows:
+    if rows.empty:
         raise ValueError(f"Expected a row for each image in {table}. Received only the names of its columns.")
-    for index, row in enumerate(rows):
-        # the path as it is: a file's name may begin or end with a space
-        label, split, group = unify_name(row.label.strip()), row.split.strip().lower(), unify_name(row.group.strip())
-        if split and split not in PART_NAMES:
-            raise ValueError(
-                f"Expected train, validation, test or nothing in the column split of {table}. Received "
-                f"{row.split!r} in row {row.number}. Leave it empty for images that are to be divided."
-            )
-        rows[index] = Listed(row.number, row.path, label, PART_NAMES.get(split, ""), group)
-    return rows
+    for name in ("label", "group"):  # the path as it is: a file's name may begin or end with a space
+        rows[name] = rows[name].map(lambda text: unify_name(text.strip()))
+    split = rows["split"].map(lambda text: text.strip().lower())
+    for row in rows[~split.isin({"", *PART_NAMES})].itertuples():
+        raise ValueError(
+            f"Expected train, validation, test or nothing in the column split of {table}. Received {row.split!r} in "
+            f"row {row.row}. Leave it empty for images that are to be divided."
+        )
+    return rows.assign(split=split.map(lambda name: PART_NAMES.get(name, "")))
 
 
 def lists_images(table: Path) -> bool:
@@ -60,53 +46,34 @@ def lists_images(table: Path) -> bool:
             names = parquet.read_schema(table).names
         else:
             with open(table, "rb") as file:
-                line = file.readline(2**16)  # the rest may be large
-            _, names = _split_header(table, line.decode("utf-8-sig", "replace"))
+                line = file.readline(2**16).decode("utf-8-sig", "replace")  # the rest may be large
+            names = next(csv.reader([line.strip()], delimiter=_separator(table, line)))
     except Exception:  # pyarrow, which may be missing, raises many kinds
         return False
-    return {"path", "label"} <= set(map(_plain, names))
+    return {"path", "label"} <= {name.strip().lower() for name in names}
 
 
-def _read_csv(table: Path) -> list[Listed]:
-    content = table.read_bytes()
+def _separator(table: Path, text: str) -> str:
+    line = text.replace("\r", "\n").partition("\n")[0]
+    return "\t" if table.suffix.lower() == ".tsv" else next((mark for mark in ",;\t" if mark in line), ",")
+
+
+def _read_csv(table: Path) -> pd.DataFrame:
     try:
-        text = content.decode("utf-8-sig")
-        separator, _ = _split_header(table, text)
-        # not pandas, which fills short rows; strict, since a quote left open swallows all that follows
-        rows = list(enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), start=1))
-    except UnicodeDecodeError as error:
-        found = f"0x{content[error.start]:02x} at byte {error.start}"
-        raise ValueError(f"Expected a text table in UTF-8. Received {table}, with {found}. {_SAVE_AS}") from None
-    except csv.Error as error:
-        raise ValueError(
-            f"Expected a table in CSV. Received {table}, which is damaged: {error}. {_SAVE_AS}"
-        ) from None
-    if "\0" in text:
-        raise ValueError(f"Expected a text table in UTF-8. Received {table}, which holds NUL bytes. {_SAVE_AS}")
-    names = rows[0][1] if rows else []
-    columns = _find_columns(table, names)
-    rows = [(number, row) for number, row in rows[1:] if row]  # without blank lines
-    for number, row in rows:
-        if len(row) != len(names):
-            raise ValueError(
-                f"Expected {len(names)} columns in every row of {table}. Received {len(row)} in row {number}. A text "
-                f"that holds a separator needs quotes around it."
-            )
-    return [Listed(number, **{name: row[index] for name, index in columns.items()}) for number, row in rows]
+        text = table.read_bytes().decode("utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it holds NUL bytes")
+        options = {"header": None, "dtype": str, "keep_default_na": False, "skip_blank_lines": False}
+        # from a text whose line ends stay as they are: a file's name may hold a "\r"
+        rows = pd.read_csv(io.StringIO(text, newline=""), sep=_separator(table, text), **options).fillna("")
+    except ValueError as error:  # pandas' own kinds, and what is not UTF-8
+        raise ValueError(f"Expected a CSV table in UTF-8. Received {table}: {error}. Save it as CSV.") from error
+    rows.columns = _names(table, rows.iloc[0].tolist())
+    rows = rows[1:][(rows[1:] != "").any(axis=1)]  # without blank lines
+    return _used(rows).assign(row=rows.index + 1)
 
 
-def _split_header(table: Path, text: str) -> tuple[str, list[str]]:
-    """Returns the separator of a text table, and the names in its first line."""
-    line = re.split("[\r\n]", text, maxsplit=1)[0]
-    separator = "\t" if table.suffix.lower() == ".tsv" else ","
-    names = next(csv.reader([line], delimiter=separator), [])
-    other = next((other for other in ";\t" if other in line), separator)
-    if separator == "," and len(names) == 1:
-        separator, names = other, next(csv.reader([line], delimiter=other), [])
-    return separator, names
-
-
-def _read_parquet(table: Path) -> list[Listed]:
+def _read_parquet(table: Path) -> pd.DataFrame:
     try:
         from pyarrow import parquet
     except ImportError:
@@ -117,39 +84,33 @@ def _read_parquet(table: Path) -> list[Listed]:
     try:
         with parquet.ParquetFile(table) as file:
             names = file.schema_arrow.names
-            data = file.read(columns=[name for name in names if _plain(name) in _COLUMNS]).to_pydict()
+            data = file.read(columns=[name for name in names if name.strip().lower() in _COLUMNS]).to_pydict()
     except Exception as error:  # pyarrow raises many kinds
-        raise ValueError(
-            f"Expected a Parquet table. Received {table}, which is none, or damaged: {error}."
-        ) from error
-    columns = _find_columns(table, names)
-    rows = enumerate(zip(*(data[names[index]] for index in columns.values()), strict=True), start=1)
-    texts = ((number, [_to_text(value, f"row {number} of {table}") for value in row]) for number, row in rows)
-    return [Listed(number, **dict(zip(columns, row, strict=True))) for number, row in texts]
+        raise ValueError(f"Expected a Parquet table. Received {table}: {error}.") from error
+    _names(table, names)
+    texts = {name.strip().lower(): [_to_text(value, table) for value in values] for name, values in data.items()}
+    rows = _used(pd.DataFrame(texts, dtype="str"))
+    return rows.assign(row=rows.index + 1)
 
 
-def _to_text(value: object, place: str) -> str:
+def _to_text(value: object, table: Path) -> str:
     """Returns a value of a Parquet table as a CSV table would hold it."""
-    try:
-        text = value.decode() if isinstance(value, bytes) else "" if value is None or value != value else str(value)
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text or isinstance(value, (list, dict)):
-        raise ValueError(f"Expected texts or numbers in {place}. Received {value!r}.")
-    return text
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    if "\0" in text or "\ufffd" in text or isinstance(value, (list, dict)):
+        raise ValueError(f"Expected texts or numbers in {table}. Received {value!r}.")
+    return "" if value is None or value != value else text
 
 
-def _find_columns(table: Path, names: list[str]) -> dict[str, int]:
-    """Returns where in a row the columns are that are used, by name."""
-    plain = [_plain(name) for name in names]
-    columns = {name: plain.index(name) for name in _COLUMNS if name in plain}
-    if not {"path", "label"} <= set(columns) or any(plain.count(name) > 1 for name in columns):
+def _names(table: Path, names: list[str]) -> list[str]:
+    """Returns the columns' names in lower case; ValueError if path or label is missing, or one is there twice."""
+    plain = [name.strip().lower() for name in names]
+    if not {"path", "label"} <= set(plain) or any(plain.count(name) > 1 for name in _COLUMNS):
         raise ValueError(
             f"Expected the columns path and label, once each, in the first row of {table}. Received "
             f"{', '.join(map(repr, names)) or 'no names at all'}."
         )
-    return columns
+    return plain
 
 
-def _plain(name: str) -> str:
-    return name.strip().lower()
+def _used(rows: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame({name: rows[name] if name in rows else "" for name in _COLUMNS}, rows.index)

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from PIL import Image
 
 from helpers import resolve_path
 from helpers.data.archives import is_archive, unpack
-from helpers.data.listings import TABLES, Listed, lists_images, read_listing
+from helpers.data.listings import TABLES, lists_images, read_listing
 from helpers.data.names import PART_NAMES, PART_WORDS, find_words, fold_name, unify_name
 from helpers.data.tables import stored_path
 
@@ -35,9 +36,7 @@ def open_data(data: str) -> Path:
 
     Raises:
         FileNotFoundError: there is nothing of this name.
-        ValueError: it is another kind of file, an archive that cannot be unpacked safely, or a folder with
-            several tables.
-        OSError: it may not be read.
+        ValueError: another kind of file, an archive that cannot be unpacked safely, or a folder of several tables.
     """
     if data == "digits":
         return _write_digits(resolve_path("data/digits"))
@@ -52,17 +51,13 @@ def open_data(data: str) -> Path:
     raise ValueError(
         f"The parameter `data` should name a folder that holds one folder of images per class, a table "
         f"({', '.join(TABLES)}) with the columns path and label, or an archive (zip, tar, tar.gz, tar.bz2, tar.xz). "
-        f"Received {str(path)!r}, which is a file, and by its content none of these. If it should be an archive, it "
-        f"is damaged, cut off, or of another kind: unpack it, and name the folder. Save a spreadsheet as CSV."
+        f"Received {str(path)!r}, which by its content is none of these. Unpack an archive of another kind yourself, "
+        f"and save a spreadsheet as CSV."
     )
 
 
 def find_data(data: str) -> Path:
-    """Returns the absolute path of what `data` names, which may be anything.
-
-    Raises:
-        FileNotFoundError: there is nothing of this name.
-    """
+    """Returns the absolute path of what `data` names; FileNotFoundError if there is nothing of this name."""
     try:
         path = resolve_path(data or "?")  # an empty text would be the repository itself
     except RuntimeError:  # "~somebody", who has no home here
@@ -90,31 +85,28 @@ def _descend(folder: Path) -> Path:
 
 
 def _find_table(folder: Path) -> Path | None:
-    """Returns the table of images that lies directly in the folder, if any.
-
-    Raises:
-        ValueError: there are several.
-    """
+    """Returns the table of images that lies directly in the folder, if any; ValueError if there are several."""
     names = sorted(entry.name for entry in os.scandir(folder) if not _is_junk(entry.name) and entry.is_file())
     tables = [folder / name for name in names if name.lower().endswith(TABLES) and lists_images(folder / name)]
     if len(tables) > 1:
         raise ValueError(
             f"Expected at most one table with the columns path and label in {folder}. Found "
-            f"{', '.join(table.name for table in tables)}. Name one of them in `data`, or join them into one that "
-            f"says train, validation or test in a column split."
+            f"{', '.join(table.name for table in tables)}. Name one of them in `data`, or join them into one."
         )
     return tables[0] if tables else None
 
 
 def _write_digits(folder: Path) -> Path:
-    """Writes scikit-learn's digits as an example of few labels: 20 of each to learn from, 800 to test."""
+    """Writes scikit-learn's digits as an example of few labels: 20 of each to learn from, 80 to test."""
     if folder.exists():
         return folder
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype("uint8")  # 0..16 inked dots of each 4x4 block
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    partial.chmod(0o755)
     for digit in range(10):
         chosen = np.random.default_rng([0, digit]).permutation(np.flatnonzero(digits.target == digit))[:100]
         for rank, index in enumerate(chosen):
@@ -137,21 +129,18 @@ def find_images(source: str | Path) -> pd.DataFrame:
     train, val (or validation) and test, or train alone. Folders that could be parts by other names, seg_train, fold1
     or labelled, are refused and not taken for classes. A table has the columns path (counted from the table's folder)
     and label, perhaps also split and group. Where only train and validation are given, as in many public sets, the
-    second one is the test set, whatever its name, and `split_images` draws validation images from the first.
-    Labels are in composed Unicode (NFC), so that "é" is one letter whoever wrote it; paths stay as they are.
+    second one is the test set, and `split_images` draws validation images from the first. Labels are in composed
+    Unicode (NFC), so that "é" is one letter whoever wrote it; paths stay as they are.
 
     Returns:
         A DataFrame of texts with the columns path, label, split, group, problem and reason, sorted by path.
         `split` is "" where the source does not decide it. `problem` is "" for the files that `check_images` is to
-        open. Every other one has a row, too, and `reason` says more: "stray file", "empty class", "broken link",
-        "no permission", "not a file", "bad name"; and, listed in a table, "missing file", "outside", "no path",
-        "no label", "two labels", "two parts", "repeated row".
+        open; every other file has a row, too, and `reason` says more (`helpers.data.checks.KINDS`).
 
     Raises:
         ValueError: there is no usable file, fewer than two classes, a given part lacks a class, folders look like
             parts or like those of object detection, or the table cannot be read as one.
         ImportError: it is a .parquet table, and pyarrow is not installed.
-        OSError: the folder or the table may not be read.
     """
     source = resolve_path(source)
     rows, parts = _list_table(source) if source.is_file() else _list_folder(source)
@@ -163,19 +152,12 @@ def find_images(source: str | Path) -> pd.DataFrame:
 
 
 def list_files(source: str | Path) -> Iterator[tuple[str, str, str]]:
-    """Yields path, problem and reason of every file that is named or lies below a folder, as deep as it may.
+    """Yields path, problem and reason of every file that is named or lies below a folder, as `find_images` has them.
 
     There need not be class folders. The files of a folder come by name, those of the folders in it after them.
 
     Args:
         source: a folder, a file, or an archive (as `open_data` takes them), which is unpacked first.
-
-    Yields:
-        As in the table of `find_images`: the path as tables name it, and "" twice for a file that is to be opened.
-
-    Raises:
-        ValueError: it is an archive that cannot be unpacked safely.
-        OSError: it may not be read.
     """
     source = resolve_path(source)
     if source.is_file() and is_archive(source):
@@ -207,7 +189,7 @@ def _store(rows: list[_Row]) -> Iterator[_Row]:
         stored = beginnings[folder] + name
         if stored.startswith("~"):
             stored = row.path  # `resolve_path` would take it for somebody's home
-        if not row.problem and not _is_utf8(stored):
+        if not row.problem and _escape(stored) != stored:
             reason = (
                 "its name, or its folder's, is not UTF-8: rename it to use it (of an archive: unpack it with a "
                 "program that asks for its encoding, cp850 for German or cp932 for Japanese, and name the folder)"
@@ -216,16 +198,12 @@ def _store(rows: list[_Row]) -> Iterator[_Row]:
         yield row._replace(path=_escape(stored), label=_escape(row.label), reason=_escape(row.reason))
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-        return True
-    except UnicodeEncodeError:  # Python reads other bytes as lone surrogates
-        return False
-
-
 def _escape(name: str) -> str:
-    return name if _is_utf8(name) else os.fsencode(name).decode("utf-8", "backslashreplace")
+    try:
+        name.encode()
+        return name
+    except UnicodeEncodeError:  # Python reads bytes that are not UTF-8 as lone surrogates
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _require_classes(images: pd.DataFrame, source: Path, parts: dict[str, str]) -> None:
@@ -237,22 +215,16 @@ def _require_classes(images: pd.DataFrame, source: Path, parts: dict[str, str]) 
     if len(refused):
         row = refused.iloc[0]
         example = f" {len(refused)} cannot be used, for example {row.path}: {row.problem}, {row.reason}."
-    if not classes and source.is_dir():
-        raise ValueError(
-            f"Expected one folder of images per class in {source}. Found {_contents(source)}, and no file in "
-            f"a class folder.{example} Put the images of each class into a folder named after the class."
-        )
     if len(classes) < 2:
-        found = f"only {classes[0]!r} with {len(usable)} files" if classes else "not one file"
-        need = "a folder of its own; perhaps `data` should name the folder above or below"
+        found = f"only {classes[0]!r} with {len(usable)} files" if classes else "no file of any class"
+        need = "Put the images of each class into a folder named after it; perhaps `data` should name another folder"
         raise ValueError(
-            f"Expected at least two classes in {source}. Found {found}.{example} Each class needs "
-            f"{need if source.is_dir() else 'a label of its own'}."
+            f"Expected at least two classes in {source}. Found {found}.{example} "
+            f"{need if source.is_dir() else 'Give each class a label of its own'}."
         )
     for part, name in parts.items():
         have = set(usable.loc[usable["split"] == part, "label"])
-        missing = sorted(set(classes) - have)
-        if missing:
+        if missing := sorted(set(classes) - have):
             folded = {fold_name(label): label for label in sorted(have)}
             alike = [label for label in missing if fold_name(label) in folded][:3]
             guess = "".join(f" Perhaps {label!r} is meant by {folded[fold_name(label)]!r}." for label in alike)
@@ -317,7 +289,7 @@ def _list(folder: str | Path, above: frozenset) -> tuple[list[str], list[tuple[s
     folders, others = [], []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if _is_junk(entry.name):
-            others.append((entry.path, "stray file", _describe_junk(entry)))
+            others.append((entry.path, "stray file", _JUNK))
         elif entry.is_file(follow_symlinks=False):
             others.append((entry.path, "", ""))
         elif not entry.is_dir(follow_symlinks=False) and not (entry.is_symlink() and os.path.isdir(entry.path)):
@@ -340,26 +312,11 @@ def _ancestors(folder: Path) -> frozenset:
     return frozenset(map(_identity, (real, *real.parents)))
 
 
+_JUNK = "a hidden file or folder, or one that a system leaves behind: not looked at"
+
+
 def _is_junk(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX" or name.lower() in ("thumbs.db", "desktop.ini")
-
-
-def _describe_junk(entry: os.DirEntry) -> str:
-    if not entry.is_dir(follow_symlinks=False):
-        return "a hidden file, or one that a system leaves behind: not looked at"
-    count, stack = 0, [entry.path]
-    while stack:
-        try:
-            for inner in os.scandir(stack.pop()):
-                if inner.is_dir(follow_symlinks=False):
-                    stack.append(inner.path)
-                else:
-                    count += 1
-        except OSError:
-            continue
-    return (
-        f"a hidden folder, or one that a system leaves behind, with {count:,} file{'s' * (count != 1)}: not looked at"
-    )
 
 
 def _find_problem(path: str) -> tuple[str, str]:
@@ -414,15 +371,15 @@ def _is_train(folder: Path) -> bool:
 
 def _refuse_other_tasks(folder: Path, children: list[Path]) -> None:
     """Raises where images lie beside what belongs to them: that is no set of classes."""
-    names = {child.name.lower(): child.name for child in children}
-    images = names.keys() & {"images", "image", "imgs", "jpegimages"}
-    others = names.keys() & {"annotations", "annotation", "labels", "label", "masks", "mask"}
+    names = {child.name.lower() for child in children}
+    images = names & {"images", "image", "imgs", "jpegimages"}
+    others = names & {"annotations", "annotation", "labels", "label", "masks", "mask"}
     if images and others:
-        found = " and ".join(repr(names[name]) for name in sorted(images | others))
+        received = " and ".join(map(repr, sorted(images | others)))
         raise ValueError(
-            f"Expected one folder per class in {folder}. Received {found}, as for object detection or segmentation, "
-            f"where an image as a whole has no class. Name the folder that holds one folder per class in `data`, or "
-            f"write a table with the columns path and label."
+            f"Expected one folder per class in {folder}. Received {received}, as for object detection or "
+            f"segmentation. Name the folder that holds one folder per class in `data`, or write a table with the "
+            f"columns path and label."
         )
 
 
@@ -445,16 +402,14 @@ def _refuse_unknown_parts(folder: Path, children: list[Path]) -> None:
         or (len(called) > 1 and (len(set().union(*called.values())) > 1 or len(stems) == 1))
     ):
         return
-    shown = sorted(sorted(children, key=lambda child: child not in called and not held[child][0])[:6])
-    found = ", ".join(f"{child.name!r} (with {_describe(*held[child][:2])})" for child in shown)
-    rest = f" and {len(children) - len(shown)} more" if len(children) > len(shown) else ""
+    shown = ", ".join(repr(child.name) for child in sorted(children, key=lambda child: child not in called)[:6])
+    rest = f" and {len(children) - 6} more" if len(children) > 6 else ""
     raise ValueError(
         f"Expected one folder per class in {folder}, or the parts train, val and test with one folder per class in "
-        f"each. Received {found}{rest}, which could be parts, by their names or by what they hold. If they are, "
+        f"each. Received {shown}{rest}, which could be parts, by their names or by what they hold. If they are, "
         f"rename them to train, val and test, and move everything else elsewhere; or name one of them in `data`; or "
         f"write a table with the columns path, label and split. If they are classes, put them into a folder called "
-        f"train, with nothing beside it, and name the folder above it in `data`; or write a table with the columns "
-        f"path and label."
+        f"train, with nothing beside it, and name the folder above it in `data`."
     )
 
 
@@ -477,12 +432,6 @@ def _visible(folder: str | Path) -> Iterator[os.DirEntry]:
         return
 
 
-def _describe(folders: list[str], count: int) -> str:
-    some = ", ".join(map(repr, folders[:3])) + (", …" if len(folders) > 3 else "")
-    files = f"{count:,} file{'s' * (count != 1)}"
-    return f"the folders {some}" + f" and {files}" * (count > 0) if folders else files
-
-
 def _folders(folder: Path) -> list[Path]:
     try:
         return [Path(path) for path in _list(folder, _ancestors(folder))[0]]
@@ -490,34 +439,23 @@ def _folders(folder: Path) -> list[Path]:
         return []
 
 
-def _contents(folder: Path) -> str:
-    names = [_escape(entry.name) for entry in sorted(folder.iterdir())]
-    return (
-        f"{len(names)} entries ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
-        if names
-        else "nothing at all"
-    )
-
-
 # ---- tables
 
 
 def _list_table(table: Path) -> tuple[list[_Row], dict[str, str]]:
     """Returns a row for every file that the table lists, or fails to name, and the parts that it gives to all."""
-    listed = read_listing(table)
     rows, same = [], {}
-    for row in listed:
-        if not row.path.strip():
-            reason = f"row {row.number} names no file"
-            rows.append(_Row(str(table), row.label, row.split, row.group, "no path", reason))
+    for row in read_listing(table).itertuples():
+        path = _locate(row.path, table.parent) if row.path.strip() else ""
+        if not path:
+            rows.append(_Row(str(table), row.label, row.split, row.group, "no path", f"row {row.row} names no file"))
         elif not row.label:
-            reason = f"row {row.number} gives it no label"
-            rows.append(_Row(_locate(row.path, table.parent), "", row.split, row.group, "no label", reason))
+            rows.append(_Row(path, "", row.split, row.group, "no label", f"row {row.row} gives it no label"))
         else:
-            same.setdefault(_locate(row.path, table.parent), []).append(row)
-    inside = _find_unpacked(table)
+            same.setdefault(path, []).append(row)
+    archive = _find_unpacked(table)
     for path, listed in same.items():
-        rows += _list_file(path, listed, inside, table)
+        rows += _list_file(path, listed, archive, table)
     splits = {row.split for listed in same.values() for row in listed}
     if splits == {"train", "validation"}:
         rows = [row._replace(split="test") if row.split == "validation" else row for row in rows]
@@ -530,7 +468,7 @@ def _list_table(table: Path) -> tuple[list[_Row], dict[str, str]]:
     return rows, {} if "" in splits else {part: part for part in sorted(splits)}
 
 
-def _list_file(path: str, listed: list[Listed], inside: str, table: Path) -> list[_Row]:
+def _list_file(path: str, listed: list, archive: Path | None, table: Path) -> list[_Row]:
     """Returns the rows of one file: one to use, where all that is listed of it agrees, and one per repetition."""
     first, *again = listed
     group = next((row.group for row in listed if row.group), "")
@@ -541,32 +479,32 @@ def _list_file(path: str, listed: list[Listed], inside: str, table: Path) -> lis
         return [_Row(path, label, split, group, "two labels" if labels else "two parts", reason)]
     if groups := _differences([row for row in listed if row.group], "group"):
         raise ValueError(f"Expected one group for each file in {table}. Received for {first.path}: {groups}.")
-    if inside and not os.path.realpath(path).startswith(inside):
+    if archive and not Path(os.path.realpath(path)).is_relative_to(archive):
         problem = ("outside", "it lies outside of the unpacked archive that names it: not opened")
     else:
         problem = _find_problem(path)
-    repeated = [("repeated row", f"row {row.number} says the same as row {first.number}") for row in again]
+    repeated = [("repeated row", f"row {row.row} says the same as row {first.row}") for row in again]
     return [_Row(path, first.label, first.split, group, *found) for found in (problem, *repeated)]
 
 
-def _differences(listed: list[Listed], column: str) -> str:
+def _differences(listed: list, column: str) -> str:
     """Returns the values of one file's rows, and where each is first, if there are several."""
-    values = {getattr(row, column): row.number for row in reversed(listed)}
+    values = {getattr(row, column): row.row for row in reversed(listed)}
     said = (f"{value or 'none'!r} in row {values[value]}" for value in sorted(values))
     return ", ".join(said) if len(values) > 1 else ""
 
 
 def _locate(path: str, folder: Path) -> str:
-    given, path = path, os.path.join(folder, path)
-    if ("\\" in given or not given.isascii()) and not os.path.exists(path):  # it was made on Windows, or on a Mac
-        names = (given.replace("\\", "/"), *(unicodedata.normalize(form, given) for form in ("NFC", "NFD")))
-        path = next(filter(os.path.exists, (os.path.join(folder, name) for name in names)), path)
-    if ".." in path.split("/"):  # what it means depends on links: ask the file system
-        path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-    return str(Path(path))  # without "." and "//", so that one file has one path
+    """Returns the absolute path of a file that a table names, perhaps one that was made on Windows, or on a Mac."""
+    names = (path, path.replace("\\", "/"), *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+    places = [os.path.join(folder, name) for name in names]
+    place = next(filter(os.path.exists, places), places[0])
+    if ".." in Path(place).parts:  # what it means depends on links: ask the file system
+        place = os.path.join(os.path.realpath(os.path.dirname(place)), os.path.basename(place))
+    return str(Path(place))  # without "." and "//", so that one file has one path
 
 
-def _find_unpacked(table: Path) -> str:
-    """Returns the beginning of all paths that a table from an archive may name; "" for any other table."""
+def _find_unpacked(table: Path) -> Path | None:
+    """Returns the folder of the unpacked archive that a table lies in, beyond which it may name nothing."""
     store, real = Path(os.path.realpath(resolve_path("runs/.unpacked"))), Path(os.path.realpath(table))
-    return f"{store / real.relative_to(store).parts[0]}/" if real.is_relative_to(store) else ""
+    return store / real.relative_to(store).parts[0] if real.is_relative_to(store) else None
