@@ -118,7 +118,7 @@ def _predict_files(model: Path, folder: Path, rows: "_Rows", *, besides: set[str
     total = sum(1 for _ in files(besides)) - len(rows.done)  # counted, and not kept: there may be millions
     classifier, nothing = _Classifier(model), ("",) * (len(COLUMNS) - 2)
     remaining = files(besides | rows.done)
-    with closing(in_parallel(read, remaining, title="predicting", lot=4, total=total)) as images:
+    with closing(in_parallel(read, remaining, title="predicting", chunksize=4, total=total)) as images:
         while batch := list(itertools.islice(images, classifier.batch_size)):
             pixels = [image for _, image, _ in batch if image is not None]
             described = iter(classifier.describe(np.stack(pixels)) if pixels else ())

@@ -1,12 +1,10 @@
 """From what the user has to a checked, split table of images, and from the table to pixels.
 
-    sources     folders, tables and archives  ->  a table with a row for every file
-    archives    unpacked once, and safely
+    sources     folders, tables (listings) and archives  ->  a table with a row for every file
     names       what people call classes and parts
-    listings    the tables in which a user lists images
-    checks      every file is opened once     ->  the problems, and the images without them
+    checks      every file is opened once (parallel, duplicates)  ->  the problems, and the images without them
     splits      the parts train, validation and test
-    tables      images.csv, and what is counted in it
+    tables      images.csv
     reading     one file  ->  RGB, brought to one size
     stores      arrays on disk, larger than memory, checked, the least recently used ones deleted
     augmentation  random variants of images

@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 import re
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,57 +43,38 @@ COLUMNS = ("path", "label", "split", "severity", "problem", "action", "reason", 
 POLICIES = ("exclude", "stop", "keep")
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
+    """What is done about a problem."""
+
     severity: str
     action: str  # under "exclude"; and what "keep" keeps is what is "left out" although it can be used
-    usable: bool = True
+    usable: bool
 
 
-KINDS = {
-    # what cannot be used
-    "not an image": _Kind("error", "left out", False),
-    "empty file": _Kind("error", "left out", False),
-    "truncated": _Kind("error", "left out", False),
-    "damaged": _Kind("error", "left out", False),
-    "too large": _Kind("error", "left out", False),
-    "unsupported": _Kind("error", "left out", False),
-    "no permission": _Kind("error", "left out", False),
-    "missing file": _Kind("error", "left out", False),
-    "broken link": _Kind("error", "left out", False),
-    "not a file": _Kind("error", "left out", False),
-    "bad name": _Kind("error", "left out", False),
-    "outside": _Kind("error", "left out", False),
-    "no path": _Kind("error", "left out", False),
-    "no label": _Kind("error", "left out", False),
-    "two parts": _Kind("error", "left out", False),
-    "too few images": _Kind("error", "stops the run", False),
+_KINDS = (
+    (
+        *("error", "left out", False),
+        "not an image; empty file; truncated; damaged; too large; unsupported; no permission; missing file; "
+        "broken link; not a file; bad name; outside; no path; no label; two parts",
+    ),
+    ("error", "stops the run", False, "too few images"),
     # what can be used, and would spoil the answer
-    "two labels": _Kind("error", "left out"),
-    "duplicate across parts": _Kind("warning", "left out"),
-    "near-duplicate across parts": _Kind("warning", "left out"),
-    "group across parts": _Kind("warning", "left out"),
-    "duplicate": _Kind("warning", "left out"),
-    "blank": _Kind("warning", "left out"),
-    "too small": _Kind("warning", "left out"),
+    ("error", "left out", True, "two labels"),
+    (
+        *("warning", "left out", True),
+        "duplicate across parts; near-duplicate across parts; group across parts; duplicate; blank; too small",
+    ),
     # what a person should look at
-    "similar, two labels": _Kind("warning", "kept together"),
-    "two spellings": _Kind("warning", "kept"),
-    "named like a part": _Kind("warning", "kept"),
-    "shortcut": _Kind("warning", "kept"),
-    "too bright": _Kind("warning", "kept"),
-    "too dark": _Kind("warning", "kept"),
-    "few images": _Kind("warning", "kept"),
-    "empty class": _Kind("warning", "ignored"),
+    ("warning", "kept together", True, "similar, two labels"),
+    ("warning", "kept", True, "two spellings; named like a part; shortcut; too bright; too dark; few images"),
+    ("warning", "ignored", True, "empty class"),
     # what is good to know
-    "near-duplicate": _Kind("note", "kept together"),
-    "imbalance": _Kind("note", "kept"),
-    "bit depth": _Kind("note", "kept"),
-    "animation": _Kind("note", "kept"),
-    "wrong extension": _Kind("note", "kept"),
-    "EXIF rotation": _Kind("note", "kept"),
-    "repeated row": _Kind("note", "ignored"),
-    "stray file": _Kind("note", "ignored"),
-}
+    ("note", "kept together", True, "near-duplicate"),
+    ("note", "kept", True, "imbalance; bit depth; animation; wrong extension; EXIF rotation"),
+    ("note", "ignored", True, "repeated row; stray file"),
+)
+
+KINDS = {problem: Kind(*kind) for *kind, problems in _KINDS for problem in problems.split("; ")}
 """Every problem, from the worst to the most harmless: its severity, and what is done about it."""
 
 FEW_IMAGES = 10
@@ -107,34 +88,40 @@ SHORTCUT = 0.75
 
 _PRECEDENCE = {"train": 0, "validation": 1, "test": 2}
 
+_LIKE = "like "
+
+
+class _Finding(NamedTuple):
+    problem: str
+    reason: str
+    path: str = ""
+    label: str = ""
+    split: str = ""
+    other: str = ""
+    group: str = ""
+
 
 def check_images(
     found: pd.DataFrame, *, on_problem: str = "exclude", white: int | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns the images that can be decoded, measured and grouped, and a table of everything that was found.
 
-    Every file is read once, in parallel. Nothing is left out yet: `exclude_problems` does what the table says,
-    after `save_problems` has written it.
+    Every file is read once, in parallel. Nothing is left out yet: `exclude_problems` does what the table says.
 
     Args:
         found: from `find_images`: columns path, label, split, group, problem, reason.
-        on_problem: "exclude" leaves out what cannot be used or would spoil the answer: images that cannot be
-            decoded, are blank or far smaller than the others; all copies of an image that has two labels; the
-            training copy where given parts share images (or near-duplicates, or a group), else the second copy.
-            "keep" leaves out only what cannot be decoded, and near-duplicates lie where they may. "stop" lets
-            `exclude_problems` raise.
+        on_problem: "exclude" leaves out what cannot be used or would spoil the answer; where given parts share
+            images (or near-duplicates, or a group), the training copy. "keep" leaves out only what cannot be decoded,
+            and near-duplicates may land in different parts. "stop" lets `exclude_problems` raise.
         white: the value that becomes 255 in images of 16 bits, if a classifier settles it, 1 to 65535. None for the
             one that suits the set (`helpers.data.reading.choose_white`).
 
     Returns:
         The images, with the added columns width and height (pixels, as a viewer shows the image), sha256 (of the
-        file's bytes) and, if there are images of 16 bits, white, the same for all; and with copies and
-        near-duplicates joined in `group`, to stay in one part. And the problems, worst first: path, label, split;
-        severity ("error", "warning", "note"), problem (see `KINDS`), action, reason; other (the path of the image
-        that it is like) and group.
-
-    Raises:
-        ValueError: `on_problem` is none of these.
+        file's bytes) and, if there are images of 16 bits, white; and with copies and near-duplicates joined in
+        `group`, to stay in one part. And the problems, worst first: path, label, split; severity ("error",
+        "warning", "note"), problem (see `KINDS`), action, reason; other (the path of the image that it is like) and
+        group.
     """
     check_policy(on_problem)
     known = found[found["problem"] != ""]
@@ -142,22 +129,20 @@ def check_images(
     with closing(Thumbnails()) as thumbnails:
         images, comparable = _open_all(images.reset_index(drop=True), thumbnails, findings, white)
         similar = find_similar(thumbnails, comparable)
-    _note_small(images, findings)
+    findings += _find_small(images)
     images = _find_duplicates(images, similar, findings, join=on_problem != "keep")
     # what the source refused was not opened: "keep" cannot keep it
     known = _decide(known, "exclude" if on_problem == "keep" else on_problem)
-    problems = pd.concat([known, _decide(pd.DataFrame(findings, columns=_FINDING), on_problem)], ignore_index=True)
-    problems = problems.fillna("")
+    opened = _decide(pd.DataFrame(findings, columns=_Finding._fields), on_problem)
+    problems = pd.concat([known, opened], ignore_index=True).fillna("")
     named = found["problem"].map(lambda problem: not problem or not KINDS[problem].usable).astype(bool)
     classes = sorted(set(found.loc[named, "label"]) - {""})
-    counted = pd.DataFrame(_count_classes(_without(images, problems), classes, problems), columns=_FINDING)
-    problems = pd.concat([problems, _decide(counted, on_problem)], ignore_index=True).astype("str")
+    counted = _count_classes(_without(images, problems), classes, problems)
+    counted = _decide(pd.DataFrame(counted, columns=_Finding._fields), on_problem)
+    problems = pd.concat([problems, counted], ignore_index=True).astype("str")
     order = problems["problem"].map({kind: rank for rank, kind in enumerate(KINDS)})
     problems = problems.assign(order=order).sort_values(["order", "path"], kind="stable", ignore_index=True)
     return images, problems[list(COLUMNS)]
-
-
-_FINDING = ("path", "label", "split", "problem", "reason", "other", "group")
 
 
 def check_policy(on_problem: str) -> None:
@@ -250,8 +235,8 @@ def _open_all(
     usable = np.array([not result.problem for result in results], bool)
     deep = [row for row, result in enumerate(results) if result.brightest]
     if deep:  # only now it is known what is white in them
-        reached = [results[row].brightest for row in deep]
-        white = white or choose_white(reached)
+        reached = {paths[row]: results[row].brightest for row in deep}
+        white = white or choose_white(list(reached.values()))
         place = usable.cumsum() - 1
         again = in_parallel(lambda row: _open(paths[row], white), deep, title="checking images of 16 bits")
         for row, result in zip(deep, again, strict=True):
@@ -261,9 +246,8 @@ def _open_all(
     for path, label, split, result in zip(paths, images["label"], images["split"], results, strict=True):
         told = [*result.remarks, (result.problem, result.reason)]
         if deep and 4 * result.brightest > 5 * white:
-            reason = f"its values reach {result.brightest}, and in this set {white} and more are white"
-            told.append(("too bright", reason))
-        findings.extend((path, label, split, *finding, "", "") for finding in told if finding[0])
+            told.append(("too bright", f"its values reach {result.brightest}, and {white} is white in this set"))
+        findings += [_Finding(*one, path, label, split) for one in told if one[0]]
     images = images[usable].reset_index(drop=True)
     results = [result for result in results if not result.problem]
     for name in ("width", "height"):
@@ -272,21 +256,24 @@ def _open_all(
         images[name] = pd.array([getattr(result, name) for result in results], dtype="str")
     if deep:
         images["white"] = white
-        reason = (
-            f"{len(deep)} of {len(results)} files have 16 bits: in each of them 0 is black and {white} is white, by "
-            f"the largest values in the set"
-        )
-        findings.append(("", "", "", "bit depth", reason, "", ""))
-        if 4 * np.median(reached) < white:
-            reason = (
-                f"half of the files with 16 bits reach {np.median(reached):.0f} at most, less than a quarter of "
-                f"what is white in this set, {white}, so that they look dark: leave out the few that are brighter, "
-                f"such as {paths[deep[int(np.argmax(reached))]]}, if these are faulty or of another detector"
-            )
-            findings.append(("", "", "", "too dark", reason, "", ""))
-    findings.extend(_find_shortcuts(images, results))
+        findings += _describe_depth(reached, white, len(results))
+    findings += _find_shortcuts(images, results)
     comparable = np.array([result.comparable for result in results], bool) & ~images["sha256"].duplicated().to_numpy()
     return images, np.flatnonzero(comparable)
+
+
+def _describe_depth(reached: dict[str, int], white: int, images: int) -> list[_Finding]:
+    """Returns what to know of files with 16 bits; `reached` is the largest value of each, by path."""
+    reason = f"{len(reached)} of {images} files have 16 bits: in each of them 0 is black and {white} is white"
+    findings = [_Finding("bit depth", f"{reason}, by the largest values in the set")]
+    if 4 * (half := np.median(list(reached.values()))) < white:
+        reason = (
+            f"half of the files with 16 bits reach {half:.0f} at most, less than a quarter of what is white in this "
+            f"set, {white}, so they look dark: leave out the few that are brighter, such as "
+            f"{max(reached, key=reached.get)}, if these are faulty or of another detector"
+        )
+        findings.append(_Finding("too dark", reason))
+    return findings
 
 
 def _open(path: str, white: int = FULL_WHITE) -> _Opened:
@@ -298,25 +285,17 @@ def _open(path: str, white: int = FULL_WHITE) -> _Opened:
         return _Opened(*explain(error, path, content))
 
 
-def _read_start(path: str) -> bytes:
-    try:
-        with open(resolve_path(path), "rb") as file:
-            return file.read(512)
-    except OSError:
-        return b""
-
-
 def _measure(path: str, content: bytes, white: int) -> _Opened:
-    extension = os.path.splitext(path)[1]
     # Few calls that wait for Python's lock: with two threads, waiting took as long as decoding
     with open_image(io.BytesIO(content)) as image, taking_turns(image):
-        remarks = [remark for remark in (_wrong_extension(extension, image.format), _animation(image)) if remark]
+        format = "JPEG" if image.format == "MPO" else image.format
+        remarks = [*_wrong_extension(os.path.splitext(path)[1].lower(), format), *_animation(image)]
         width, height = image.size
         turned = find_orientation(image)
         if turned != 1:
             remarks.append(("EXIF rotation", "it is turned, or mirrored, as its EXIF data say; some programs do not"))
         pixels, brightest, small = "", 0, min(width, height) < SIDE
-        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and not small:
+        if format == "JPEG" and image.mode in ("RGB", "L") and not small:
             # All of the file is decoded, but only to grey and small: twice as fast, and enough to compare
             image.draft("L", (2 * SIDE, 2 * SIDE))
             image.load()
@@ -337,35 +316,26 @@ def _measure(path: str, content: bytes, white: int) -> _Opened:
     if blank:
         scale = f" (its values of 16 bits reach {brightest}, and {white} is white)" if brightest else ""
         remarks.append(("blank", f"every pixel has nearly the same colour{scale}: there is nothing to learn from"))
-    return _Opened(
-        width=width,
-        height=height,
-        sha256=hashlib.sha256(content).hexdigest(),
-        pixels=pixels,
-        thumbnail=thumbnail,
-        comparable=not small and not blank,
-        remarks=tuple(remarks),
-        format="JPEG" if image.format == "MPO" else image.format,
-        brightest=brightest,
-    )
+    sha256, comparable = hashlib.sha256(content).hexdigest(), not small and not blank
+    measured = (width, height, sha256, pixels, thumbnail, comparable, tuple(remarks), format, brightest)
+    return _Opened("", "", *measured)
 
 
-def _animation(image: Image.Image) -> tuple[str, str] | None:
+def _animation(image: Image.Image) -> list[tuple[str, str]]:
     try:
-        if not getattr(image, "is_animated", False) or image.format == "MPO":  # two lenses of one telephone
-            return None
-        return "animation", f"it has {image.n_frames} frames or pages, and only the first is used"
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # two lenses of one telephone
+            return [("animation", f"it has {image.n_frames} frames or pages, and only the first is used")]
     except Exception:  # a later frame is damaged: the first may be whole, and will be decoded next
-        return None
+        pass
+    return []
 
 
 @functools.lru_cache
-def _wrong_extension(extension: str, kind: str) -> tuple[str, str] | None:
-    meant = Image.registered_extensions().get(extension.lower(), "")
-    kind = "JPEG" if kind == "MPO" else kind
-    if not extension or meant == kind or (meant, kind) == ("MPO", "JPEG"):
-        return None
-    return "wrong extension", f"its content is {kind}: it is read as that, other programs may fail"
+def _wrong_extension(extension: str, format: str) -> list[tuple[str, str]]:
+    meant = Image.registered_extensions().get(extension, "")
+    if not extension or meant == format or (meant, format) == ("MPO", "JPEG"):
+        return []
+    return [("wrong extension", f"its content is {format}: it is read as that, other programs may fail")]
 
 
 def _is_blank(thumbnail: Image.Image, image: Image.Image) -> bool:
@@ -383,29 +353,15 @@ def _is_blank_in_colour(content: bytes, white: int) -> bool:
 
 
 _FOREIGN = (
-    (b"ftyphe", "a HEIC photo, which is not read: convert it to JPEG (telephones can be set to take JPEG)"),
-    (b"ftypmif1", "a HEIF photo, which is not read: convert it to JPEG"),
-    (b"ftypcrx", RAW),
-    (b"fujifilmccd-raw", RAW),
-    (b"iiro\x08\0", RAW),
-    (b"iirs\x08\0", RAW),
-    (b"iiu\0\x18\0\0\0", RAW),
-    (b"%PDF", "a PDF document: export its pages as PNG"),
-    (b"<svg", "an SVG drawing: export it as PNG"),
-    (b"<html", "a web page, as a failed download leaves behind"),
-    (b"<!doctype html", "a web page, as a failed download leaves behind"),
-    (b"version https://git-lfs", "a Git LFS pointer and not the image itself: run git lfs pull"),
+    ((b"ftyphe", b"ftypmif1"), "a HEIC photo, which is not read: convert it to JPEG"),
+    ((b"ftypcrx", b"fujifilmccd-raw", b"iiro\x08\0", b"iirs\x08\0", b"iiu\0\x18\0\0\0"), RAW),
+    ((b"%pdf",), "a PDF document: export its pages as PNG"),
+    ((b"<svg",), "an SVG drawing: export it as PNG"),
+    ((b"<html", b"<!doctype html"), "a web page, as a failed download leaves behind"),
+    ((b"version https://git-lfs",), "a Git LFS pointer and not the image itself: run git lfs pull"),
 )
 
-_STARTS = {
-    "JPEG": rb"\xff\xd8\xff",
-    "PNG": rb"\x89PNG",
-    "GIF": rb"GIF8",
-    "BMP": rb"BM",
-    "TIFF": rb"II[*+]\0|MM\0[*+]",
-    "WebP": rb"RIFF....WEBP",
-    "AVIF": rb"....ftypavi[fs]",
-}
+_STARTS = rb"\xff\xd8\xff|\x89PNG|GIF8|BM|II[*+]\0|MM\0[*+]|RIFF....WEBP|....ftypavi[fs]"
 
 
 def explain(error: Exception, path: str, content: bytes = b"") -> tuple[str, str]:
@@ -416,29 +372,30 @@ def explain(error: Exception, path: str, content: bytes = b"") -> tuple[str, str
         path: of the file.
         content: what was read of it.
     """
-    content = content or _read_start(path)
     message = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, FileNotFoundError):
-        return "missing file", "it was there a moment ago, and is not any more"
-    if isinstance(error, PermissionError):
-        return "no permission", "this account may not read it"
-    if isinstance(error, (TooLarge, MemoryError, Image.DecompressionBombError)):
-        return "too large", message
-    if isinstance(error, Unsupported):
-        return "unsupported", message
+    for kinds, problem, reason in (
+        (FileNotFoundError, "missing file", "it was there a moment ago, and is not any more"),
+        (PermissionError, "no permission", "this account may not read it"),
+        ((TooLarge, MemoryError, Image.DecompressionBombError), "too large", message),
+        (Unsupported, "unsupported", message),
+    ):
+        if isinstance(error, kinds):
+            return problem, reason
     if "PngImagePlugin.MAX_TEXT" in message:
         return "too large", "a PNG with more text in it than any picture needs: save it without metadata"
     if isinstance(error, OSError) and error.errno is not None:
         return "damaged", f"it cannot be read: {error.strerror or message}"
+    if not content:  # it was not read as a whole
+        with suppress(OSError), open(resolve_path(path), "rb") as file:
+            content = file.read(512)
     if not content:
         return "empty file", "it has 0 bytes"
-    kind = next((kind for kind, start in _STARTS.items() if re.match(start, content, re.DOTALL)), "")
-    if isinstance(error, UnidentifiedImageError) and not kind:
-        start = content[:512].lower()
-        foreign = next((reason for magic, reason in _FOREIGN if magic in start), "")
-        return "not an image", foreign or f"its content is none of {', '.join(FORMATS)}"
     if isinstance(error, UnidentifiedImageError):
-        return "damaged", f"it begins like {kind} and does not go on like it"
+        if re.match(_STARTS, content, re.DOTALL):
+            return "damaged", "it begins like an image and does not go on like one"
+        start = content[:512].lower()
+        foreign = (reason for magics, reason in _FOREIGN if any(magic in start for magic in magics))
+        return "not an image", next(foreign, f"its content is none of {', '.join(FORMATS)}")
     if "truncated" in message.lower() or "not enough" in message.lower() or isinstance(error, EOFError):
         return "truncated", f"the file is cut off: {message}"
     return "damaged", f"it cannot be decoded: {message}"
@@ -447,7 +404,7 @@ def explain(error: Exception, path: str, content: bytes = b"") -> tuple[str, str
 # ---- all files
 
 
-def _find_shortcuts(images: pd.DataFrame, results: list[_Opened]) -> list[tuple]:
+def _find_shortcuts(images: pd.DataFrame, results: list[_Opened]) -> list[_Finding]:
     """Returns a finding for each property of the files that sets a class apart from the others.
 
     Of each class, these are its usual bit depth and file format, and the range of sizes, and of shapes, of its
@@ -458,10 +415,8 @@ def _find_shortcuts(images: pd.DataFrame, results: list[_Opened]) -> list[tuple]
     bits = find_white(images).bit_length()
     depths = {0: "8 bits", 1: f"at most {bits - 2} bits", 2: f"{bits} bits"}  # fewer: of another detector
     kinds = {
-        "bit depth": [
-            depths[(result.brightest > 0) + (result.brightest.bit_length() > bits - 2)] for result in results
-        ],
-        "file format": [result.format for result in results],
+        "bit depth": [depths[(one.brightest > 0) + (one.brightest.bit_length() > bits - 2)] for one in results],
+        "file format": [one.format for one in results],
         "size (root of width x height)": np.sqrt(width * height),
         "shape (width / height)": width / height,
     }
@@ -471,10 +426,9 @@ def _find_shortcuts(images: pd.DataFrame, results: list[_Opened]) -> list[tuple]
         exact, best = names.dtype.kind == "U", (SHORTCUT, "", "")
         for label, own in classes.items():
             mine = np.sort(values[own])
+            low, high = mine[len(mine) // 20], mine[-1 - len(mine) // 20]
             if exact:
                 low = high = np.bincount(mine).argmax()
-            else:
-                low, high = mine[len(mine) // 20], mine[-1 - len(mine) // 20]
             has = (values >= low) & (values <= high)
             inside, everywhere = int(has[own].sum()), int(has.sum())
             share, other = inside / len(own), (everywhere - inside) / (len(values) - len(own))
@@ -488,16 +442,17 @@ def _find_shortcuts(images: pd.DataFrame, results: list[_Opened]) -> list[tuple]
                 told = f"{100 * share:.0f} % of its images have {usual}, {100 * other:.0f} % of the others"
                 best = (share - other, label, f"{told}: a classifier can tell it by its {name} alone")
         if best[1]:
-            findings.append(("", best[1], "", "shortcut", best[2], "", ""))
+            findings.append(_Finding("shortcut", best[2], label=best[1]))
     return findings
 
 
-def _note_small(images: pd.DataFrame, findings: list) -> None:
+def _find_small(images: pd.DataFrame) -> list[_Finding]:
     shorter = images[["width", "height"]].min(axis=1)
-    usual = shorter.median()
+    usual, findings = shorter.median(), []
     for row in images[(shorter < usual / 8) | (shorter < 4)].itertuples():
         reason = f"{row.width} x {row.height} pixels, where the shorter side is usually {usual:.0f}"
-        findings.append((row.path, row.label, row.split, "too small", reason, "", ""))
+        findings.append(_Finding("too small", reason, row.path, row.label, row.split))
+    return findings
 
 
 def _find_duplicates(images: pd.DataFrame, similar: np.ndarray, findings: list, *, join: bool) -> pd.DataFrame:
@@ -509,17 +464,13 @@ def _find_duplicates(images: pd.DataFrame, similar: np.ndarray, findings: list, 
     alike = np.concatenate([copies, similar[:, :2]])
     grouped = _links(images["group"][images["group"] != ""])
     together = group_pairs(count, np.concatenate([alike, grouped]))
-    table = images.assign(
-        group=_group_names(images, together),
-        copy=group_pairs(count, copies),
-        like=group_pairs(count, alike),
-        together=together,
-    )
+    groups = {"copy": group_pairs(count, copies), "like": group_pairs(count, alike), "together": together}
+    table = images.assign(group=_group_names(images, together), **groups)
     if not join:
         together = group_pairs(count, np.concatenate([copies, grouped]))
     images = images.assign(group=_group_names(images, together))
     if join:  # what is left out anyhow costs no other image its place
-        leaving = {path for path, _, _, problem, *_ in findings if problem in ("blank", "too small")}
+        leaving = {finding.path for finding in findings if finding.problem in ("blank", "too small")}
         table = table[~table["path"].isin(leaving)]
     table = table[table["together"].duplicated(keep=False)]
     rows = dict(zip(table.index.tolist(), table.itertuples(index=False), strict=True))
@@ -569,9 +520,6 @@ def _group_names(images: pd.DataFrame, together: np.ndarray) -> pd.Series:
     return names.reindex(images.index).fillna(images["group"])
 
 
-_LIKE = "like "
-
-
 def _nearest_first(similar: np.ndarray) -> dict[int, list[int]]:
     partners: dict[int, list[int]] = {}
     for one, other, _ in similar[np.argsort(similar[:, 2], kind="stable")].tolist():
@@ -580,7 +528,7 @@ def _nearest_first(similar: np.ndarray) -> dict[int, list[int]]:
     return partners
 
 
-def _compare(members: list[int], images: dict, partners: dict[int, list[int]]) -> list[tuple]:
+def _compare(members: list[int], images: dict, partners: dict[int, list[int]]) -> list[_Finding]:
     """Returns the findings about images that must stay together: at most one for each.
 
     Args:
@@ -602,44 +550,43 @@ def _compare(members: list[int], images: dict, partners: dict[int, list[int]]) -
             highest.setdefault(key, row)
     findings = []
     for row in members:
-        image = images[row]
-        finding, other = _compare_one(row, images, labels[image.copy], partners.get(row, ()), rank, highest)
-        if finding:
-            findings.append((image.path, image.label, image.split, *finding, images[other].path, image.group))
+        one = images[row]
+        if found := _compare_one(row, images, labels[one.copy], partners.get(row, ()), rank, highest):
+            problem, reason, other = found
+            findings.append(_Finding(problem, reason, one.path, one.label, one.split, images[other].path, one.group))
     return findings
 
 
-def _compare_one(row, images, labels, partners, rank, highest) -> tuple[tuple[str, str] | None, int]:
+def _compare_one(row, images, labels, partners, rank, highest) -> tuple[str, str, int] | None:
+    """Returns problem, reason and the row of the other image."""
     image = images[row]
     if len(labels) > 1:
         names = ", ".join(repr(label) for label in sorted(labels) if label != image.label)
         other = next(other for label, other in labels.items() if label != image.label)
-        return ("two labels", f"the same image is also filed under {names}: one is wrong"), other
+        return "two labels", f"the same image is also filed under {names}: one is wrong", other
     near = [other for other in partners if other in rank and images[other].copy != image.copy]
+    chain, group = [highest["like", image.like]], [highest["group",]]
     if rank[row] >= 0:
         for problem, words, others in (
             ("duplicate across parts", "the same image is in", [highest["copy", image.copy]]),
             ("near-duplicate across parts", "nearly the same image is in", near),
-            (
-                "near-duplicate across parts",
-                "a series of nearly the same images leads into",
-                [highest["like", image.like]],
-            ),
-            ("group across parts", f"its group {image.group!r} is also in", [highest["group",]]),
+            ("near-duplicate across parts", "a series of nearly the same images leads into", chain),
+            ("group across parts", f"its group {image.group!r} is also in", group),
         ):
             for other in others:
                 if rank[other] > rank[row]:
-                    return (problem, f"{words} the given part {images[other].split}"), other
+                    return problem, f"{words} the given part {images[other].split}", other
     if row != (original := highest["copy", image.copy]):
-        return ("duplicate", "the same image again"), original
+        return "duplicate", "the same image again", original
     earlier = [other for other in near if other < row]
     for other in earlier:
         if images[other].label != image.label:
-            return ("similar, two labels", f"nearly the same image is filed under {images[other].label!r}"), other
-    return (("near-duplicate", "nearly the same image"), earlier[0]) if earlier else (None, row)
+            reason = f"nearly the same image is filed under {images[other].label!r}"
+            return "similar, two labels", reason, other
+    return ("near-duplicate", "nearly the same image", earlier[0]) if earlier else None
 
 
-def _count_classes(images: pd.DataFrame, classes: list[str], problems: pd.DataFrame) -> list[tuple]:
+def _count_classes(images: pd.DataFrame, classes: list[str], problems: pd.DataFrame) -> list[_Finding]:
     """Returns findings about whole classes, among the images that are left."""
     shortages = find_shortages(images)
     shortages |= dict.fromkeys(set(classes) - set(images["label"]), "no usable image")
@@ -648,10 +595,11 @@ def _count_classes(images: pd.DataFrame, classes: list[str], problems: pd.DataFr
         alike.setdefault(fold_name(label), []).append(label)
         if (words := find_words(label)) and words <= PART_WORDS:
             reason = "it is taken for a class: if it is a part of the data, its images have other classes"
-            findings.append(("", label, "", "named like a part", reason))
+            findings.append(_Finding("named like a part", reason, label=label))
     for label, *others in (labels for labels in alike.values() if len(labels) > 1):
         found = " and ".join(f"{name!r} with {counts.get(name, 0)} images" for name in (label, *others))
-        findings.append(("", label, "", "two spellings", f"{found}: if they are one class, give them one name"))
+        reason = f"{found}: if they are one class, give them one name"
+        findings.append(_Finding("two spellings", reason, label=label))
         for name in shortages.keys() & {label, *others}:
             shortages[name] += f"; perhaps {name!r} is meant by {(others[0] if name == label else label)!r}"
     for label, reason in sorted(shortages.items()):
@@ -659,16 +607,17 @@ def _count_classes(images: pd.DataFrame, classes: list[str], problems: pd.DataFr
         if len(lost):
             first = lost.iloc[0]
             reason += f"; left out: {len(lost)}, for example {first['path']} ({first['problem']}: {first['reason']})"
-        findings.append(("", label, "", "too few images", reason))
+        findings.append(_Finding("too few images", reason, label=label))
     learn = images[images["split"].isin(["", "train"])]["label"].value_counts().sort_index()
     for label, count in learn[learn < FEW_IMAGES].items():
         if label not in shortages:
-            findings.append(("", label, "", "few images", f"{count} images to learn from, fewer than {FEW_IMAGES}"))
+            reason = f"{count} images to learn from, fewer than {FEW_IMAGES}"
+            findings.append(_Finding("few images", reason, label=label))
     if len(learn) > 1 and learn.max() >= IMBALANCE * learn.min():
         reason = (
             f"{learn.min()} images, {learn.max() / learn.min():.0f} times fewer than {learn.idxmax()!r} with "
             f"{learn.max()}: the accuracy hardly shows how well it is recognised, and "
             f'class_weight="balanced" in 02 to 04 lets it count as much in training'
         )
-        findings.append(("", learn.idxmin(), "", "imbalance", reason))
-    return [(*finding, "", "") for finding in findings]
+        findings.append(_Finding("imbalance", reason, label=learn.idxmin()))
+    return findings

@@ -1,14 +1,14 @@
 """Which images show the same: a perceptual hash finds candidates, a comparison of thumbnails confirms them.
 
-The hash is pHash (Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010): the signs
-of the low frequencies of a thumbnail, 256 of them. Near-duplicates differ in few; among thousands of images of
-one subject (X-rays, say) most that are not duplicates do so, too. So each candidate is confirmed: of what the mean of
-all images leaves unexplained in one thumbnail's details, the other must explain most, allowing for another brightness
-and contrast and for a small shift, stretch or turn, as a few cropped pixels cause.
+The hash is pHash (Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010): 256 signs of
+low frequencies. Among images of one subject (X-rays, say) those of different images are alike, too. So each candidate
+is confirmed: of what the mean of all images leaves unexplained in one thumbnail's details, the other must explain
+most, allowing for another brightness and contrast and for a small shift, stretch or turn.
 """
 
 import os
 import tempfile
+import threading
 
 import numpy as np
 from PIL import Image
@@ -38,8 +38,7 @@ class Thumbnails:
     """Grey thumbnails, uint8 (count, 32, 32), in a temporary file: a kilobyte an image, whatever their number."""
 
     def __init__(self):
-        self._file = tempfile.TemporaryFile()
-        self._hashes = []
+        self._file, self._lock, self._hashes = tempfile.TemporaryFile(), threading.Lock(), []
         self._sheet, self._used = Image.new("L", (SIDE, SIDE * _BATCH)), 0
 
     def append(self, thumbnail: Image.Image) -> None:
@@ -54,8 +53,9 @@ class Thumbnails:
         if row >= (done := len(self._hashes) * _BATCH):
             self._sheet.paste(thumbnail, (0, SIDE * (row - done)))
             return
-        self._file.flush()
-        os.pwrite(self._file.fileno(), thumbnail.tobytes(), row * SIDE * SIDE)
+        self._file.seek(row * SIDE * SIDE)
+        self._file.write(thumbnail.tobytes())
+        self._file.seek(0, os.SEEK_END)
         self._hashes[row // _BATCH][row % _BATCH] = hash_thumbnails(np.asarray(thumbnail)[None])[0]
 
     def _hash_batch(self) -> None:
@@ -67,7 +67,6 @@ class Thumbnails:
     def hashes(self) -> np.ndarray:
         """Returns all hashes, uint64 (count, 4)."""
         self._hash_batch()
-        self._file.flush()
         return np.concatenate(self._hashes)
 
     def close(self) -> None:
@@ -76,18 +75,18 @@ class Thumbnails:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Returns some of the thumbnails, float32 (rows, 32, 32)."""
-        size = SIDE * SIDE
-        content = b"".join(os.pread(self._file.fileno(), size, int(row) * size) for row in rows)
-        return np.frombuffer(content, "uint8").reshape(-1, SIDE, SIDE).astype("float32")
+        values = np.empty((len(rows), SIDE, SIDE), "uint8")
+        with self._lock:
+            for value, row in zip(values, rows, strict=True):
+                self._file.seek(int(row) * SIDE * SIDE)
+                self._file.readinto(value)
+        return values.astype("float32")
 
 
 def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
     """Returns each thumbnail's pHash, uint64 (count, 4): `imagehash.phash` with hash_size 16, but for ties.
 
-    Computed for many at once, which takes a tenth of the time: one by one, hashing costs as much as decoding.
-
-    Args:
-        thumbnails: uint8 (count, 32, 32), grey.
+    For many uint8 (count, 32, 32) at once, since one by one hashing costs as much as decoding.
     """
     # Whole numbers in float64 are exact, in any order: many coefficients of symmetric images are 0, and rounding
     # errors, which differ from machine to machine, would decide about their bits
@@ -97,26 +96,21 @@ def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def find_similar(thumbnails: Thumbnails, comparable: np.ndarray) -> np.ndarray:
-    """Returns the pairs of images that show the same, int64 (pairs, 3): two rows, and in how many bits they differ.
-
-    Args:
-        thumbnails: of all images.
-        comparable: int64, the rows to compare with each other.
-    """
+    """Returns pairs of images that show the same, int64 (pairs, 3): two rows, and the bits in which they differ."""
     hashes = thumbnails.hashes()[comparable]
     starts = range(0, len(hashes), 256)
-    found = in_parallel(lambda start: _find_candidates(hashes, start), starts, title="comparing images", lot=1)
+    found = in_parallel(lambda start: _find_candidates(hashes, start), starts, title="comparing images", chunksize=1)
     pairs = np.concatenate([np.empty((0, 3), "int64"), *found])
     pairs[:, :2] = comparable[pairs[:, :2]]
     if not len(pairs):
         return pairs
-    usual = _mean(thumbnails, comparable)
+    mean_image = _mean(thumbnails, comparable)
     lots = [pairs[start : start + 256] for start in range(0, len(pairs), 256)]
     kept = in_parallel(
-        lambda lot: lot[_explained(*map(thumbnails.read, lot[:, :2].T), usual) >= LEAST_EXPLAINED],
+        lambda lot: lot[_explained(*map(thumbnails.read, lot[:, :2].T), mean_image) >= LEAST_EXPLAINED],
         lots,
         title="comparing candidates",
-        lot=1,
+        chunksize=1,
     )
     return np.concatenate([np.empty((0, 3), "int64"), *kept])
 
@@ -150,23 +144,15 @@ def _nearest(pairs: np.ndarray) -> np.ndarray:
     return pairs[rank < _NEAREST]
 
 
-def _explained(one: np.ndarray, other: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """Returns how much of the details one explains that the usual image does not, the better of both ways round.
+def _explained(one: np.ndarray, other: np.ndarray, mean_image: np.ndarray) -> np.ndarray:
+    """Returns how much of what the mean image leaves one explains of the other, the better of both ways round.
 
-    Between photos of all kinds the usual image, the mean, explains nothing. X-rays, or pages of one form, are alike
-    before any two of them are duplicates.
-
-    Args:
-        one: float32 (pairs, 32, 32).
-        other: the same.
-        usual: float32 (1, 32, 32).
-
-    Returns:
-        float (pairs,), up to 1.
+    Between photos of all kinds the mean explains nothing. X-rays, or pages of one form, are alike before any two of
+    them are duplicates. All are float32 (pairs, 32, 32), the result (pairs,) up to 1.
     """
     return np.maximum(
-        1 - (1 - _explain(one, other)) / np.maximum(1 - _explain(usual, other), 1e-6),
-        1 - (1 - _explain(other, one)) / np.maximum(1 - _explain(usual, one), 1e-6),
+        1 - (1 - _explain(one, other)) / np.maximum(1 - _explain(mean_image, other), 1e-6),
+        1 - (1 - _explain(other, one)) / np.maximum(1 - _explain(mean_image, one), 1e-6),
     )
 
 
@@ -191,11 +177,6 @@ def _details(images: np.ndarray) -> np.ndarray:
 
 
 def group_pairs(count: int, pairs: np.ndarray) -> np.ndarray:
-    """Returns a number for each of `count` images, int32: the same for images that pairs connect.
-
-    Args:
-        count: number of images.
-        pairs: int (pairs, 2 or more): two rows.
-    """
+    """Returns a number for each of `count` images, int32: the same for images that pairs of rows connect."""
     graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     return connected_components(graph, directed=False)[1]

@@ -66,7 +66,9 @@ def load_pixels(images: pd.DataFrame, *, image_size: tuple[int, int], resize: st
         if store is None:
             hint = "Choose a smaller `image_size` or fewer images (`images_per_class`)."
             files = list(zip(paths, hashes, strict=True))
-            decoded = in_parallel(lambda one: _decode(*one, **options)[None], files, title="decoding images", lot=4)
+            decoded = in_parallel(
+                lambda one: _decode(*one, **options)[None], files, title="decoding images", chunksize=4
+            )
             store = write_store(file, decoded, shape=(height, width, 3), dtype="uint8", keys=keys, hint=hint)
     pixels = {part: Pixels(store, rows[images["split"].to_numpy() == part]) for part in PARTS}
     for part in PARTS:

@@ -39,52 +39,34 @@ for _order, _end in ((b"II", "L"), (b"MM", "B")):  # three bands that do not say
 
 
 def read_image(file: str | Path | io.BytesIO, *, white: int = FULL_WHITE) -> Image.Image:
-    """Returns the file's (first) image as RGB, as a viewer would show it.
-
-    Turned upright as its EXIF data say; 16 bits are brought to 8; CMYK with a colour profile, and Lab, are
-    converted by it; what is transparent shows a white page.
+    """Returns the file's (first) image as RGB, as a viewer would show it: upright, and white where transparent.
 
     Args:
         file: path, or the file's content.
         white: the value that becomes 255 in images of 16 bits, 1 to 65535: one for a whole set (`find_white`).
 
     Raises:
-        OSError, ValueError: it is missing, no image, cut off, too large to decode, of floating-point numbers, or of
-            a kind that is not read, such as a camera raw file.
+        OSError, ValueError: it is missing, no image, cut off, too large to decode, or of a kind that is not read,
+            such as a camera raw file.
     """
     with open_image(file) as image, taking_turns(image):
         return convert_image(image, read_deep(image), white=white)
 
 
 def read_file(path: str | Path) -> bytes:
-    """Returns the file's content, with fewer calls to the system than `open`: each has threads wait for each other.
-
-    Raises:
-        OSError: it is missing or may not be read.
-        ValueError: it is too large.
-    """
-    descriptor = os.open(path if os.path.isabs(path) else resolve_path(path), os.O_RDONLY)
-    try:
-        size = os.fstat(descriptor).st_size
+    """Returns the file's content; OSError or ValueError if it is missing, may not be read or is too large."""
+    # Without a buffer, fewer calls to the system: each has threads wait for each other
+    with open(path if os.path.isabs(path) else resolve_path(path), "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
         if size > MOST_BYTES:
             raise TooLarge(f"a file of {size / 1e9:.1f} GB; make it smaller")
         if size > MOST_BYTES // 16:  # what is no image, a film perhaps, is not read as a whole to say so
             open_image(path).close()
-        content = os.read(descriptor, size)
-        while len(content) < size and (more := os.read(descriptor, size - len(content))):
-            content += more
-        return content
-    finally:
-        os.close(descriptor)
+        return file.read()
 
 
 def open_image(file: str | Path | io.BytesIO) -> Image.Image:
-    """Returns the image with its size known, not yet decoded.
-
-    Raises:
-        OSError, ValueError: it is missing, no image, or too large to decode.
-    """
-    # The size is checked here, before anything is decoded, with a message that says what to do.
+    """Returns the image, not yet decoded; OSError or ValueError if it is missing, no image, or too large."""
     file = file if isinstance(file, io.BytesIO) else resolve_path(file)
     try:
         image = Image.open(file, formats=FORMATS)
@@ -127,12 +109,7 @@ _PLANAR, _SUB_IFDS, _DNG = 284, 330, 50706
 
 
 def _refuse_tiff(file: io.BufferedIOBase, *, known: bool) -> str:
-    """Returns why a TIFF is not read, in plain words; "" if it is, or if it is no TIFF, or damaged.
-
-    Args:
-        file: its content; the position is left as it was.
-        known: whether Pillow knows how to read its first page.
-    """
+    """Returns why a TIFF is not read; "" if it is, or if it is no TIFF. `known`: Pillow can read its first page."""
     position = file.tell()
     try:
         first, *others = _tiff_directories(file)
@@ -160,7 +137,7 @@ def _refuse_tiff(file: io.BufferedIOBase, *, known: bool) -> str:
 
 
 def _tiff_directories(file: io.BufferedIOBase) -> Iterator[TiffImagePlugin.ImageFileDirectory_v2]:
-    """Yields what a TIFF says of its first page, and of the next few behind and within it."""
+    """Yields the directories of a TIFF's first page, and of the next few behind and within it."""
     file.seek(0)
     header = file.read(8)
     if header[2:4] in (b"+\0", b"\0+"):  # one that may have more than 4 GB
@@ -187,24 +164,20 @@ def choose_white(brightest: list[int]) -> int:
     """Returns the value that is white in all files of 16 bits of a set.
 
     Detectors have 10, 12 or 14 bits, and their files do not say so. White is the largest number of as few bits as
-    hold the set's largest value, as if the set had been saved in 8 bits; or, if the exposure left a quarter of that
-    unused or more, the set's largest value itself, so that no set is dark. Up to 255, values stay as they are.
+    hold the set's largest value; or, if the exposure left a quarter of that unused or more, the set's largest value
+    itself, so that no set is dark. Up to 255, values stay as they are.
 
     Args:
-        brightest: of each file, from `find_brightest`. Of ten or more, the brightest one, or the brightest 1 %, do
-            not count: one odd file would leave a few grey levels to all others.
+        brightest: of each file, from `find_brightest`.
     """
+    # Of ten or more, the brightest 1 % do not count: one odd file would leave a few grey levels to all others
     largest = sorted(brightest)[-1 - max(len(brightest) // 100, int(len(brightest) >= 10))]
     full = 2 ** max(8, int(largest).bit_length()) - 1
     return full if full == 255 or largest > 0.75 * full else int(largest)
 
 
 def find_brightest(values: np.ndarray) -> int:
-    """Returns the largest value of an image that is not one of a single pixel, row or column: those may be defects.
-
-    Args:
-        values: from `read_deep`.
-    """
+    """Returns an image's largest value that is not one of a single pixel, row or column: those may be defects."""
     values = values[..., :3] if values.ndim == 3 else values
     if min(values.shape[:2]) > 1:
         values = np.minimum(values[1:], values[:-1])
@@ -213,11 +186,7 @@ def find_brightest(values: np.ndarray) -> int:
 
 
 def read_deep(image: Image.Image) -> np.ndarray | None:
-    """Returns the values of an opened image of 16 bits, uint16 (height, width) or (height, width, 3 or 4); else None.
-
-    Raises:
-        Unsupported: they are not 0 to 65535.
-    """
+    """Returns the values of an opened image of 16 bits, uint16 (height, width[, 3 or 4]); None for other images."""
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > FULL_WHITE:
@@ -274,13 +243,7 @@ def _scale(values: np.ndarray, white: int) -> np.ndarray:
 
 
 def convert_image(image: Image.Image, deep: np.ndarray | None, *, white: int) -> Image.Image:
-    """Returns the opened image upright and as RGB.
-
-    Args:
-        image: from `open_image`.
-        deep: its values if it has 16 bits (`read_deep`), else None.
-        white: of these values, the one that becomes 255.
-    """
+    """Returns the opened image upright and as RGB; `deep` are its values if it has 16 bits (`read_deep`)."""
     image.load()
     orientation = find_orientation(image)
     if deep is not None:
@@ -291,9 +254,7 @@ def convert_image(image: Image.Image, deep: np.ndarray | None, *, white: int) ->
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F":
-        raise Unsupported(
-            "an image of floating-point numbers, and nothing says which of them is white: save it with 8 or 16 bits"
-        )
+        raise Unsupported("an image of floating-point numbers, with no known white: save it with 8 or 16 bits")
     if image.mode in ("CMYK", "LAB"):
         return _convert_by_profile(image)
     if image.has_transparency_data:
@@ -334,14 +295,8 @@ def _convert_by_profile(image: Image.Image) -> Image.Image:
 def resize_image(image: Image.Image, image_size: tuple[int, int], *, resize: str = "crop") -> Image.Image:
     """Returns the RGB image at the size (height, width), scaled with antialiasing.
 
-    Args:
-        image: RGB.
-        image_size: (height, width) in pixels.
-        resize: "crop": scaled to fill the size, what stands out on both sides is cut off. "pad": scaled to fit
-            into the size, the rest is black. "stretch": scaled to the size, shapes are distorted.
-
-    Raises:
-        ValueError: there is no such rule.
+    "crop" is a center crop; with "pad" the whole image fits into the size, and the rest is black; "stretch" distorts
+    shapes. ValueError if there is no such rule.
     """
     size = (image_size[1], image_size[0])
     bilinear = Image.Resampling.BILINEAR
@@ -362,10 +317,7 @@ def read_pixels(
     Args:
         file: path, or the file's content.
         image_size: (height, width) in pixels.
-        resize: as `resize_image`; a saved classifier knows its own (`helpers.training.load_settings`).
-        white: as `read_image`; a saved classifier knows its own, too.
-
-    Raises:
-        OSError, ValueError: as `read_image` and `resize_image`.
+        resize: as `resize_image`; a saved classifier knows its own, and `white`, too (`load_settings`).
+        white: as `read_image`.
     """
     return np.asarray(resize_image(read_image(file, white=white), image_size, resize=resize))

@@ -18,25 +18,22 @@ def split_images(
 ) -> pd.DataFrame:
     """Returns the table, sorted by path, with every image in exactly one part: train, validation or test.
 
-    Stratified: each class is permuted on its own, with a seed made of `seed` and its name, from a sorted list, and
+    Stratified: each class is permuted on its own, from a sorted list, with a seed made of `seed` and its name, and
     cut. So the same files give the same split on any machine, and without groups no class's split depends on
-    another's. Images of one group come into one part; groups of several classes are divided first, one after the
-    other, to where they bring the parts nearest to their sizes. Parts that were given are kept, and only what is
-    missing is drawn: test images from undecided ones (from all, where all are given as train), validation images
-    also from those given as train. An undecided image goes with the given ones of its group.
+    another's. Images of one group come into one part. Given parts are kept, and only what is missing is drawn: test
+    images from undecided ones (from all, where all are given as train), validation images also from those given as
+    train. An undecided image goes with the given ones of its group.
 
     Args:
         images: columns path, label, split ("" while undecided) and optionally group ("" for none).
         validation_fraction: share of the images that are not test images, in (0, 1).
         test_fraction: share of all images but given validation images, in (0, 1); not used where test was given.
-        images_per_class: how many labelled images of each class to keep for training and, unless it is
-            given, validation together (the others are left out); 0 keeps all. The 10 of "10" are among
-            the 20 of "20", in each part.
+        images_per_class: images of each class to keep for training and, unless it is given, validation together;
+            0 keeps all. The 10 of "10" are among the 20 of "20", in each part.
         seed: any integer of at least 0.
 
     Raises:
-        ValueError: a fraction, the seed or the limit is out of range, or a class has too few images (or too few
-            groups) to be in every part.
+        ValueError: an option is out of range, or a class has too few images (or groups) to be in every part.
     """
     check_shares(validation_fraction, test_fraction, images_per_class, seed)
     if shortages := find_shortages(images):
@@ -45,7 +42,7 @@ def split_images(
         raise ValueError(f"The class {label!r} has {reason}.{more} Add images, or remove the class.")
     images = images.sort_values("path", ignore_index=True)
     table = _shuffle(images, seed)
-    to_draw = _parts_to_draw(images)
+    to_draw = [part for part in PARTS[1:] if part not in set(images["split"])]
     for part, fraction in (("test", test_fraction), ("validation", validation_fraction)):
         if part in to_draw:
             to_draw.remove(part)
@@ -76,8 +73,8 @@ def find_shortages(images: pd.DataFrame) -> dict[str, str]:
         have = set(rows["split"])
         needed = [part for part in PARTS if part not in (have if part == "train" else given)]
         pool = rows[rows["split"] == ""]
-        count = pool["unit"].nunique()
-        for_test = pool.loc[~pool["taught"], "unit"].nunique()
+        count = pool["group"].nunique()
+        for_test = pool.loc[~pool["given_train"], "group"].nunique()
         if (missing := len(needed) - count) > 0:
             many, kind, where = len(pool), "image", ""
             if count < many:
@@ -97,101 +94,107 @@ def _number(count: int, thing: str) -> str:
     return f"{count} {thing}{'s' * (count != 1)}"
 
 
-def _parts_to_draw(images: pd.DataFrame) -> list[str]:
-    given = set(images["split"])
-    return [part for part in PARTS[1:] if part not in given]
-
-
 def _settle_given(images: pd.DataFrame) -> pd.DataFrame:
-    """Returns label, unit, split and taught.
+    """Returns label, group, split and given_train.
 
-    `unit` is what an image is divided with: its group, or itself. `split` is "" if it is to be drawn: of undecided
-    images, and of those given as train, which validation images are drawn from. `taught` images are not drawn for
-    the test: those given as train, unless all are, so that nobody has decided about a test.
+    `group` is what an image is divided with: its group, or itself. `split` is "" if it is to be drawn: of undecided
+    images, and of those given as train, which validation images are drawn from. `given_train` images are not drawn
+    for the test: those given as train, unless all are, so that nobody has decided about a test.
     """
-    group = images["group"] if "group" in images else pd.Series("", images.index)
-    unit = ("g" + group).where(group != "", "p" + images["path"])
+    given = images["group"] if "group" in images else pd.Series("", images.index)
+    group = ("g" + given).where(given != "", "p" + images["path"])
     split, undecided = images["split"].copy(), images["split"] == ""
     for part in PARTS:  # an undecided image goes with the given ones of its group
-        split[undecided & unit.isin(set(unit[images["split"] == part]))] = part
-    elsewhere = unit.isin(set(unit[split.isin(PARTS[1:])]))
-    taught = (split == "train") if undecided.any() else pd.Series(False, images.index)
+        split[undecided & group.isin(set(group[images["split"] == part]))] = part
+    elsewhere = group.isin(set(group[split.isin(PARTS[1:])]))
+    given_train = (split == "train") if undecided.any() else pd.Series(False, images.index)
     split = split.mask((split == "train") & ~elsewhere, "")
-    return pd.DataFrame({"label": images["label"], "unit": unit, "split": split, "taught": taught})
+    return pd.DataFrame({"label": images["label"], "group": group, "split": split, "given_train": given_train})
 
 
 def _shuffle(images: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Returns `_settle_given`, each class in its random order of units."""
+    """Returns `_settle_given`, each class in its random order of groups."""
     table = _settle_given(images)
     rank = np.empty(len(table), "int64")
     for label, rows in table.groupby("label").indices.items():
         order = np.random.default_rng([seed, zlib.crc32(label.encode())]).permutation(rows)
         rank[order] = np.arange(len(order))
     table["rank"] = rank
-    table["first"] = table.groupby(["label", "unit"])["rank"].transform("min")
+    table["first"] = table.groupby(["label", "group"])["rank"].transform("min")
     return table.sort_values(["label", "first", "rank"])
 
 
 def _draw(table: pd.DataFrame, part: str, fraction: float, later: int) -> pd.Index:
-    """Returns the rows of the units that make up a part; so many parts are drawn `later`."""
+    """Returns the rows of the groups that make up a part; so many parts are drawn `later`."""
     pool = table[table["split"] == ""]
     if part == "validation":  # from the end: test images, from the front, stay the same whatever this takes
         pool = pool[::-1]
     sizes = pool.groupby("label").size()
     train = table[table["split"] == "train"].groupby("label").size().reindex(sizes.index, fill_value=0)
-    needed = (later + (train == 0)).to_dict()  # units that this part must leave of each class
-    left = pool.groupby("label")["unit"].nunique().to_dict()
-    most = sizes - pd.Series(needed)
-    wanted = (fraction * (sizes + train)).round().clip(1, most).astype(int).to_dict()
+    needed = later + (train == 0)  # groups that this part must leave of each class
+    can_be_spared = (pool.groupby("label")["group"].nunique() - needed).to_dict()
+    wanted = (fraction * (sizes + train)).round().clip(1, sizes - needed).astype(int).to_dict()
     if part == "test":
-        pool = pool[~pool["taught"]]
-    # units in their random order, by the place of their first image in its class, so that no class comes first
+        pool = pool[~pool["given_train"]]
+    # groups in their random order, by the place of their first image in its class, so that no class comes first
     place = pool.groupby("label").cumcount() / pool["label"].map(sizes)
-    order = place.groupby(pool["unit"]).min().sort_values(kind="stable").index
-    counts = pool.groupby(["unit", "label"]).size()
-    units = {unit: {} for unit in order}
-    for (unit, label), count in counts.items():
-        units[unit][label] = count
-    mixed = {unit: counts for unit, counts in units.items() if len(counts) > 1}
-    share = {label: 0.0 for label in wanted}  # of the mixed units: the others are to fill theirs
+    order = place.groupby(pool["group"]).min().sort_values(kind="stable").index
+    groups = {group: {} for group in order}
+    for (group, label), count in pool.groupby(["group", "label"]).size().items():
+        groups[group][label] = count
+    chosen = _choose(groups, wanted, can_be_spared, sizes.to_dict(), fraction)
+    return pool.index[pool["group"].isin(chosen)]
+
+
+def _choose(groups: dict, wanted: dict, can_be_spared: dict, sizes: dict, fraction: float) -> set[str]:
+    """Returns the groups that bring a part nearest to the wanted number of images of each class.
+
+    Args:
+        groups: of each, in their random order, the number of images of each class.
+        wanted: images of each class, which is counted down.
+        can_be_spared: groups of each class, which is counted down, too.
+        sizes: images of each class.
+        fraction: of all images.
+    """
+    mixed = {group: counts for group, counts in groups.items() if len(counts) > 1}
+    share = dict.fromkeys(wanted, 0.0)  # of the mixed groups: the others are to fill theirs
     for counts in mixed.values():
         for label, count in counts.items():
             share[label] += fraction * count
-    chosen, covered = [], set()
+    chosen = {}
 
-    def take(unit: str) -> None:
-        chosen.append(unit)
-        covered.update(units[unit])
-        for label, count in units.pop(unit).items():
+    def can_be_taken(group: str) -> bool:
+        return all(can_be_spared[label] > 0 for label in groups[group])
+
+    def take(group: str) -> None:
+        chosen[group] = groups.pop(group)
+        for label, count in chosen[group].items():
             wanted[label] -= count
-            left[label] -= 1
+            can_be_spared[label] -= 1
 
-    def spared(unit: str) -> bool:
-        return all(left[label] > needed[label] for label in units[unit])
-
-    for unit, counts in mixed.items():
+    for group, counts in mixed.items():
         # nearer to the wanted sizes with it than without, each class by its own size
         gain = sum((share[c] ** 2 - (share[c] - count) ** 2) / sizes[c] for c, count in counts.items())
-        if gain > 0 and spared(unit):
-            take(unit)
+        if gain > 0 and can_be_taken(group):
+            take(group)
             for label, count in counts.items():
                 share[label] -= count
-    for unit, counts in list(units.items()):
-        if unit not in mixed and all(count <= wanted[label] for label, count in counts.items()) and spared(unit):
-            take(unit)
-    for label in sorted(sizes.index):
-        if label in covered:
+    for group, counts in list(groups.items()):
+        fits = group not in mixed and all(count <= wanted[label] for label, count in counts.items())
+        if fits and can_be_taken(group):
+            take(group)
+    for label in sorted(sizes):
+        if any(label in counts for counts in chosen.values()):
             continue
-        smallest = sorted((sum(counts.values()), unit) for unit, counts in units.items() if label in counts)
-        fitting = next((unit for _, unit in smallest if spared(unit)), None)
+        smallest = sorted((sum(counts.values()), group) for group, counts in groups.items() if label in counts)
+        fitting = next((group for _, group in smallest if can_be_taken(group)), None)
         if fitting is None:
             raise ValueError(
                 f"The class {label!r} cannot be in every part without dividing a group: its images lie in "
-                f"{len(smallest)} groups that it shares with other classes. Add images of other groups, or remove "
-                f"the class."
+                f"{len(smallest)} groups that it shares with other classes. Add images of other groups, or remove it."
             )
         take(fitting)
-    return pool.index[pool["unit"].isin(set(chosen))]
+    return set(chosen)
 
 
 def _limit(table: pd.DataFrame, images_per_class: int, validation_fraction: float) -> pd.DataFrame:

@@ -26,17 +26,12 @@ def count_images(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def save_images(images: pd.DataFrame, path: str | Path) -> None:
-    """Writes the table as CSV, whole or not at all.
-
-    Raises:
-        ValueError: there is another table already, which models may have been trained on.
-    """
+    """Writes the table as CSV; ValueError if there is another table already, which models may have learned from."""
     path, text = Path(path), to_csv(images)
     if path.exists() and path.read_bytes() != text.encode():
         raise ValueError(
-            f"{path} divides other images, or divides them otherwise: files were added, removed or changed since. "
-            f"With this table, images that a model was trained on could become test images. Choose another run_dir "
-            f"(make run NAME=...), or delete the run's folder to start over."
+            f"{path} divides other images, or divides them otherwise: images that a model was trained on could "
+            f"become test images. Choose another run_dir (make run NAME=...), or delete the run's folder to start over."
         )
     write_atomically(path, text)
 
