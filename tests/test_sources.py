@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import helpers
 from helpers.data import archives, find_images, open_data, sources
 
 TWO_CLASSES = {"cats/1.png": b"1", "cats/2.png": b"2", "dogs/1.png": b"3"}
@@ -61,15 +63,11 @@ def test_columns_and_order(pets):
 
 
 def test_paths_below_the_root_are_relative_and_can_be_opened_again(root):
-    from helpers import resolve_path
-
-    write(root, "cats/1.png", "dogs/1.png")
-    assert "cats/1.png" in set(find_images(root)["path"])
-    write(root / "photos", *TWO_CLASSES)
-    found = find_images(open_data("photos"))
-    assert found["path"].tolist() == [f"photos/{name}" for name in TWO_CLASSES]
-    write(root / "~photos", *TWO_CLASSES)  # not somebody's home
-    assert all(resolve_path(path).is_file() for path in find_images(open_data("~photos"))["path"])
+    for name in ("photos", "~photos"):  # not somebody's home
+        write(root / name, *TWO_CLASSES)
+        found = find_images(open_data(name))
+        assert all(helpers.resolve_path(path).is_file() for path in found["path"])
+    assert set(find_images(root / "photos")["path"]) == {f"photos/{name}" for name in TWO_CLASSES}
 
 
 @pytest.mark.parametrize(
@@ -85,33 +83,20 @@ def test_given_parts(tmp_path, given, parts):
     assert find_images(tmp_path)["split"].value_counts().to_dict() == parts
 
 
-def test_class_folders_that_are_called_like_parts_need_more_than_one_part(make_images, tmp_path):
-    make_images(tmp_path, {"train": 3, "bus": 3})  # vehicles
-    assert set(find_images(tmp_path)["label"]) == {"train", "bus"}
-
-
-@pytest.mark.parametrize("empty", [False, True])
-def test_a_part_that_lacks_a_class_is_named(make_images, tmp_path, empty):
-    make_images(tmp_path / "train", {"a": 5, "b": 5})
-    make_images(tmp_path / "test", {"a": 3} | ({"b": 0} if empty else {}))
-    with pytest.raises(ValueError, match="'test' has no image of 'b'"):
-        find_images(tmp_path)
-
-
-def test_names_with_spaces_and_subfolders_are_found(make_images, tmp_path):
-    make_images(tmp_path / "my pets", {"big cats": 2, "dögs": 2})
-    make_images(tmp_path / "my pets" / "big cats", {"more": 3})
-    found = find_images(tmp_path / "my pets")
-    assert found["label"].value_counts().to_dict() == {"big cats": 5, "dögs": 2}
-
-
-def test_empty_folder_and_single_class(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="at least two classes"):
-        find_images(tmp_path)
-    write(tmp_path, "only/1.png")
-    with pytest.raises(ValueError, match="'only' with 1 files"):
-        find_images(tmp_path)
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        ("", "at least two classes"),
+        ("only/1.png", "'only' with 1 files"),
+        ("train/a/1 train/b/1 test/a/1", "'test' has no image of 'b'"),
+        ("train/a/1 train/b/1 test/a/1 test/b/.hidden", "'test' has no image of 'b'"),
+        ("Training/a/1 Training/b/2 test/3.png", "'test' has no image of 'a', 'b'.* name only '.*/Training'"),
+        ("train/images/1 train/labels/1 val/images/1 val/labels/1", "object detection"),
+    ],
+)
+def test_what_lacks_a_class_is_named(tmp_path, paths, message):
+    with pytest.raises(ValueError, match=message):
+        find_images(write(tmp_path, *paths.split()))
 
 
 @pytest.mark.parametrize(
@@ -171,32 +156,28 @@ def test_classes_whose_names_or_sub_folders_prove_nothing(tmp_path, paths):
 
 
 @pytest.mark.parametrize("archived", [False, True])
-def test_classes_below_a_lone_train_may_have_the_same_sub_folders(root, archived):
-    names = [f"x/train/{label}/{year}/1.png" for label in ("cats", "dogs") for year in (2019, 2020)]
-    data = make_zip(root / "x.zip", dict.fromkeys(names, b"?")) if archived else write(root, *names) / "x"
-    assert find_images(open_data(str(data)))["label"].value_counts().to_dict() == {"cats": 2, "dogs": 2}
+def test_a_lone_train(root, archived):
+    def found(*names: str) -> pd.DataFrame:
+        shutil.rmtree(root / "x", ignore_errors=True)
+        data = make_zip(root / "x.zip", dict.fromkeys(names, b"?")) if archived else write(root / "x", *names)
+        return find_images(open_data(str(data)))
+
+    same = found(*(f"train/{label}/{year}/1.png" for label in ("cats", "dogs") for year in (2019, 2020)))
+    assert same["label"].value_counts().to_dict() == {"cats": 2, "dogs": 2}
+    twice = found(*(f"{part}/{part}/{label}/{n}.png" for part in ("train", "test") for label in "ab" for n in "12"))
+    assert set(twice["label"]) == {"a", "b"} and set(twice["split"]) == {"train", "test"}
+    with pytest.raises(ValueError, match="which could be parts"):
+        found(*(f"train/{part}/{label}/1.png" for part in ("my_train", "my_test") for label in "ab"))
 
 
-def test_a_lone_train_that_holds_parts_is_looked_into(root):
-    names = [f"train/{part}/{label}/1.png" for part in ("train", "test") for label in "ab"]
-    found = find_images(open_data(str(make_zip(root / "train.zip", dict.fromkeys(names, b"?")))))
-    assert found["split"].value_counts().to_dict() == {"train": 2, "test": 2}
-    names = [f"train/{part}/{label}/1.png" for part in ("my_train", "my_test") for label in "ab"]
-    for data in (make_zip(root / "train.zip", dict.fromkeys(names, b"?")), write(root / "x", *names)):
-        with pytest.raises(ValueError, match="which could be parts"):
-            find_images(open_data(str(data)))
-
-
-def test_a_part_without_class_folders_is_named(tmp_path):
-    write(tmp_path, "Training/a/1.png", "Training/b/2.png", "test/3.png")
-    with pytest.raises(ValueError, match="'test' has no image of 'a', 'b'. Sort its .* or name only '.*/Training'"):
-        find_images(tmp_path)
-
-
-def test_object_detection_in_given_parts_is_refused(tmp_path):
-    write(tmp_path, *(f"{part}/{name}" for part in ("train", "valid") for name in ("images/1.png", "labels/1.txt")))
-    with pytest.raises(ValueError, match="object detection"):
-        find_images(tmp_path)
+def test_what_a_refusal_advises_works(root):
+    flat = write(root / "flat", "labelled bottle/1.png", "unlabelled bottle/1.png", "can/1.png")
+    with pytest.raises(ValueError, match="folder called train"):
+        find_images(flat)
+    (root / "whole").mkdir()
+    flat.rename(root / "whole" / "train")
+    images = find_images(root / "whole")
+    assert set(images["split"]) == {"train"} and images["label"].nunique() == 3
 
 
 def test_embedded_digits_are_whole_and_given_in_two_parts(root):
@@ -208,30 +189,13 @@ def test_embedded_digits_are_whole_and_given_in_two_parts(root):
 
 @pytest.mark.parametrize("parts", [("",), ("train/", "test/")])
 def test_both_unicode_forms_of_a_name_are_one_class(tmp_path, parts):
-    names = [unicodedata.normalize(form, "Café") for form in ("NFC", "NFD")]
-    folders = zip(names, parts * 2, strict=False) if len(parts) == 2 else [(name, "") for name in names]
-    write(tmp_path, *(f"{part}{name}/1.png" for name, part in folders), *(f"{part}Bar/2.png" for part in parts))
+    composed, other = (unicodedata.normalize(form, "Café") for form in ("NFC", "NFD"))
+    write(
+        tmp_path, *(f"{part}Bar/2.png" for part in parts), f"{parts[0]}{composed}/1.png", f"{parts[-1]}{other}/1.png"
+    )
     found = find_images(tmp_path)
-    assert set(found["label"]) == {names[0], "Bar"} and (found["problem"] == "").all()
-    assert {path.split("/")[-2] for path in found["path"]} == {*names, "Bar"}
-
-
-@pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_a_table_may_name_files_in_the_other_unicode_form(tmp_path, form):
-    path = unicodedata.normalize(form, "Café/é.png")
-    write(tmp_path, path, "Bar/1.png")
-    other = unicodedata.normalize("NFD" if form == "NFC" else "NFC", path)
-    found = find_images(make_table(tmp_path, "path,label", f"{other},a", f"{path},a", "Bar/1.png,b"))
-    assert set(found["path"]) == {f"{tmp_path}/{path}", f"{tmp_path}/Bar/1.png"}
-    assert set(found["problem"]) == {"", "repeated row"}
-
-
-def test_both_unicode_forms_in_a_table_are_one_class_and_one_group(pets):
-    names = [unicodedata.normalize(form, "Café") for form in ("NFC", "NFD")]
-    lines = ["path,label,group", "dogs/1.png,b,", *(f"cats/{n}.png,{name},{name}" for n, name in enumerate(names, 1))]
-    found = find_images(make_table(pets, *lines, f"cats/1.png,{names[1]},{names[1]}"))
-    assert set(found["label"]) == {"b", names[0]} and set(found["group"]) == {"", names[0]}
-    assert set(found["problem"]) == {"", "repeated row"}
+    assert set(found["label"]) == {composed, "Bar"} and (found["problem"] == "").all()
+    assert {path.split("/")[-2] for path in found["path"]} == {composed, other, "Bar"}
 
 
 @pytest.mark.parametrize(
@@ -249,67 +213,44 @@ def test_a_class_that_a_part_lacks_may_be_there_in_another_spelling(tmp_path, on
 # ---- folders: what is no file to open
 
 
-def test_stray_files_have_a_row_each_and_hidden_folders_one(tmp_path):
+def test_stray_files_and_empty_classes_have_a_row_each(tmp_path):
     write(tmp_path, *(f"{part}/{label}/1.png" for part in ("train", "test") for label in "ab"))
     write(tmp_path, "README.md", "train/notes.txt", "train/a/.DS_Store", "train/a/Thumbs.db", "test/b/Desktop.ini")
-    write(tmp_path, "train/a/.ipynb_checkpoints/1.png", "train/a/.ipynb_checkpoints/more/2.png", "train/a/sub/3.png")
-    write(tmp_path, "__MACOSX/train/a/._1.png", ".git/config")
+    write(tmp_path, "train/a/.ipynb_checkpoints/1.png", "train/a/sub/3.png", "__MACOSX/a/._1.png", ".git/config")
+    for part in ("train", "test"):
+        (tmp_path / part / "c" / "sub").mkdir(parents=True)
     found = find_images(tmp_path)
-    stray = {name: label for name, (label, problem) in rows(found, tmp_path).items() if problem == "stray file"}
-    assert stray == {
-        "README.md": "",
-        "train/notes.txt": "",
-        "train/a/.DS_Store": "a",
-        "train/a/Thumbs.db": "a",
-        "train/a/.ipynb_checkpoints": "a",
-        "test/b/Desktop.ini": "b",
-        "__MACOSX": "",
-        ".git": "",
+    labels = {name: is_ for name, is_ in rows(found, tmp_path).items() if is_[1]}
+    assert labels == {
+        **dict.fromkeys(("README.md", "train/notes.txt", "__MACOSX", ".git"), ("", "stray file")),
+        **{f"train/a/{name}": ("a", "stray file") for name in (".DS_Store", "Thumbs.db", ".ipynb_checkpoints")},
+        "test/b/Desktop.ini": ("b", "stray file"),
+        **{f"{part}/c": ("c", "empty class") for part in ("train", "test")},
     }
     assert found.loc[found["path"] == f"{tmp_path}/train/notes.txt", "split"].tolist() == ["train"]
     assert (found["problem"] == "").sum() == 5
     assert ((found["problem"] == "") == (found["reason"] == "")).all()
 
 
-def test_an_empty_class_is_a_row_of_its_own(pets):
-    (pets / "birds" / "sub").mkdir(parents=True)
-    write(pets, "fish/.DS_Store")
-    assert {name: is_ for name, is_ in rows(find_images(pets), pets).items() if name not in TWO_CLASSES} == {
-        "birds": ("birds", "empty class"),
-        "fish": ("fish", "empty class"),
-        "fish/.DS_Store": ("fish", "stray file"),
-    }
-
-
 def test_links_are_followed_unless_they_lead_nowhere_or_in_circles(pets, tmp_path):
     write(tmp_path / "elsewhere", "x.png", "deep/y.png")
-    (pets / "cats" / "file.png").symlink_to(tmp_path / "elsewhere" / "x.png")
-    (pets / "cats" / "folder").symlink_to(tmp_path / "elsewhere")
-    (pets / "birds").symlink_to(tmp_path / "elsewhere")
-    (pets / "cats" / "gone.png").symlink_to("nowhere.png")
-    (pets / "cats" / "itself").symlink_to("itself")
-    (pets / "dogs" / "circle").symlink_to(pets / "dogs")
-    (pets / "dogs" / "above").symlink_to(tmp_path)  # a folder above the one that is listed
-    (tmp_path / "elsewhere" / "deep" / "up").symlink_to(tmp_path / "elsewhere")
-    (pets / "gone").symlink_to("nowhere")
+    for link, target in {
+        "cats/file.png": tmp_path / "elsewhere" / "x.png",
+        "cats/folder": tmp_path / "elsewhere",
+        "birds": tmp_path / "elsewhere",
+        "cats/gone.png": "nowhere.png",
+        "cats/itself": "itself",
+        "dogs/circle": pets / "dogs",
+        "dogs/above": tmp_path,  # a folder above the one that is listed
+        "../elsewhere/deep/up": tmp_path / "elsewhere",
+        "gone": "nowhere",
+    }.items():
+        (pets / link).symlink_to(target)
     found = rows(find_images(pets), pets)
     broken = {"cats/gone.png", "cats/itself", "dogs/circle", "dogs/above", "gone", "birds/deep/up"}
-    assert {name for name, (_, problem) in found.items() if problem == "broken link"} == {
-        *broken,
-        "cats/folder/deep/up",
-    }
-    assert {name for name, (_, problem) in found.items() if not problem} == {
-        *TWO_CLASSES,
-        *("cats/file.png", "cats/folder/x.png", "cats/folder/deep/y.png", "birds/x.png", "birds/deep/y.png"),
-    }
-
-
-def test_a_link_into_a_folder_s_own_inside_does_not_list_it_twice(pets, tmp_path):
-    write(tmp_path / "x", "y/1.png", "2.png")
-    (tmp_path / "x" / "y" / "up").symlink_to("..")
-    (pets / "birds").symlink_to(tmp_path / "x" / "y")
-    birds = {name: problem for name, (label, problem) in rows(find_images(pets), pets).items() if label == "birds"}
-    assert birds == {"birds/1.png": "", "birds/up/2.png": "", "birds/up/y": "broken link"}
+    assert {name for name, is_ in found.items() if is_[1] == "broken link"} == {*broken, "cats/folder/deep/up"}
+    whole = {"cats/file.png", "cats/folder/x.png", "cats/folder/deep/y.png", "birds/x.png", "birds/deep/y.png"}
+    assert {name for name, is_ in found.items() if not is_[1]} == {*TWO_CLASSES, *whole}
 
 
 def test_a_part_may_be_a_link_and_one_that_leads_in_circles_is_none(pets, tmp_path):
@@ -322,26 +263,16 @@ def test_a_part_may_be_a_link_and_one_that_leads_in_circles_is_none(pets, tmp_pa
 
 
 def test_a_folder_without_permission_is_a_row(pets, monkeypatch):
-    closed = write(pets, "cats/closed/1.png", "birds/2.png") / "cats" / "closed"
-    for folder in (closed, pets / "birds"):
-        folder.chmod(0)
-    if os.access(closed, os.R_OK):  # root may read everything: let the system refuse all the same
-        scandir = os.scandir
+    closed, scandir = {write(pets, "birds/2.png") / "birds", write(pets, "cats/x/1.png") / "cats" / "x"}, os.scandir
 
-        def refuse(folder):
-            if Path(folder) in (closed, pets / "birds"):
-                raise PermissionError(13, "Permission denied", str(folder))
-            return scandir(folder)
+    def refuse(folder):  # root may read everything
+        if Path(folder) in closed:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
 
-        monkeypatch.setattr(os, "scandir", refuse)
-    try:
-        found = find_images(pets)
-    finally:
-        for folder in (closed, pets / "birds"):
-            folder.chmod(0o755)
-    refused = found[found["problem"] == "no permission"]
-    assert refused["path"].tolist() == [f"{pets}/birds", f"{pets}/cats/closed"]
-    assert refused["reason"].str.contains("Permission denied").all()
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = find_images(pets)
+    assert set(found.loc[found["problem"] == "no permission", "path"]) == set(map(str, closed))
     assert (found["problem"] == "").sum() == 3 and "empty class" not in set(found["problem"])
 
 
@@ -358,8 +289,7 @@ def test_pipes_and_sockets_are_not_opened(pets, monkeypatch):
 
 
 def test_names_that_are_no_utf8_are_written_with_escapes(pets):
-    write(pets / "dogs", os.fsdecode(b"caf\xe9.png"))
-    write(pets, os.fsdecode(b"v\xf6gel/1.png"), os.fsdecode(b"v\xf6gel/.hidden"), os.fsdecode(b"\xff.txt"))
+    write(pets, *map(os.fsdecode, (b"dogs/caf\xe9.png", b"v\xf6gel/1.png", b"v\xf6gel/.hidden", b"\xff.txt")))
     os.symlink(b"\xfe", os.fsencode(pets) + b"/cats/link")
     found = find_images(pets)
     bad = {name: is_ for name, is_ in rows(found, pets).items() if name not in TWO_CLASSES}
@@ -386,8 +316,7 @@ def test_names_may_hold_what_file_systems_allow(pets):
         "*",
         "n" * 255,
     ]
-    write(pets / "cats", *names)
-    found = find_images(pets)
+    found = find_images(write(pets, *(f"cats/{name}" for name in names)))
     assert set(found["path"]) == {f"{pets}/{name}" for name in TWO_CLASSES} | {f"{pets}/cats/{n}" for n in names}
     assert (found["problem"] == "").all()
 
@@ -466,18 +395,9 @@ def test_a_folder_s_only_table_is_the_source(pets):
 # ---- tables
 
 
-def make_table(pets: Path, *lines: str, name: str = "labels.csv", encoding: str = "utf-8") -> Path:
-    (pets / name).write_bytes("\n".join(lines).encode(encoding))
-    return pets / name
-
-
-LINES = ("path,label", "cats/1.png,cat", "cats/2.png,cat", "dogs/1.png,dog")
-
-
-def test_a_table_names_files_and_labels(pets):
-    found = find_images(make_table(pets, *LINES))
-    assert rows(found, pets) == {"cats/1.png": ("cat", ""), "cats/2.png": ("cat", ""), "dogs/1.png": ("dog", "")}
-    assert (found[["split", "group", "reason"]] == "").all(axis=None)
+def make_table(folder: Path, *lines: str) -> Path:
+    (folder / "labels.csv").write_bytes("\n".join(lines).encode())
+    return folder / "labels.csv"
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -485,65 +405,54 @@ def test_a_table_names_files_and_labels(pets):
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_the_kinds_of_text_tables(pets, separator, name, encoding, end):
     lines = [" Label,more,PATH", '"cät, a ""big""; one",x,cats/1.png', " dog\t ,,dogs/1.png", "", "007,,cats/2.png"]
-    table = pets / name
-    if name == "a.tsv":
-        separator = "\t"
     text = io.StringIO(newline="")
+    separator = "\t" if name == "a.tsv" else separator
     csv.writer(text, delimiter=separator, lineterminator=end).writerows(csv.reader(lines))
-    table.write_bytes(text.getvalue().encode(encoding))
-    assert rows(find_images(table), pets) == {
-        "cats/1.png": ('cät, a "big"; one', ""),
-        "cats/2.png": ("007", ""),
-        "dogs/1.png": ("dog", ""),
-    }
+    (pets / name).write_bytes(text.getvalue().encode(encoding))
+    found = find_images(pets / name)
+    assert found["label"].tolist() == ['cät, a "big"; one', "007", "dog"]
+    assert (found[["split", "group", "problem", "reason"]] == "").all(axis=None)
 
 
 def test_labels_and_paths_stay_the_texts_that_they_are(pets):
     names = ["new\nline.png", "carriage\rreturn.png", " space ", "~", "NA", "1e3"]
     labels = ["007", "NA", "nan", "null", "true", "1e3"]
-    write(pets, *names)
-    with open(pets / "labels.csv", "w", newline="", encoding="utf-8") as file:
+    with open(write(pets, *names) / "labels.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "label"), *zip(names, labels, strict=True)])
-    assert rows(find_images(pets / "labels.csv"), pets) == {
-        name: (label, "") for name, label in zip(names, labels, strict=True)
-    }
+    expected = {name: (label, "") for name, label in zip(names, labels, strict=True)}
+    assert rows(find_images(pets / "labels.csv"), pets) == expected
 
 
-def test_split_and_group_are_taken(pets):
-    write(pets, "dogs/2.png")
-    lines = (
-        "path,label,Split,group",
-        "cats/1.png,cat, TRAIN,p1",
-        "cats/2.png,cat,TESTING,p2 ",
-        "dogs/1.png,dog,,",
-    )
-    found = find_images(make_table(pets, *lines, "dogs/2.png,dog,dev,p3"))
-    assert found["split"].tolist() == ["train", "test", "", "validation"]
-    assert found["group"].tolist() == ["p1", "p2", "", "p3"]
+@pytest.mark.parametrize(
+    ("given", "splits"),
+    [
+        ((" TRAIN", "TESTING", "", "dev"), ["train", "test", "", "validation"]),
+        (("train", "val", "train", "val"), ["train", "test", "train", "test"]),  # as in folders
+        (("train", "val", "train", ""), ["train", "validation", "train", ""]),
+    ],
+)
+def test_split_and_group_are_taken(pets, given, splits):
+    names = sorted([*TWO_CLASSES, "dogs/2.png"])
+    lines = [f"{name},{name[:4]},{part},{name} " for name, part in zip(names, given, strict=True)]
+    found = find_images(make_table(write(pets, *names), "path,label,Split,group", *lines))
+    assert found["split"].tolist() == splits and found["group"].tolist() == names
 
 
-def test_train_and_validation_alone_are_train_and_test(pets):
-    lines = [f"{name},{name[:4]},{part}" for name, part in zip(TWO_CLASSES, ("train", "val", "train"), strict=True)]
-    write(pets, "dogs/2.png")
-    both = find_images(make_table(pets, "path,label,split", *lines, "dogs/2.png,dogs,val"))
-    assert both["split"].tolist() == ["train", "test", "train", "test"]
-    undecided = find_images(make_table(pets, "path,label,split", *lines, "dogs/2.png,dogs,"))
-    assert undecided["split"].tolist() == ["train", "validation", "train", ""]
-
-
-def test_parts_of_a_table_need_something_to_learn_from_and_every_class(pets):
-    lines = [f"{name},{name[:4]},test" for name in TWO_CLASSES]
-    with pytest.raises(ValueError, match="images to learn from in .*labels.csv. Received only test"):
-        find_images(make_table(pets, "path,label,split", *lines))
-    lines[0] = lines[0].replace("test", "train")
-    with pytest.raises(ValueError, match="labels.csv. 'train' has no image of 'dogs'"):
-        find_images(make_table(pets, "path,label,split", *lines))
-
-
-@pytest.mark.parametrize("part", ["Tset ", "test1", "fold_2", "unlabelled", "holdout"])
-def test_an_unknown_part_is_named_with_its_row(pets, part):
-    with pytest.raises(ValueError, match=f"split of .*labels.csv. Received '{part}' in row 3.*Leave it empty"):
-        find_images(make_table(pets, "path,label,split", "cats/1.png,a,train", f"cats/2.png,b,{part}", "x,y,tset"))
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (("cats/1.png,a,test,", "dogs/1.png,b,test,"), "Received only test"),
+        (("cats/1.png,a,train,", "cats/2.png,b,test,", "dogs/1.png,b,test,"), "'test' has no image of 'a'"),
+        (("cats/1.png,a,,p1", "cats/1.png,a,,p2", "dogs/1.png,b,,"), "cats/1.png: 'p1' in row 2, 'p2' in row 3"),
+        *(
+            (("cats/1.png,a,,", f"cats/2.png,b,{part},", "x,y,tset,"), f"Received '{part}' in row 3")
+            for part in ("Tset ", "test1", "fold_2", "unlabelled", "holdout")
+        ),
+    ],
+)
+def test_parts_and_groups_that_make_no_sense_are_named(pets, lines, message):
+    with pytest.raises(ValueError, match=f"labels.csv.*{message}"):
+        find_images(make_table(pets, "path,label,split,group", *lines))
 
 
 def test_rows_that_cannot_be_used_are_named(pets):
@@ -552,78 +461,50 @@ def test_rows_that_cannot_be_used_are_named(pets):
     (pets / "gone").symlink_to("nowhere")
     table = make_table(
         pets,
-        *(
-            "path,label,split,group",
-            "cats/1.png,cat,train,a",
-            "dogs/1.png,dog,,",
-            "cats/5.png,cat,,",
-            "dogs/2.png,dog,,",
-        ),
-        *(
-            "cats/9.png,cat,,",
-            "cats\\7.png,cat,,",
-            ",cat,,",
-            "  ,,train,",
-            "cats/2.png, ,,",
-            "pipe,cat,,",
-            "dogs,dog,,",
-        ),
-        *("cats/3.png,cat,train,", "./cats/3.png,dog,train,", "cats//3.png,bird,test,"),
+        *("path,label,split,group", "cats/1.png,cat,train,a", "dogs/1.png,dog,,", "cats/5.png,cat,,"),
+        *("dogs/2.png,dog,,", "cats/9.png,cat,,", "cats\\7.png,cat,,", ",cat,,", "  ,,train,", "cats/2.png, ,,"),
+        *("pipe,cat,,", "dogs,dog,,", "cats/3.png,cat,train,", "./cats/3.png,dog,train,", "cats//3.png,bird,test,"),
         *("cats/4.png,cat,train,x", "cats/4.png,cat,,x", "cats/1.png,cat,train,a", "cats/../cats/1.png,cat,train,a"),
         *("gone,cat,,", "cats/5.png,cat,,patient", "n" * 300 + ",cat,,", "cats/1.png/x,cat,,"),
     )
     found = find_images(table)
     order = list(zip(found["path"], found["label"], strict=True))
     assert order == sorted(order) and len(found) == 22 - 2 - 1  # contradictions share a row
-    assert (found["problem"] == "").sum() == 4
-    missing = found[found["problem"] == "missing file"]
-    assert [path.removeprefix(f"{pets}/")[:11] for path in missing["path"]] == [
-        *("cats/1.png/", "cats/9.png", "cats\\7.png", "nnnnnnnnnnn")
-    ]
-    assert "not a backslash" in missing["reason"].iloc[2] and "No such file" in missing["reason"].iloc[1]
-    nameless = found[found["problem"] == "no path"]
-    assert set(nameless["path"]) == {str(table)}
-    assert set(nameless["reason"]) == {"row 8 names no file", "row 9 names no file"}
-    assert row(found, "no label").path == f"{pets}/cats/2.png"
-    assert set(found.loc[found["problem"] == "not a file", "reason"]) == {
-        "a pipe: not opened",
-        "a folder: not opened",
+    told = {
+        (path.removeprefix(f"{pets}/")[:11], problem) for path, problem in found[["path", "problem"]].values.tolist()
     }
-    labels = row(found, "two labels")
-    assert (labels.path, labels.label, labels.split) == (f"{pets}/cats/3.png", "bird | cat | dog", "")
+    assert told == {
+        *((name, "") for name in ("cats/1.png", "cats/5.png", "dogs/1.png", "dogs/2.png")),
+        *((name, "missing file") for name in ("cats/1.png/", "cats/9.png", "cats\\7.png", "n" * 11)),
+        *((name, "repeated row") for name in ("cats/1.png", "cats/5.png")),
+        *(("labels.csv", "no path"), ("cats/2.png", "no label"), ("pipe", "not a file"), ("dogs", "not a file")),
+        *(("cats/3.png", "two labels"), ("cats/4.png", "two parts"), ("gone", "broken link")),
+    }
+    labels, parts = row(found, "two labels"), row(found, "two parts")
+    assert (labels.label, labels.split, parts.split, parts.group) == ("bird | cat | dog", "", "", "x")
     assert labels.reason.endswith("'bird' in row 15, 'cat' in row 13, 'dog' in row 14")
-    parts = row(found, "two parts")
-    assert (parts.path, parts.label, parts.split, parts.group) == (f"{pets}/cats/4.png", "cat", "", "x")
-    assert "'none' in row 17, 'train' in row 16" in parts.reason
-    assert found.loc[found["path"] == f"{pets}/cats/5.png", ["group", "problem"]].values.tolist() == [
-        ["patient", ""],
-        ["patient", "repeated row"],
-    ]
-    assert row(found, "broken link").path == f"{pets}/gone"
+    assert set(found.loc[found["path"] == f"{pets}/cats/5.png", "group"]) == {"patient"}
     repeated = found[found["path"] == f"{pets}/cats/1.png"]
-    assert repeated["problem"].tolist() == ["", "repeated row", "repeated row"]
     assert repeated["reason"].tolist()[1:] == ["row 18 says the same as row 2", "row 19 says the same as row 2"]
 
 
-def test_a_file_of_two_groups_is_named(pets):
-    lines = ("path,label,group", "cats/1.png,a,p1", "cats/1.png,a,p2", "dogs/1.png,b,p1")
-    with pytest.raises(ValueError, match="labels.csv. Received for cats/1.png: 'p1' in row 2, 'p2' in row 3"):
-        find_images(make_table(pets, *lines))
-
-
 def test_paths_may_lie_elsewhere_but_not_in_a_home(pets, tmp_path):
-    write(tmp_path, "a.png", "b.png")
-    table = make_table(pets, "path,label", f"{tmp_path}/a.png,a", "../b.png,b", "~/a.png,a")
-    found = find_images(table)
-    assert found["path"].tolist() == [f"{tmp_path}/a.png", f"{tmp_path}/b.png", f"{pets}/~/a.png"]
-    assert found["problem"].tolist() == ["", "", "missing file"]
+    write(tmp_path, "a.png", "b.png", "far/away/1.png", "far/2.png")
+    (pets / "link").symlink_to(tmp_path / "far" / "away")  # two dots after it mean what they mean to the system
+    lines = (f"{tmp_path}/a.png,a", "../b.png,b", "link/../2.png,a", "~/a.png,a", "cats\\1.png,a")
+    found = find_images(make_table(pets, "path,label", *lines))
+    expected = [f"{tmp_path}/{name}" for name in ("a.png", "b.png", "far/2.png")]
+    assert found["path"].tolist() == [*expected, f"{pets}/cats/1.png", f"{pets}/~/a.png"]
+    assert found["problem"].tolist() == ["", "", "", "", "missing file"]
 
 
-def test_two_dots_after_a_link_mean_what_they_mean_to_the_system(pets, tmp_path):
-    write(tmp_path / "far", "away/1.png", "2.png")
-    (pets / "link").symlink_to(tmp_path / "far" / "away")
-    found = find_images(make_table(pets, "path,label", "link/../2.png,a", "dogs/1.png,b"))
-    assert found["path"].tolist() == [f"{tmp_path}/far/2.png", f"{pets}/dogs/1.png"]
+def test_both_unicode_forms_in_a_table_are_one_file_one_class_and_one_group(pets):
+    composed, other = (unicodedata.normalize(form, "Café") for form in ("NFC", "NFD"))
+    write(pets, f"{composed}/1.png", f"{other}/2.png")
+    pairs = [(f"{folder}/{n}.png", name) for folder, name in ((composed, other), (other, composed)) for n in (1, 2)]
+    found = find_images(make_table(pets, "path,label,group", "dogs/1.png,b,", *(f"{a},{b},{b}" for a, b in pairs)))
+    assert set(found["label"]) == {"b", composed} == set(found["group"]) ^ {"", "b"}
+    assert found["problem"].value_counts().to_dict() == {"": 3, "repeated row": 2}
 
 
 @pytest.mark.parametrize(
@@ -653,7 +534,6 @@ def test_what_is_no_table_is_refused_by_name(pets, content, message):
 
 def test_parquet_holds_numbers_and_bytes(pets):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    write(pets, "7", "8")
     columns = {
         "Path": [b"cats/1.png", b"cats/2.png", b"dogs/1.png", b"7", b"8"],
         "label": arrow.array([7, 7, 8, None, 8]),
@@ -661,18 +541,11 @@ def test_parquet_holds_numbers_and_bytes(pets):
         "group": [1.5, float("nan"), 0.0, 1.0, 2.0],
         "pixels": [b"\xff"] * 5,
     }
-    parquet.write_table(arrow.table(columns), pets / "labels.Parquet")
+    parquet.write_table(arrow.table(columns), write(pets, "7", "8") / "labels.Parquet")
     assert open_data(str(pets)) == pets / "labels.Parquet"
-    found = find_images(pets / "labels.Parquet").set_index("path")
-    found.index = found.index.str.removeprefix(f"{pets}/")
-    assert found["label"].to_dict() == {
-        "7": "",
-        "8": "8",
-        "cats/1.png": "7",
-        "cats/2.png": "7",
-        "dogs/1.png": "8",
-    }
-    assert found.loc["7", "problem"] == "no label" and found.loc["7", "reason"] == "row 4 gives it no label"
+    found = find_images(pets / "labels.Parquet")
+    labels = {"7": ("", "no label"), "8": ("8", ""), "cats/1.png": ("7", ""), "cats/2.png": ("7", "")}
+    assert rows(found, pets) == labels | {"dogs/1.png": ("8", "")}
     assert found["split"].tolist() == ["test", "validation", "train", "test", ""]
     assert found["group"].tolist() == ["1.0", "2.0", "1.5", "", "0.0"]
 
@@ -739,31 +612,24 @@ def refusal(archive: Path) -> str:
     return str(refused.value)
 
 
-@pytest.mark.parametrize(
-    "name", ["pets.zip", "pets.tar", "pets.tar.gz", "pets.tgz", "pets.tar.bz2", "pets.tar.xz", "x"]
-)
-def test_archives_are_unpacked_once_and_found_again(root, name, monkeypatch):
-    if name in ("pets.zip", "x"):  # told by content
-        archive = make_zip(root / name, TWO_CLASSES)
+@pytest.mark.parametrize("name", ["zip", "tar", "gz", "bz2", "xz"])
+def test_archives_are_unpacked_once_and_found_again(root, name, monkeypatch):  # told by content
+    if name == "zip":
+        archive = make_zip(root / f"pets.{name}", TWO_CLASSES)
     else:
-        archive = make_tar(
-            root / name, TWO_CLASSES, f"w:{name[-3:].replace('tar', '').replace('tgz', 'gz').strip('.')}"
-        )
+        archive = make_tar(root / f"pets.{name}", TWO_CLASSES, f"w:{name.removeprefix('tar')}")
     folder = open_data(str(archive))
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()[:16]
-    assert folder == root / "runs" / ".unpacked" / f"{name.partition('.')[0]}-{digest}"
-    found = find_images(folder)
-    assert found["path"].tolist() == [f"runs/.unpacked/{folder.name}/{name}" for name in TWO_CLASSES]
-    assert {name: (folder / name).read_bytes() for name in TWO_CLASSES} == TWO_CLASSES
-    monkeypatch.setattr(archives, "_extract", lambda *_: pytest.fail("unpacked again"))
-    assert open_data(name) == folder
+    assert folder == root / "runs" / ".unpacked" / f"pets-{digest}"
+    assert {path: (root / path).read_bytes() for path in find_images(folder)["path"]} == {
+        f"runs/.unpacked/{folder.name}/{name}": content for name, content in TWO_CLASSES.items()
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "_extract", lambda *_: pytest.fail("unpacked again"))
+        assert open_data(archive.name) == folder
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-
-
-def test_another_archive_of_the_same_name_gets_another_folder(root):
-    first = open_data(str(make_zip(root / "pets.zip", TWO_CLASSES)))
-    second = open_data(str(make_zip(root / "pets.zip", TWO_CLASSES | {"cats/1.png": b"other"})))
-    assert first != second and (second / "cats" / "1.png").read_bytes() == b"other"
+    other = open_data(str(make_zip(archive, TWO_CLASSES | {"cats/1.png": b"other"})))
+    assert other != folder and (other / "cats" / "1.png").read_bytes() == b"other"
 
 
 @pytest.mark.parametrize("name", ["n" * 200 + ".zip", os.fsdecode(b"\xff.zip"), ".zip", "🐈" * 60 + ".zip"])
@@ -774,24 +640,22 @@ def test_an_archive_s_name_may_be_odd(root, name):
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        (("pets/cats/1", "pets/dogs/1", "__MACOSX/pets/cats/._1", ".DS_Store"), "pets"),
-        (("a/pets/cats/1", "a/pets/dogs/1", "a/README"), "a/pets"),
-        (("a/pets/cats/1", "a/pets/dogs/1", "a/.hidden"), "a/pets"),
-        (("pets/README", "pets/cats/1", "pets/dogs/1"), "pets"),
-        (("pets/labels.csv", "pets/1", "pets/2"), "pets/labels.csv"),
-        (("pets/labels.csv", "pets/images/1", "pets/images/2"), "pets/labels.csv"),
-        (("labels.csv", "images/1", "images/2"), "labels.csv"),
-        (("cats/1", "cats/2"), ""),
-        (("pets/cats/1", "pets/cats/2"), "pets"),
-        (("1", "2"), ""),
+        ("pets/cats/1 pets/dogs/1 __MACOSX/pets/cats/._1 .DS_Store LICENSE", "pets"),
+        ("a/pets/cats/1 a/pets/dogs/1 a/README a/.hidden", "a/pets"),
+        ("pets/README pets/cats/1 pets/dogs/1", "pets"),
+        ("pets/labels.csv pets/1 pets/2", "pets/labels.csv"),
+        ("pets/labels.csv pets/images/1 pets/images/2", "pets/labels.csv"),
+        ("labels.csv images/1 images/2", "labels.csv"),
+        ("cats/1 cats/2", ""),
+        ("pets/cats/1 pets/cats/2", "pets"),
+        ("1 2", ""),
     ],
 )
 def test_the_folder_that_matters_may_lie_in_others(root, files, expected):
-    archive = make_zip(root / "x.zip", {name: b"path,label\n1,a\n" if "csv" in name else b"?" for name in files})
-    unpacked = root / "runs" / ".unpacked"
-    assert open_data(str(archive)).relative_to(next(iter([*unpacked.iterdir()] or [unpacked / "?"]))) == Path(
-        expected
-    )
+    content = {name: b"path,label\n1,a\n" if "csv" in name else b"?" for name in files.split()}
+    found = open_data(str(make_zip(root / "x.zip", content)))
+    (folder,) = (root / "runs" / ".unpacked").iterdir()
+    assert found.relative_to(folder) == Path(expected)
 
 
 EVIL = ["../x", "cats/../../x", "/evil-x", "a\\..\\x", "C:/x", "C:x", "..", "cats/..", "//x", "a\\b"]
@@ -969,30 +833,24 @@ def damage(content: bytes, generator: random.Random) -> bytes:
     return bytes(damaged)
 
 
-def make_victim(folder: Path, kind: str) -> bytes:
+def make_victim(path: Path, kind: str) -> bytes:
     if kind in ("csv", "tsv"):
         lines = ["path,label,split,group", "cats/1.png,cat,train,a", '"cats/2.png",cat,test,', "dogs/1.png,döge,,"]
-        return (
-            "\r\n".join(lines * 1 + ["dogs/2.png,döge,train,b"]).replace(",", "," if kind == "csv" else "\t").encode()
-        )
+        text = "\r\n".join([*lines, "dogs/2.png,döge,train,b"])
+        return text.replace(",", "," if kind == "csv" else "\t").encode()
     files = TWO_CLASSES | {"dogs/" + "long" * 40: b"x" * 600, "dogs/ö": bytes(1500), "cats/sub/": b""}
     if kind == "zip":
-        return make_zip(folder / "x", files).read_bytes()
-    files = files | {"cats/link": make_link(tarfile.SYMTYPE, "1.png"), "cats/sub/": make_link(tarfile.DIRTYPE, "")}
-    path = folder / "x"
-    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT if kind == "gnu.tar" else tarfile.PAX_FORMAT):
-        pass
-    return make_tar(path, files, {"tar.gz": "w:gz", "tar.xz": "w:xz"}.get(kind, "w")).read_bytes()
+        return make_zip(path, files).read_bytes()
+    links = {"cats/link": make_link(tarfile.SYMTYPE, "1.png"), "cats/sub/": make_link(tarfile.DIRTYPE, "")}
+    return make_tar(path, files | links, kind.replace("tar", "w").replace(".", ":")).read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "zip", "tar", "gnu.tar", "tar.gz", "tar.xz"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "zip", "tar", "tar.gz", "tar.xz"])
 def test_what_is_damaged_at_random_is_a_table_or_an_error_that_names_it(tmp_path, monkeypatch, impatient, kind):
-    import helpers
-
     root = write(tmp_path / "root", "data/cats/1.png", "data/cats/2.png", "data/dogs/1.png", "data/dogs/2.png")
     monkeypatch.setattr(helpers, "ROOT", root)
     victim = root / "data" / f"victim.{kind}"
-    whole, generator = make_victim(tmp_path, kind), random.Random(kind)
+    whole, generator = make_victim(tmp_path / "x", kind), random.Random(kind)
     outcomes = {"table": 0, "error": 0}
     before = sorted((*tmp_path.rglob("*"), victim, root / "runs", root / "runs" / ".unpacked"))
     for _ in range(100):
@@ -1011,13 +869,6 @@ def test_what_is_damaged_at_random_is_a_table_or_an_error_that_names_it(tmp_path
             archives.shutil.rmtree(folder)
     assert sorted(tmp_path.rglob("*")) == before
     assert outcomes["error"] > 10 and (outcomes["table"] > 1 or kind in ("tar.gz", "tar.xz")), outcomes
-
-
-def test_a_table_made_on_windows(pets):
-    (pets / "list.csv").write_text(
-        "path,label\n" + "".join(f"{name},{name[:4]}\n".replace("/", "\\") for name in TWO_CLASSES)
-    )
-    assert set(find_images(pets / "list.csv")["path"]) == {f"{pets}/{name}" for name in TWO_CLASSES}
 
 
 # ---- files without classes
@@ -1039,28 +890,3 @@ def test_every_file_below_a_folder_in_order(tmp_path):
         ("x/Thumbs.db", "stray file"),
         ("x/deep/er/2.png", ""),
     ]
-
-
-def test_what_a_refusal_advises_works(root):
-    flat = write(root / "flat", "labelled bottle/1.png", "unlabelled bottle/1.png", "can/1.png")
-    with pytest.raises(ValueError, match="folder called train"):
-        find_images(flat)
-    flat.rename(root / "train")
-    (root / "whole").mkdir()
-    (root / "train").rename(root / "whole" / "train")
-    images = find_images(root / "whole")
-    assert set(images["split"]) == {"train"} and images["label"].nunique() == 3
-
-
-def test_folders_that_lie_alone_in_each_part_are_entered(root):
-    names = [f"{part}/{part}/{label}/{n}.png" for part in ("train", "test") for label in "ab" for n in range(2)]
-    images = find_images(write(root / "twice", *names))
-    assert set(images["label"]) == {"a", "b"} and set(images["split"]) == {"train", "test"}
-
-
-def test_a_licence_beside_the_images_in_an_archive_does_not_matter(root):
-    with zipfile.ZipFile(root / "pets.zip", "w") as archive:
-        archive.writestr("LICENSE", "free")
-        for label in ("cat", "dog"):
-            archive.write(write(root / "one", "1.png") / "1.png", f"set/{label}/1.png")
-    assert set(find_images(open_data(str(root / "pets.zip")))["label"]) == {"cat", "dog"}
