@@ -131,17 +131,6 @@ def test_other_pixels_and_another_version_compute_again(root, forwards, monkeypa
     assert len(forwards) == 3
 
 
-def test_a_damaged_store_is_made_again(root, forwards):
-    network, images = stage_network(), random_images(8)
-    first = np.asarray(load_activations(network, images, stage="conv2"))
-    (file,) = (root / "runs" / ".activations").glob("*.npy")
-    content = bytearray(file.read_bytes())
-    content[-100] ^= 1
-    file.write_bytes(content)
-    np.testing.assert_array_equal(load_activations(network, images, stage="conv2"), first)
-    assert len(forwards) == 2
-
-
 def test_activations_of_another_network_are_other_contents(root):
     """What enters a network may be activations itself: then their own content counts, and not their images'."""
     images = random_images(6)

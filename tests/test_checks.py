@@ -24,6 +24,7 @@ from helpers.data import (
 )
 from helpers.data.checks import COLUMNS, KINDS
 from helpers.data.duplicates import SIDE, hash_thumbnails
+from helpers.data.parallel import quiet
 from helpers.data.tables import read_texts
 
 
@@ -571,18 +572,15 @@ def test_nothing_readable(tmp_path):
 
 def test_names_that_make_trouble(tmp_path):
     names = ["with space", 'a "quoted" one', "line\nbreak", "carriage\rreturn", "comma, semicolon;", "🙂", "n" * 251]
-    for number, name in enumerate(names * 2):
+    for number, name in enumerate(sorted(2 * names)):
         folder = tmp_path / "a\nb" / "xy"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / f"{name}.png").exists():
-            continue
         photo(number).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text("no image")
     images, problems = check_images(find_images(tmp_path / "a\nb"), on_problem="exclude")
-    assert sorted(only(images, "path")) == sorted([f"{name}.png" for name in names] * 2)
-    assert sorted(only(problems[problems["problem"] == "not an image"], "path")) == sorted(
-        [f"{name}.txt" for name in names] * 2
-    )
+    assert sorted(only(images, "path")) == sorted(2 * [f"{name}.png" for name in names])
+    damaged = only(problems[problems["problem"] == "not an image"], "path")
+    assert sorted(damaged) == sorted(2 * [f"{name}.txt" for name in names])
     save_problems(problems, tmp_path / "problems.csv")
     pd.testing.assert_frame_equal(read_texts(tmp_path / "problems.csv"), problems)
 
@@ -696,6 +694,7 @@ def seeds_of_fuzz() -> dict[str, bytes]:
     palette, alpha = small.quantize(16), small.convert("RGBA")
     exif = Image.Exif()
     exif[0x0112] = 6
+    more, frames = {"save_all": True}, [small.rotate(9), small.rotate(20)]
     for name, image, options in (
         ("a.jpg", small, {"exif": exif}),
         ("b.jpg", small, {"progressive": True}),
@@ -703,12 +702,12 @@ def seeds_of_fuzz() -> dict[str, bytes]:
         ("a.png", small, {"exif": exif}),
         ("b.png", palette, {}),
         ("c.png", alpha, {}),
-        ("a.gif", palette, {"save_all": True, "append_images": [palette.rotate(9), palette.rotate(20)]}),
+        ("a.gif", palette, more | {"append_images": [palette.rotate(9), palette.rotate(20)]}),
         ("a.webp", small, {"exif": exif}),
         ("b.webp", alpha, {"lossless": True}),
-        ("c.webp", small, {"save_all": True, "append_images": [small.rotate(9)]}),
+        ("c.webp", small, more | {"append_images": frames}),
         ("a.tif", small, {}),
-        ("b.tif", small, {"compression": "tiff_lzw", "save_all": True, "append_images": [small]}),
+        ("b.tif", small, more | {"compression": "tiff_lzw", "append_images": frames}),
         ("c.tif", small, {"compression": "jpeg"}),
         ("d.tif", Image.fromarray(np.arange(1000, dtype="uint16").reshape(25, 40)), {}),
         ("a.bmp", small, {}),
@@ -721,6 +720,7 @@ def seeds_of_fuzz() -> dict[str, bytes]:
 
 
 def test_fuzz_thousands_of_damaged_files(tmp_path, capfd):
+    """No file is lost, and what passes the checks can be read in training, and nothing else."""
     rng, count = random.Random(0), 1600
     seeds = list(seeds_of_fuzz().items())
     for label in "ab":
@@ -735,34 +735,18 @@ def test_fuzz_thousands_of_damaged_files(tmp_path, capfd):
         warnings.simplefilter("error")
         images, problems = check_images(found)
         kept = exclude_problems(images, problems)
-    assert set(images["path"]) | set(problems["path"]) >= set(found["path"]), "a file is lost"
-    assert (images["width"] * images["height"]).max() <= 100_000_000
-    unreadable = problems[~problems["path"].isin(set(images["path"]))]
-    assert len(unreadable) > count / 4 and len(kept) >= 12
-    told = capfd.readouterr()
+    told, passed = capfd.readouterr(), set(images["path"])
     assert told.err == "" and told.out == ""
-    for path in images["path"][::7]:  # what the gate lets through, training can read
-        assert read_pixels(path, (8, 8)).shape == (8, 8, 3)
-
-
-def test_what_passes_the_gate_can_be_read_and_nothing_else(tmp_path):
-    """The gate decodes JPEG files in a faster way than training does: both accept the same files."""
-    rng, agree = random.Random(1), 0
-    for label in "ab":
-        (tmp_path / label).mkdir()
-    jpegs = [content for name, content in seeds_of_fuzz().items() if name.endswith("jpg")]
-    for number in range(300):
-        (tmp_path / "ab"[number % 2] / f"{number:03d}.jpg").write_bytes(damage(jpegs[number % 3], rng))
-    found = find_images(tmp_path)
-    passed = set(check_images(found)[0]["path"])
-    for path in found["path"]:
-        try:
-            read_pixels(path, (8, 8))
-            assert path in passed, path
-            agree += 1
-        except (OSError, ValueError, SyntaxError):
-            assert path not in passed, path
-    assert 25 < agree < 275
+    assert passed | set(problems["path"]) >= set(found["path"]), "a file is lost"
+    assert (images["width"] * images["height"]).max() <= 100_000_000
+    assert len(passed) < len(found) - count / 4 and len(kept) >= 12
+    with quiet:
+        for path in found["path"]:  # JPEG files are checked in a faster way than they are read later
+            try:
+                read_pixels(path, (8, 8))
+                assert path in passed, path
+            except Exception:  # Pillow raises many kinds
+                assert path not in passed, path
 
 
 def test_memory_stays_flat_while_files_are_checked(tmp_path):

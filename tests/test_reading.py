@@ -103,7 +103,7 @@ def checked(folder: Path, **options):
 # ---- one scale
 
 
-@pytest.mark.parametrize("bits", [9, 10, 12, 14, 16])
+@pytest.mark.parametrize("bits", [9, 12, 16])
 def test_images_of_any_depth_are_the_images_of_eight_bits(root, bits):
     for number in range(24):
         eight = (255 * scene(number)).round()
@@ -124,7 +124,7 @@ def test_images_of_any_depth_are_the_images_of_eight_bits(root, bits):
     np.testing.assert_array_equal(pixels["deep"][:], pixels["plain"][:])
 
 
-@pytest.mark.parametrize("largest", [300, 700, 1100, 2500, 9000, 40000])
+@pytest.mark.parametrize("largest", [300, 1100, 9000, 40000])
 def test_dim_images_are_neither_blank_nor_dark(tmp_path, largest):
     for number in range(20):
         grey(scene(number) * largest, tmp_path / "ab"[number % 2] / f"{number}.png")
@@ -160,13 +160,6 @@ def test_files_of_eight_bits_stay_as_they_are_and_depth_that_is_the_class_is_tol
     pixels = load_pixels(images.assign(split="train"), image_size=(48, 48))["train"]
     for path, image in zip(images["path"], pixels, strict=True):
         np.testing.assert_array_equal(image[..., 0], (255 * scene(int(Path(path).stem))).round())
-
-
-def test_two_detectors_that_go_with_the_class_are_told(tmp_path):
-    for number in range(24):
-        grey(scene(number) * (4095 if number % 2 else 65535), tmp_path / "ab"[number % 2] / f"{number}.png")
-    _, problems = checked(tmp_path)
-    assert "at most 12 bits" in problems.at["shortcut", "reason"] or "16 bits" in problems.at["shortcut", "reason"]
 
 
 def test_the_same_image_in_another_format_is_a_duplicate_at_the_scale_of_the_set(tmp_path):

@@ -73,16 +73,11 @@ def test_a_class_with_too_few_images_is_named(classes, needed):
         split_images(table(classes))
 
 
-@pytest.mark.parametrize("name", ["validation_fraction", "test_fraction"])
-@pytest.mark.parametrize("value", [0, 1, -0.2, 1.5])
-def test_fractions_out_of_range_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"`{name}` between 0 and 1.*{value}"):
+@pytest.mark.parametrize("name", ["validation_fraction", "test_fraction", "seed"])
+@pytest.mark.parametrize("value", [-0.2, -1])
+def test_options_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"`{name}`.*{value}"):
         split_images(table({"a": 9, "b": 9}), **{name: value})
-
-
-def test_a_negative_seed_is_refused():
-    with pytest.raises(ValueError, match="`seed` of at least 0.*-1"):
-        split_images(table({"a": 9, "b": 9}), seed=-1)
 
 
 def test_trap_cutting_a_shuffled_stream_mixes_the_parts_and_a_split_table_does_not():
@@ -119,9 +114,9 @@ def grouped(rng: np.random.Generator, *, classes: int, groups: int, mixed: float
 
 @pytest.mark.parametrize("mixed", [0.0, 0.3, 1.0])
 def test_groups_stay_whole_in_any_table(mixed):
-    """Properties over 60 random tables: a split that holds, or an error that says why there is none."""
+    """Properties over 30 random tables: a split that holds, or an error that says why there is none."""
     refused = 0
-    for number in range(60):
+    for number in range(30):
         rng = np.random.default_rng([number, int(10 * mixed)])
         images = grouped(rng, classes=int(rng.integers(2, 5)), groups=int(rng.integers(8, 60)), mixed=mixed)
         try:
@@ -135,7 +130,7 @@ def test_groups_stay_whole_in_any_table(mixed):
         assert (split.groupby("label")["split"].nunique() == 3).all()
         again = split_images(images.sample(frac=1, random_state=number), seed=number)
         pd.testing.assert_frame_equal(split, again)
-    assert refused < 30
+    assert refused < 15
 
 
 def test_parts_of_grouped_images_have_nearly_the_sizes_asked_for():

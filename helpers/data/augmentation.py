@@ -29,15 +29,9 @@ def read_augmentation(kinds: str) -> tuple[str, ...]:
 
 
 class Augmented:
-    """Images that look different in every epoch: `at_epoch` returns one view of each.
+    """Images that look different in every epoch: `at_epoch` returns a view of each.
 
-    Args:
-        pixels: uint8 (images, height, width, 3), in memory or stored.
-        kinds: names of `AUGMENTATIONS`, separated by commas.
-        seed: of the random changes.
-
-    Raises:
-        ValueError: an unknown kind.
+    `pixels` are uint8 (images, height, width, 3); `kinds` are names of `AUGMENTATIONS`, separated by commas.
     """
 
     seconds = 0.0
@@ -58,7 +52,7 @@ class Augmented:
 
 
 class View:
-    """One view of augmented images: it is indexed by a slice or by positions, as an array is."""
+    """One view of augmented images, indexed by a slice or by positions."""
 
     def __init__(self, augmented: Augmented, number: int):
         self.augmented, self.number = augmented, number
@@ -77,13 +71,7 @@ class View:
 
 
 def augment(image: np.ndarray, kinds: tuple[str, ...], *, seed: int | tuple[int, ...]) -> np.ndarray:
-    """Returns a random variant of the image, uint8 (height, width, 3): the same for the same seed.
-
-    Args:
-        image: uint8 (height, width, 3).
-        kinds: names of `AUGMENTATIONS`.
-        seed: one integer of at least 0, or several.
-    """
+    """Returns a random variant of the image, uint8 (height, width, 3): the same for the same seed."""
     rng = np.random.default_rng(seed)
     picture, (height, width) = Image.fromarray(image), image.shape[:2]
     if "flip" in kinds and rng.random() < 0.5:

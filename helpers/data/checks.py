@@ -110,18 +110,14 @@ def check_images(
 
     Args:
         found: from `find_images`: columns path, label, split, group, problem, reason.
-        on_problem: "exclude" leaves out what cannot be used or would spoil the answer; where given parts share
-            images (or near-duplicates, or a group), the training copy. "keep" leaves out only what cannot be decoded,
-            and near-duplicates may land in different parts. "stop" lets `exclude_problems` raise.
-        white: the value that becomes 255 in images of 16 bits, if a classifier settles it, 1 to 65535. None for the
-            one that suits the set (`helpers.data.reading.choose_white`).
+        on_problem: "exclude" leaves out what cannot be used or would spoil the answer, "keep" only what cannot be
+            decoded, and near-duplicates may land in different parts. "stop" lets `exclude_problems` raise.
+        white: the value that becomes 255 in images of 16 bits, 1 to 65535; None for the one that suits the set.
 
     Returns:
-        The images, with the added columns width and height (pixels, as a viewer shows the image), sha256 (of the
-        file's bytes) and, if there are images of 16 bits, white; and with copies and near-duplicates joined in
-        `group`, to stay in one part. And the problems, worst first: path, label, split; severity ("error",
-        "warning", "note"), problem (see `KINDS`), action, reason; other (the path of the image that it is like) and
-        group.
+        The images, with the added columns width and height (pixels), sha256 (of the file) and, if there are images of
+        16 bits, white; and with copies and near-duplicates joined in `group`, to stay in one part. And the problems,
+        worst first: `COLUMNS`; `other` is the path of the image that it is like.
     """
     check_policy(on_problem)
     known = found[found["problem"] != ""]
@@ -170,12 +166,7 @@ def _without(images: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
 
 
 def exclude_problems(images: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
-    """Returns the images without those that the table of problems leaves out.
-
-    Raises:
-        ValueError: a problem stops the run: any error or warning if `on_problem` was "stop", and always a class that
-            has too few images left, in all or in a part that was given.
-    """
+    """Returns the images without those that the table leaves out; ValueError if one of the problems stops the run."""
     stops = problems[problems["action"] == "stops the run"]
     if len(stops):
         some = "".join(
@@ -365,13 +356,7 @@ _STARTS = rb"\xff\xd8\xff|\x89PNG|GIF8|BM|II[*+]\0|MM\0[*+]|RIFF....WEBP|....fty
 
 
 def explain(error: Exception, path: str, content: bytes = b"") -> tuple[str, str]:
-    """Returns the problem (a key of `KINDS`) and the reason, in plain words, why a file cannot be used.
-
-    Args:
-        error: what reading or decoding it raised.
-        path: of the file.
-        content: what was read of it.
-    """
+    """Returns the problem (a key of `KINDS`) and the reason why a file of this content raised this error."""
     message = " ".join(str(error).split()) or type(error).__name__
     for kinds, problem, reason in (
         (FileNotFoundError, "missing file", "it was there a moment ago, and is not any more"),
@@ -405,11 +390,10 @@ def explain(error: Exception, path: str, content: bytes = b"") -> tuple[str, str
 
 
 def _find_shortcuts(images: pd.DataFrame, results: list[_Opened]) -> list[_Finding]:
-    """Returns a finding for each property of the files that sets a class apart from the others.
+    """Returns a finding for each property of the files that sets a class apart from the others (`SHORTCUT`).
 
-    Of each class, these are its usual bit depth and file format, and the range of sizes, and of shapes, of its
-    central 90 %. One is reported if nearly all images of the class have it, few others do (`SHORTCUT`), and chance
-    hardly ever brings that about (Fisher's exact test, corrected for the number of classes, properties and ranges).
+    Fisher's exact test, corrected for the number of classes, properties and ranges, rules chance out. Ranges of sizes
+    and shapes are those of a class's central 90 %.
     """
     width, height = (images[name].to_numpy("float64") for name in ("width", "height"))
     bits = find_white(images).bit_length()
@@ -531,11 +515,8 @@ def _nearest_first(similar: np.ndarray) -> dict[int, list[int]]:
 def _compare(members: list[int], images: dict, partners: dict[int, list[int]]) -> list[_Finding]:
     """Returns the findings about images that must stay together: at most one for each.
 
-    Args:
-        members: their rows, ascending.
-        images: by row: path, label, split, group; copy and like, the same number for the same image and for
-            images that a chain of near-duplicates connects.
-        partners: for each row, the rows of its near-duplicates, the nearest first.
+    `members` are their rows, ascending. Of each row, `images` has path, label, split, group; copy and like, the same
+    number for the same image and for a chain of near-duplicates; `partners` its near-duplicates, the nearest first.
     """
     labels: dict[int, dict[str, int]] = {}  # of each image: its labels, with the first row of each
     for row in members:

@@ -28,11 +28,10 @@ def open_data(data: str) -> Path:
     """Returns the folder, or the table, of labelled images that the parameter `data` names.
 
     Args:
-        data: "digits" for the embedded example (1000 of scikit-learn's handwritten digits, 8x8 pixels, written
-            below `data/digits` on first use); a folder; a table (.csv, .tsv, .parquet) with the columns path and
-            label; or an archive (zip, or tar, also in gz, bz2 or xz, told by content) of one of these, which is
-            unpacked below `runs/.unpacked` on first use. A folder that directly holds one such table stands for
-            it. A relative path counts from the repository's root.
+        data: "digits" for the embedded example (1000 of scikit-learn's handwritten digits, written below
+            `data/digits` on first use); a folder; a table (.csv, .tsv, .parquet) with the columns path and label; or
+            an archive of one of these, unpacked below `runs/.unpacked` on first use. A folder that directly holds one
+            such table stands for it.
 
     Raises:
         FileNotFoundError: there is nothing of this name.
@@ -125,12 +124,10 @@ def _write_digits(folder: Path) -> Path:
 def find_images(source: str | Path) -> pd.DataFrame:
     """Returns the table of the files in a folder of class folders, or of those that a table lists.
 
-    Two layouts of folders are understood: `folder/<class>/...` and `folder/<part>/<class>/...` with the parts
-    train, val (or validation) and test, or train alone. Folders that could be parts by other names, seg_train, fold1
-    or labelled, are refused and not taken for classes. A table has the columns path (counted from the table's folder)
-    and label, perhaps also split and group. Where only train and validation are given, as in many public sets, the
-    second one is the test set, and `split_images` draws validation images from the first. Labels are in composed
-    Unicode (NFC), so that "é" is one letter whoever wrote it; paths stay as they are.
+    Folders are `folder/<class>/...` or `folder/<part>/<class>/...` with the parts train, val (or validation) and
+    test, or train alone. Folders that could be parts by other names, seg_train, fold1 or labelled, are refused. A
+    table has the columns path (counted from the table's folder) and label, perhaps also split and group. Of train
+    and validation alone, the second one is the test set. Labels are in composed Unicode (NFC).
 
     Returns:
         A DataFrame of texts with the columns path, label, split, group, problem and reason, sorted by path.
@@ -138,9 +135,8 @@ def find_images(source: str | Path) -> pd.DataFrame:
         open; every other file has a row, too, and `reason` says more (`helpers.data.checks.KINDS`).
 
     Raises:
-        ValueError: there is no usable file, fewer than two classes, a given part lacks a class, folders look like
-            parts or like those of object detection, or the table cannot be read as one.
-        ImportError: it is a .parquet table, and pyarrow is not installed.
+        ValueError: there are fewer than two classes, a given part lacks a class, folders look like parts or like
+            those of object detection, or the table cannot be read as one.
     """
     source = resolve_path(source)
     rows, parts = _list_table(source) if source.is_file() else _list_folder(source)
@@ -152,13 +148,7 @@ def find_images(source: str | Path) -> pd.DataFrame:
 
 
 def list_files(source: str | Path) -> Iterator[tuple[str, str, str]]:
-    """Yields path, problem and reason of every file that is named or lies below a folder, as `find_images` has them.
-
-    There need not be class folders. The files of a folder come by name, those of the folders in it after them.
-
-    Args:
-        source: a folder, a file, or an archive (as `open_data` takes them), which is unpacked first.
-    """
+    """Yields path, problem and reason of a file, or of each below a folder or in an archive, without classes."""
     source = resolve_path(source)
     if source.is_file() and is_archive(source):
         source = unpack(source)
@@ -191,8 +181,8 @@ def _store(rows: list[_Row]) -> Iterator[_Row]:
             stored = row.path  # `resolve_path` would take it for somebody's home
         if not row.problem and _escape(stored) != stored:
             reason = (
-                "its name, or its folder's, is not UTF-8: rename it to use it (of an archive: unpack it with a "
-                "program that asks for its encoding, cp850 for German or cp932 for Japanese, and name the folder)"
+                "its name, or its folder's, is not UTF-8: rename it (of an archive: unpack it with a program that "
+                "asks for its encoding, and name the folder)"
             )
             row = row._replace(problem="bad name", reason=reason)
         yield row._replace(path=_escape(stored), label=_escape(row.label), reason=_escape(row.reason))
@@ -384,32 +374,24 @@ def _refuse_other_tasks(folder: Path, children: list[Path]) -> None:
 
 
 def _refuse_unknown_parts(folder: Path, children: list[Path]) -> None:
-    """Raises where folders seem to be parts, and not classes.
-
-    They hold the same sub-folders; or one holds folders, and another one only files; or one holds folders and is
-    called like a part; or several are called like parts. A single class called train, with images directly in it,
-    is a class.
-    """
+    """Raises where folders seem to be parts, and not classes."""
     held = {child: _look_into(child) for child in children}
     common = Counter(name for folders, _, _ in held.values() for name in set(map(fold_name, folders)))
     divided = [child for child, (folders, _, pictured) in held.items() if len(folders) > 1 and not pictured]
     called = {child: words for child in children if (words := find_words(child.name) & PART_WORDS)}
     stems = {re.sub(r"[\W\d_]+", " ", child.name.lower()) for child in called}
-    if not (
-        sum(count > 1 for count in common.values()) > 1
-        or (divided and any(count and not folders for folders, count, _ in held.values()))
-        or called.keys() & set(divided)
-        or (len(called) > 1 and (len(set().union(*called.values())) > 1 or len(stems) == 1))
-    ):
+    same_folders = sum(count > 1 for count in common.values()) > 1
+    some_flat = divided and any(count and not folders for folders, count, _ in held.values())
+    several_called = len(called) > 1 and (len(set().union(*called.values())) > 1 or len(stems) == 1)
+    if not (same_folders or some_flat or several_called or called.keys() & set(divided)):
         return
     shown = ", ".join(repr(child.name) for child in sorted(children, key=lambda child: child not in called)[:6])
     rest = f" and {len(children) - 6} more" if len(children) > 6 else ""
     raise ValueError(
         f"Expected one folder per class in {folder}, or the parts train, val and test with one folder per class in "
         f"each. Received {shown}{rest}, which could be parts, by their names or by what they hold. If they are, "
-        f"rename them to train, val and test, and move everything else elsewhere; or name one of them in `data`; or "
-        f"write a table with the columns path, label and split. If they are classes, put them into a folder called "
-        f"train, with nothing beside it, and name the folder above it in `data`."
+        f"rename them, or name one of them in `data`. If they are classes, put them into a folder called train, with "
+        f"nothing beside it, and name the folder above it in `data`. Or write a table with path, label and split."
     )
 
 

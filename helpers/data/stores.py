@@ -46,11 +46,9 @@ class Store:
         (rows, *shape), _, self.dtype = np.lib.format.read_array_header_1_0(self.opened)
         self.row_shape, self.row_bytes = tuple(shape), math.prod(shape) * self.dtype.itemsize
         self._start = self.opened.tell()
-        if not rows == len(self.keys) == len(self.checksums) or self._size() != self._start + rows * self.row_bytes:
+        size = os.fstat(self.opened.fileno()).st_size
+        if not rows == len(self.keys) == len(self.checksums) or size != self._start + rows * self.row_bytes:
             raise ValueError(f"{file} is damaged.")
-
-    def _size(self) -> int:
-        return os.fstat(self.opened.fileno()).st_size
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Returns these rows, an array (rows, *row_shape); neighbours are read with one call."""
@@ -85,17 +83,14 @@ class Store:
 
 
 def open_store(file: Path, keys: Sequence[str]) -> Store | None:
-    """Returns the store if it has a row for each of the keys and its rows are as they were written, else None.
-
-    An opened store counts as used: the least recently used one is deleted first.
-    """
+    """Returns the store if it has a row for each of the keys and its rows are as they were written, else None."""
     try:
         store = Store(file)
         if not set(keys).issubset(store.keys) or not store.is_whole():
             return None
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # absent, or not what `write_store` wrote
         return None
-    with suppress(OSError):  # deleted by another process in between, or a read-only disk
+    with suppress(OSError):  # now it is the most recently used one; deleted in between, or a read-only disk
         os.utime(_side_file(file))
     return store
 
@@ -110,7 +105,7 @@ def write_store(
     seconds_below: float = 0.0,
     hint: str = "",
 ) -> Store:
-    """Returns a new store, written whole or not at all. The last one is kept if several processes write it at once.
+    """Returns a new store, written whole or not at all; OSError if the disk has too little space.
 
     Args:
         file: where it is kept. The least recently used stores in its folder are deleted if room is needed.
@@ -119,10 +114,7 @@ def write_store(
         dtype: of its values.
         keys: of the rows, in their order.
         seconds_below: what a row's computation took before, in another store.
-        hint: what a person can do if it does not fit on the disk.
-
-    Raises:
-        OSError: the disk has too little space.
+        hint: what a person can do if it does not fit.
     """
     size, checksums = len(keys) * math.prod(shape) * np.dtype(dtype).itemsize, []
     file.parent.mkdir(parents=True, exist_ok=True)

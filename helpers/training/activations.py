@@ -52,12 +52,10 @@ def load_activations(model: keras.Model, pixels, *, stage: str | None = None, ba
 
     Args:
         model: from images to features or probabilities.
-        pixels: uint8 (images, height, width, 3), `Pixels` or in memory; or a dict of these, computed together.
+        pixels: uint8 (images, height, width, 3), `Pixels` or in memory; or a dict of these, computed together, for
+            a dict of `Activations`.
         stage: a name in `describe_stages(model)`; None for the model's output.
         batch_size: images in a forward pass; 0 for as many as memory allows, at most 32.
-
-    Returns:
-        `Activations`, float32, in the order of the images; a dict if `pixels` is one.
 
     Raises:
         ValueError: no such stage, or an activation that is not finite.
@@ -160,12 +158,7 @@ def _forward(
 
 
 class Inference:
-    """A model's outputs in inference mode, for one array after the other.
-
-    Args:
-        model: from images or activations to features or probabilities.
-        batch_size: images in a forward pass; 0 for as many as memory allows, at most 32.
-    """
+    """A model's outputs in inference mode, array by array; `batch_size` as in `compute_activations`."""
 
     def __init__(self, model: keras.Model, *, batch_size: int = 0):
         self.batch_size = batch_size or _batch_size(model)
@@ -275,14 +268,11 @@ def _add_digests(node, known: dict[int, str]) -> None:
 def _described(layer, node) -> str:
     """Returns a layer's class, settings and arguments, without what its outputs do not depend on."""
     settings = {} if isinstance(layer, keras.layers.InputLayer) else _without_names(layer.get_config())
-    arguments = [value for value in (*node.arguments.args, *sorted(node.arguments.kwargs.items()))]
-    plain = [repr(value) for value in arguments if not _holds_tensor(value)]
+    arguments = (*node.arguments.args, *sorted(node.arguments.kwargs.items()))
+    tensors = [any(isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten(value)) for value in arguments]
+    plain = [repr(value) for value, is_tensor in zip(arguments, tensors, strict=True) if not is_tensor]
     types = [type(layer).__name__, str(getattr(layer, "compute_dtype", "")), [str(t.shape[1:]) for t in node.outputs]]
     return json.dumps([types, settings, plain], sort_keys=True, default=str)
-
-
-def _holds_tensor(value) -> bool:
-    return any(isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten(value))
 
 
 def _without_names(config):
