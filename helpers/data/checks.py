@@ -124,7 +124,7 @@ def check_images(
     images, findings = found[found["problem"] == ""].drop(columns=["problem", "reason"]), []
     with closing(Thumbnails()) as thumbnails:
         images, comparable = _open_all(images.reset_index(drop=True), thumbnails, findings, white)
-        similar = find_similar(thumbnails, comparable)
+        similar = find_similar(thumbnails.array(), comparable)
     findings += _find_small(images)
     images = _find_duplicates(images, similar, findings, join=on_problem != "keep")
     # what the source refused was not opened: "keep" cannot keep it

@@ -8,7 +8,6 @@ most, allowing for another brightness and contrast and for a small shift, stretc
 
 import os
 import tempfile
-import threading
 
 import numpy as np
 from PIL import Image
@@ -29,58 +28,35 @@ LEAST_EXPLAINED = 0.8
 """Share of what the mean leaves of a thumbnail's details that the other must explain. Other photos reach 0.6."""
 
 _NEAREST = 16  # candidates followed up for each image: a bound on the work where all images look alike
-_BATCH = 256
 _LOW = 16
 _BASIS = np.rint(4096 * dct(np.eye(SIDE), axis=0)[:_LOW])
 
 
 class Thumbnails:
-    """Grey thumbnails, uint8 (count, 32, 32), in a temporary file: a kilobyte an image, whatever their number."""
+    """Grey thumbnails in a temporary file: a kilobyte an image, whatever their number."""
 
     def __init__(self):
-        self._file, self._lock, self._hashes = tempfile.TemporaryFile(), threading.Lock(), []
-        self._sheet, self._used = Image.new("L", (SIDE, SIDE * _BATCH)), 0
+        self._file = tempfile.TemporaryFile()
 
     def append(self, thumbnail: Image.Image) -> None:
         """Adds the next image's thumbnail, of `SIDE` pixels, grey."""
-        self._sheet.paste(thumbnail, (0, SIDE * self._used))  # much cheaper than taking the bytes of each
-        self._used += 1
-        if self._used == _BATCH:
-            self._hash_batch()
+        self._file.write(thumbnail.tobytes())
 
     def replace(self, row: int, thumbnail: Image.Image) -> None:
         """Puts another thumbnail in the place of an earlier one."""
-        if row >= (done := len(self._hashes) * _BATCH):
-            self._sheet.paste(thumbnail, (0, SIDE * (row - done)))
-            return
         self._file.seek(row * SIDE * SIDE)
         self._file.write(thumbnail.tobytes())
         self._file.seek(0, os.SEEK_END)
-        self._hashes[row // _BATCH][row % _BATCH] = hash_thumbnails(np.asarray(thumbnail)[None])[0]
 
-    def _hash_batch(self) -> None:
-        batch = np.asarray(self._sheet).reshape(-1, SIDE, SIDE)[: self._used]
-        self._file.write(batch.tobytes())
-        self._hashes.append(hash_thumbnails(batch))
-        self._used = 0
-
-    def hashes(self) -> np.ndarray:
-        """Returns all hashes, uint64 (count, 4)."""
-        self._hash_batch()
-        return np.concatenate(self._hashes)
+    def array(self) -> np.ndarray:
+        """Returns all of them, uint8 (count, 32, 32), mapped from the file."""
+        self._file.flush()
+        values = np.memmap(self._file, "uint8", "r") if self._file.tell() else np.empty(0, "uint8")
+        return values.reshape(-1, SIDE, SIDE)
 
     def close(self) -> None:
         """Removes the file."""
         self._file.close()
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """Returns some of the thumbnails, float32 (rows, 32, 32)."""
-        values = np.empty((len(rows), SIDE, SIDE), "uint8")
-        with self._lock:
-            for value, row in zip(values, rows, strict=True):
-                self._file.seek(int(row) * SIDE * SIDE)
-                self._file.readinto(value)
-        return values.astype("float32")
 
 
 def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
@@ -95,10 +71,11 @@ def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
     return np.packbits(bits, axis=1).view("uint64")
 
 
-def find_similar(thumbnails: Thumbnails, comparable: np.ndarray) -> np.ndarray:
+def find_similar(thumbnails: np.ndarray, comparable: np.ndarray) -> np.ndarray:
     """Returns pairs of images that show the same, int64 (pairs, 3): two rows, and the bits in which they differ."""
-    hashes = thumbnails.hashes()[comparable]
-    starts = range(0, len(hashes), 256)
+    starts = range(0, len(comparable), 256)
+    hashes = [hash_thumbnails(thumbnails[comparable[start : start + 256]]) for start in starts]
+    hashes = np.concatenate([np.empty((0, 4), "uint64"), *hashes])
     found = in_parallel(lambda start: _find_candidates(hashes, start), starts, title="comparing images", chunksize=1)
     pairs = np.concatenate([np.empty((0, 3), "int64"), *found])
     pairs[:, :2] = comparable[pairs[:, :2]]
@@ -107,7 +84,7 @@ def find_similar(thumbnails: Thumbnails, comparable: np.ndarray) -> np.ndarray:
     mean_image = _mean(thumbnails, comparable)
     lots = [pairs[start : start + 256] for start in range(0, len(pairs), 256)]
     kept = in_parallel(
-        lambda lot: lot[_explained(*map(thumbnails.read, lot[:, :2].T), mean_image) >= LEAST_EXPLAINED],
+        lambda lot: lot[_explained(*thumbnails[lot[:, :2].T].astype("float32"), mean_image) >= LEAST_EXPLAINED],
         lots,
         title="comparing candidates",
         chunksize=1,
@@ -115,9 +92,9 @@ def find_similar(thumbnails: Thumbnails, comparable: np.ndarray) -> np.ndarray:
     return np.concatenate([np.empty((0, 3), "int64"), *kept])
 
 
-def _mean(thumbnails: Thumbnails, comparable: np.ndarray) -> np.ndarray:
+def _mean(thumbnails: np.ndarray, comparable: np.ndarray) -> np.ndarray:
     """Returns the mean, (1, 32, 32), of up to 1,000 thumbnails, each brought to one brightness and contrast."""
-    some = thumbnails.read(comparable[:: -(-len(comparable) // 1000)])
+    some = thumbnails[comparable[:: -(-len(comparable) // 1000)]].astype("float32")
     some = some - some.mean(axis=(1, 2), keepdims=True)
     return (some / some.std(axis=(1, 2), keepdims=True).clip(1)).mean(axis=0, keepdims=True)
 
