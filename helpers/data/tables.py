@@ -31,7 +31,7 @@ def save_images(images: pd.DataFrame, path: str | Path) -> None:
     if path.exists() and path.read_bytes() != text.encode():
         raise ValueError(
             f"{path} divides other images, or divides them otherwise: images that a model was trained on could "
-            f"become test images. Choose another run_dir, or delete the run's folder to start over."
+            f"become test images. Choose another run_dir (NAME=...), or delete the run's folder."
         )
     write_atomically(path, text)
 
