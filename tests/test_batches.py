@@ -45,16 +45,16 @@ def test_shuffled_epochs_differ_hold_every_image_once_and_repeat_with_the_seed(r
     assert np.mean(np.abs(np.array(first[0]) - np.arange(2000))) == pytest.approx(2000 / 3, rel=0.1)
 
 
-@pytest.mark.parametrize(("rows", "batch_size", "multiple", "sizes"), [(70, 32, 1, [24] * 3), (33, 32, 1, [17] * 2),
-    (5, 32, 1, [5]), (1, 32, 1, [1]), (35, 7, 2, [8] * 5), (3, 32, 2, [4])])  # fmt: skip
-def test_even_batches_have_one_size_and_hold_every_image(root, rows, batch_size, multiple, sizes):
+@pytest.mark.parametrize(("rows", "batch_size", "parts", "sizes"), [(70, 32, 1, [24] * 3), (33, 32, 1, [17] * 2),
+    (5, 32, 1, [5]), (1, 32, 1, [1]), (35, 7, 2, [4] * 10), (3, 32, 2, [2] * 2)])  # fmt: skip
+def test_even_batches_have_one_size_and_hold_every_image(root, rows, batch_size, parts, sizes):
     images, numbered, now = counted(rows), np.arange(rows), [4]
-    options = {"even": True, "multiple": multiple, "epoch": lambda: now[0]}
+    options = {"even": True, "parts": parts, "epoch": lambda: now[0]}
     dataset = make_dataset(images, numbered, batch_size=batch_size, shuffle=0, **options)
     assert [len(batch) for batch, _ in dataset] == sizes
     first, again = epoch(dataset), epoch(dataset)
     assert first == again and first[0] == first[1], "the epoch is what it is told"
-    assert set(first[0]) == set(range(rows)) and sum(sizes) - rows < max(len(sizes) * multiple, rows + 1)
+    assert set(first[0]) == set(range(rows)) and sum(sizes) - rows < max(len(sizes), rows + 1)
     now[0] = 5
     assert rows < 5 or epoch(dataset) != first
 

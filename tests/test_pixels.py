@@ -2,9 +2,6 @@
 
 import hashlib
 import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +10,8 @@ import pytest
 from PIL import Image
 
 import helpers
-from helpers.data import (
-    PARTS,
-    RESIZE_RULES,
-    Pixels,
-    load_pixels,
-    make_dataset,
-    pixels,
-    read_image,
-    read_pixels,
-    shrink_pixels,
-)
-from helpers.data.reading import resize_image
+from helpers.data import PARTS, Pixels, load_pixels, make_dataset, pixels, read_image, read_pixels, shrink_pixels
+from helpers.data.reading import RESIZE_RULES, resize_image
 
 SIZE = (12, 16)
 
@@ -136,26 +123,6 @@ def test_a_damaged_store_is_made_again(images, root, decoded):
     assert len(decoded) == 2 * 42
 
 
-def test_threads_and_processes_decode_once_and_see_the_same(images, root, decoded):
-    script = (
-        "import sys, pandas, helpers, pathlib, numpy\n"
-        "helpers.ROOT = pathlib.Path(sys.argv[1])\n"
-        "from helpers.data import load_pixels\n"
-        "pixels = load_pixels(pandas.read_csv(helpers.ROOT / 'images.csv'), image_size=(12, 16))\n"
-        "numpy.save(sys.argv[2], pixels['train'])"
-    )
-    images.to_csv(root / "images.csv", index=False)
-    outputs = [root / f"{name}.npy" for name in "xyz"]
-    processes = [subprocess.Popen([sys.executable, "-c", script, str(root), str(output)]) for output in outputs]
-    with ThreadPoolExecutor(4) as pool:
-        loaded = list(pool.map(load, [images] * 4))
-    assert [process.wait() for process in processes] == [0, 0, 0]
-    assert_right(loaded[0], images)
-    for train in (*(one["train"] for one in loaded), *map(np.load, outputs)):
-        np.testing.assert_array_equal(train, loaded[0]["train"])
-    assert len(decoded) in (0, 42)
-
-
 # ---- resized by one rule
 
 
@@ -195,22 +162,16 @@ def is_red(pixel: np.ndarray) -> bool:
     return pixel[0] > 200 and pixel[1] < 60
 
 
-def test_crop_keeps_shapes_and_fills_the_image(disc):
+def test_crop_keeps_shapes_pad_adds_black_and_stretch_brings_corners_to_corners(disc):
     image = read_pixels(disc, (40, 40), resize="crop")
     height, width = extent(image)
     assert abs(height - width) <= 1 and abs(height - 40 * 2 / 3) <= 2
     assert is_red(image[0, 20]) and is_red(image[-1, 20]) and (image[20, [0, -1]] == 90).all(), "sides are cut off"
-
-
-def test_pad_keeps_shapes_and_adds_black(disc):
     image = read_pixels(disc, (40, 40), resize="pad")
     height, width = extent(image)
     assert abs(height - width) <= 1 and abs(height - 40 / 3) <= 2
     assert (image[:10] == 0).all() and (image[30:] == 0).all(), "black above and below"
     assert all(is_red(image[row, column]) for row in (10, 29) for column in (0, 39)), "nothing is cut off"
-
-
-def test_stretch_brings_all_corners_to_the_corners(disc):
     image = read_pixels(disc, (40, 40), resize="stretch")
     height, width = extent(image)
     assert height / width == pytest.approx(2, rel=0.15)

@@ -178,21 +178,13 @@ def test_of_several_processes_and_threads_one_makes_a_store(tmp_path):
 
 def test_the_least_recently_used_one_is_deleted(tmp_path, four_kilobytes):
     four_kilobytes(3)
-    for name, used in (("a", 300), ("b", 100), ("c", 200)):
-        write(tmp_path, name, used=used)
+    (tmp_path / "notes.txt").write_text("no store")
+    values = {name: write(tmp_path, name, used=used) for name, used in (("a", 300), ("b", 100), ("c", 200))}
+    opened = Store(tmp_path / "c.npy")
     assert open_store(tmp_path / "b.npy", []), "and now it has been used"
     write(tmp_path, "d")
-    assert names(tmp_path) == ["a.npy", "b.npy", "d.npy"]
-    assert not (tmp_path / "c.json").exists()
-
-
-def test_what_is_open_can_be_read_after_it_was_deleted(tmp_path, four_kilobytes):
-    four_kilobytes(1)
-    values = write(tmp_path, "a", used=100)
-    opened = Store(tmp_path / "a.npy")
-    write(tmp_path, "b")
-    assert names(tmp_path) == ["b.npy"]
-    np.testing.assert_array_equal(opened.read(np.arange(10)), values)
+    assert names(tmp_path) == ["a.npy", "b.npy", "d.npy", "notes.txt"] and not (tmp_path / "c.json").exists()
+    np.testing.assert_array_equal(opened.read(np.arange(10)), values["c"], "what is open can still be read")
 
 
 def test_for_what_cannot_fit_nothing_is_deleted(tmp_path, four_kilobytes):
@@ -202,14 +194,6 @@ def test_for_what_cannot_fit_nothing_is_deleted(tmp_path, four_kilobytes):
     with pytest.raises(OSError, match="takes 1.6e-05 GB.*CACHE_GB"):
         write(tmp_path, "c", rows=40)
     assert names(tmp_path) == ["a.npy", "b.npy"]
-
-
-def test_files_that_are_no_stores_stay(tmp_path, four_kilobytes):
-    four_kilobytes(1)
-    (tmp_path / "notes.txt").write_text("mine")
-    write(tmp_path, "a", used=100)
-    write(tmp_path, "b")
-    assert names(tmp_path) == ["b.npy", "notes.txt"]
 
 
 @pytest.mark.parametrize("given", ["much", "0", "nan"])
@@ -243,18 +227,8 @@ def test_a_disk_that_gets_full_while_writing(tmp_path):
 # ---- read
 
 
-KEYS = [
-    0,
-    -1,
-    np.int64(3),
-    slice(2, 9),
-    slice(None, None, -2),
-    slice(5, 5),
-    [3, 1, 1, -2],
-    [],
-    np.array([4, 5, 6, 2]),
-]
-KEYS += [np.arange(300) % 3 == 0, np.array([[1, 2], [3, 4]])]
+KEYS = [0, -1, np.int64(3), slice(2, 9), slice(None, None, -2), slice(5, 5), [3, 1, 1, -2], []]
+KEYS += [np.array([4, 5, 6, 2]), np.arange(300) % 3 == 0, np.array([[1, 2], [3, 4]])]
 
 
 @pytest.mark.parametrize("key", KEYS, ids=str)

@@ -20,7 +20,7 @@ The table is a pandas DataFrame with one row per image, sorted by path:
     white   int, only if there are images of 16 bits: the value that becomes 255 in all of them
 """
 
-from helpers.data.augmentation import AUGMENTATIONS, Augmented
+from helpers.data.augmentation import Augmented
 from helpers.data.batches import make_dataset
 from helpers.data.checks import check_images, exclude_problems, save_problems, summarize_problems
 from helpers.data.pixels import Pixels, load_pixels, shrink_pixels
@@ -31,7 +31,6 @@ from helpers.data.stores import StoredArray, content_keys
 from helpers.data.tables import PARTS, count_images, encode_labels, load_images, save_images, stored_path
 
 __all__ = [
-    "AUGMENTATIONS",
     "FULL_WHITE",
     "PARTS",
     "RESIZE_RULES",

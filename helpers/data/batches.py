@@ -22,7 +22,6 @@ def make_dataset(
     shuffle: int | None = None,
     even: bool = False,
     parts: int = 1,
-    multiple: int | None = None,
     epoch: Callable[[], int] | None = None,
 ):
     """Returns a tf.data.Dataset of batches, (rows, int64 labels) or rows alone, read while it is iterated.
@@ -33,10 +32,9 @@ def make_dataset(
         batch_size: rows in a batch, at most.
         shuffle: a seed, 0 or more: every epoch has its own order, and the same seed repeats them. None for the
             order of the array.
-        even: with `shuffle`, all batches have the same size, near to `batch_size` and divisible by `multiple`; the
-            last ones are filled up with rows from the beginning of the epoch.
+        even: with `shuffle`, all batches have the same size, near to `batch_size` and divisible by the number of
+            GPUs; the last ones are filled up with rows from the beginning of the epoch.
         parts: into so many equal parts each such batch is divided.
-        multiple: None for the number of GPUs times `parts`.
         epoch: returns the number of the epoch; without it, each iteration is one.
     """
     if labels is not None and len(labels) != len(array):
@@ -46,7 +44,7 @@ def make_dataset(
     from helpers._keras import count_devices  # it starts TensorFlow without messages that a notebook would store
 
     rows, epochs = len(array), count()
-    multiple = multiple or count_devices() * parts
+    multiple = count_devices() * parts
     steps = math.ceil(rows / batch_size)
     if even and shuffle is not None:
         batch_size = multiple * math.ceil(rows / steps / multiple)
