@@ -15,7 +15,7 @@ import pytest
 from networks import counted, numbers
 
 from helpers.data import content_keys, stores
-from helpers.data.stores import Store, StoredArray, one_at_a_time, open_store, write_store
+from helpers.data.stores import Store, StoredArray, find_or_make, open_store, write_store
 
 
 def write(folder: Path, name: str, *, rows: int = 10, dtype: str = "float32", used: int | None = None):
@@ -142,16 +142,16 @@ MAKE = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from helpers.data.stores import one_at_a_time, open_store, write_store
+from helpers.data.stores import find_or_make, open_store, write_store
 
 def rows():
     print("made", flush=True)
     time.sleep(0.5)
     yield np.ones((3, 4), "uint8")
 
-file = Path(sys.argv[1])
-with one_at_a_time(file):
-    store = open_store(file, list("abc")) or write_store(file, rows(), shape=(4,), dtype="uint8", keys=list("abc"))
+file, keys = Path(sys.argv[1]), list("abc")
+make = lambda: write_store(file, rows(), shape=(4,), dtype="uint8", keys=keys)
+store = find_or_make(file, lambda: open_store(file, keys), make)
 assert store.read(np.arange(3)).sum() == 12
 """
 
@@ -162,15 +162,14 @@ def test_of_several_processes_and_threads_one_makes_a_store(tmp_path):
     assert sum(process.communicate()[0].count("made") for process in processes) == 1
     assert [process.returncode for process in processes] == [0, 0, 0]
 
-    def make(_):
-        with one_at_a_time(tmp_path / "b.npy"):
-            made.append("begun")
-            time.sleep(0.02)
-            made.append("ended")
+    def make():
+        time.sleep(0.05)
+        made.append("b")
+        return made
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(make, range(4)))
-    assert made == ["begun", "ended"] * 4
+        list(pool.map(lambda _: find_or_make(tmp_path / "b.npy", lambda: made, make), range(4)))
+    assert made == ["b"]
 
 
 # ---- room

@@ -1,6 +1,5 @@
 """Every file is opened once, and what was found is a table: one row per finding, with what the run does about it."""
 
-import functools
 import hashlib
 import io
 import os
@@ -241,10 +240,8 @@ def _open_all(
         findings += [_Finding(*one, path, label, split) for one in told if one[0]]
     images = images[usable].reset_index(drop=True)
     results = [result for result in results if not result.problem]
-    for name in ("width", "height"):
-        images[name] = np.array([getattr(result, name) for result in results], "int64")
-    for name in ("sha256", "pixels"):
-        images[name] = pd.array([getattr(result, name) for result in results], dtype="str")
+    for name, dtype in (("width", "int64"), ("height", "int64"), ("sha256", "str"), ("pixels", "str")):
+        images[name] = pd.array([getattr(result, name) for result in results], dtype=dtype)
     if deep:
         images["white"] = white
         findings += _describe_depth(reached, white, len(results))
@@ -321,7 +318,6 @@ def _animation(image: Image.Image) -> list[tuple[str, str]]:
     return []
 
 
-@functools.lru_cache
 def _wrong_extension(extension: str, format: str) -> list[tuple[str, str]]:
     meant = Image.registered_extensions().get(extension, "")
     if not extension or meant == format or (meant, format) == ("MPO", "JPEG"):

@@ -15,7 +15,7 @@ from PIL import Image
 from helpers import resolve_path
 from helpers.data.parallel import in_parallel
 from helpers.data.reading import FULL_WHITE, RESIZE_RULES, find_white, read_pixels
-from helpers.data.stores import StoredArray, one_at_a_time, open_store, write_store
+from helpers.data.stores import Store, StoredArray, find_or_make, open_store, write_store
 from helpers.data.tables import PARTS
 
 _READING = 3
@@ -61,15 +61,14 @@ def load_pixels(images: pd.DataFrame, *, image_size: tuple[int, int], resize: st
     digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
     file = resolve_path("runs/.pixels") / f"{digest}-{height}x{width}-{resize}.npy"
     options = {"image_size": (height, width), "resize": resize, "white": white}
-    with one_at_a_time(file):
-        store = open_store(file, keys)
-        if store is None:
-            hint = "Choose a smaller `image_size` or fewer images (`images_per_class`)."
-            files = list(zip(paths, hashes, strict=True))
-            decoded = in_parallel(
-                lambda one: _decode(*one, **options)[None], files, title="decoding images", chunksize=4
-            )
-            store = write_store(file, decoded, shape=(height, width, 3), dtype="uint8", keys=keys, hint=hint)
+
+    def decode() -> Store:
+        hint = "Choose a smaller `image_size` or fewer images (`images_per_class`)."
+        files = list(zip(paths, hashes, strict=True))
+        decoded = in_parallel(lambda one: _decode(*one, **options)[None], files, title="decoding images", chunksize=4)
+        return write_store(file, decoded, shape=(height, width, 3), dtype="uint8", keys=keys, hint=hint)
+
+    store = find_or_make(file, lambda: open_store(file, keys), decode)
     pixels = {part: Pixels(store, rows[images["split"].to_numpy() == part]) for part in PARTS}
     for part in PARTS:
         pixels[part].white = white

@@ -8,6 +8,7 @@ import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -408,17 +409,14 @@ def _look_into(folder: Path) -> tuple[list[str], int, bool]:
 
 
 def _visible(folder: str | Path) -> Iterator[os.DirEntry]:
-    try:
+    with suppress(OSError):
         yield from (entry for entry in os.scandir(folder) if not _is_junk(entry.name))
-    except OSError:  # a row of its own, once the folder's turn comes
-        return
 
 
 def _folders(folder: Path) -> list[Path]:
-    try:
+    with suppress(OSError):  # a row of its own, once the folder's turn comes
         return [Path(path) for path in _list(folder, _ancestors(folder))[0]]
-    except OSError:  # a row of its own, once the folder's turn comes
-        return []
+    return []
 
 
 # ---- tables

@@ -14,8 +14,8 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -140,15 +140,16 @@ def write_store(
     return Store(file)
 
 
-@contextmanager
-def one_at_a_time(file: Path):
-    """Lets one thread of one process at a time make a store: the next one finds it."""
+def find_or_make(file: Path, find: Callable[[], Store | None], make: Callable[[], Store]) -> Store:
+    """Returns what `find` finds, else what `make` makes, in one thread of one process at a time: others find it."""
+    if store := find():
+        return store
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file.with_name(f".{file.name}.lock"))
     with suppress(OSError, NotImplementedError):  # a network file system may have no locks: then each makes its own
         lock.acquire()
     try:
-        yield
+        return find() or make()
     finally:
         lock.release()
 

@@ -23,7 +23,7 @@ from helpers._keras import keras
 from helpers.backbones import cut, find_stages
 from helpers.backbones.graphs import find_nodes
 from helpers.data import StoredArray, content_keys
-from helpers.data.stores import Store, one_at_a_time, open_store, write_store
+from helpers.data.stores import Store, find_or_make, open_store, write_store
 
 _VERSION = "1"
 """To be raised when the same layers and images give other activations: older stores are then left alone."""
@@ -67,8 +67,11 @@ def load_activations(model: keras.Model, pixels, *, stage: str | None = None, ba
     }
     places = dict(sorted(places.items()))
     cut_points = _cut_points(model, stage)
-    with one_at_a_time(_folder() / cut_points[-1].digest):
-        store = _find(cut_points[-1], list(places)) or _compute(model, cut_points, places, batch_size)
+    store = find_or_make(
+        _folder() / cut_points[-1].digest,
+        lambda: _find(cut_points[-1], list(places)),
+        lambda: _compute(model, cut_points, places, batch_size),
+    )
     loaded = {part: Activations(store, store.find(content_keys(array))) for part, array in parts.items()}
     return loaded if isinstance(pixels, Mapping) else loaded[""]
 
