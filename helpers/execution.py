@@ -29,12 +29,15 @@ def execute(template: Path, saved: Path, parameters: dict, bar) -> None:
         NotebookFailed: A cell failed, or the kernel ended.
     """
     import papermill
+    import zmq
     from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
 
     for name in ("papermill", "asyncio"):  # the messages below say it once and better
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ["BARS_ON_STDOUT"] = "1"  # in the kernel: see `progress_file`
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # this interpreter's kernel, and not the user's `python3`
+    encryption = "auto" if zmq.has("curve") else "disabled"  # others may be on this machine
     stopped, started = None, time.monotonic()
     bar.set_description_str(template.stem, refresh=False)
     bar.set_postfix_str("")
@@ -47,6 +50,7 @@ def execute(template: Path, saved: Path, parameters: dict, bar) -> None:
             kernel_name="python3",
             language="python",
             extra_arguments=_QUIET,
+            config=Config(KernelManager={"transport_encryption": encryption}),
             progress_bar=False,
             stdout_file=_LastLine(bar),
             on_cell_executed=lambda cell, **_: bar.update(not _is_injected(cell)),
