@@ -20,8 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def resolve_path(path: str | Path) -> Path:
     """Returns the absolute path: `~` expanded, a relative path counted from the repository's root.
 
-    JupyterLab and nbval work in `notebooks/`, papermill in the caller's folder: so the same parameter
-    means the same file, whoever executes.
+    JupyterLab works in `notebooks/`, papermill in the caller's folder: the same parameter means the same file.
     """
     return ROOT / Path(str(path)).expanduser()  # papermill makes a number of a folder called 2024
 
@@ -64,7 +63,7 @@ def silent_stderr():
 
 
 class _ReplacedLine:
-    """A file for tqdm in a notebook: one output, which is replaced and in the end is empty."""
+    """A file for tqdm in a notebook: one output per cell, which is replaced and in the end is empty."""
 
     encoding, _cell, _handle = "utf-8", None, None
 
@@ -77,7 +76,7 @@ class _ReplacedLine:
             return
         if self._cell == get_ipython().execution_count:
             self._handle.update(line, raw=True)
-        else:  # of all bars in a cell, there is one line
+        else:
             self._cell, self._handle = get_ipython().execution_count, display.display(line, raw=True, display_id=True)
 
     def flush(self) -> None:
@@ -90,8 +89,7 @@ _REPLACED_LINE = _ReplacedLine()
 def progress_file():
     """Returns the file for progress bars: stdout, or in a notebook a line that leaves nothing behind.
 
-    What a bar writes to stdout is stored with a notebook, each of its hundred states. The runner, which shows them
-    below its own bar and stores none, asks for stdout (`BARS_ON_STDOUT`).
+    A notebook stores what is written to stdout. The runner shows bars and stores none: it sets `BARS_ON_STDOUT`.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return _REPLACED_LINE if hasattr(shell, "kernel") and "BARS_ON_STDOUT" not in os.environ else sys.stdout

@@ -1,4 +1,4 @@
-"""What a run is computed with: versions, processor, memory; recorded with its results, not when they are told."""
+"""What a run is computed with, recorded together with its results: versions, processor, memory."""
 
 import os
 import platform
@@ -15,17 +15,17 @@ PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "pillow", "optuna", 
 """Those on which results depend, and ours."""
 
 ORDER = ("since", "python", *PACKAGES, "system", "processor", "cores", "memory_gb", "gpus", "commit")
-"""In which people are told of an environment; the file is sorted by name."""
+"""Display order; the file is sorted by name."""
 
 
 def describe_environment() -> dict:
-    """Returns what this process computes with, in plain values.
+    """Returns what this process computes with, in plain values, by the names in `ORDER`.
 
-    Returns:
-        python and the versions of `PACKAGES` (those that are installed), system, processor, cores (count, that this
-        process may use), memory_gb; gpus (their names), if this process has started TensorFlow; commit (of the
-        repository, `-dirty` behind it where a file was changed since), if git knows it.
+    Gpus (their names) are among them if this process has started TensorFlow, and the repository's commit (`-dirty`
+    behind it if a file was changed since) if git knows it.
     """
+    import psutil
+
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -35,7 +35,7 @@ def describe_environment() -> dict:
     found["system"] = platform.platform(terse=True)
     found["processor"] = _processor()
     found["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    found["memory_gb"] = round(psutil.virtual_memory().total / 1e9, 1)
     if tensorflow := sys.modules.get("tensorflow"):  # not imported for this: it takes seconds, and 01 does without it
         gpus = tensorflow.config.list_physical_devices("GPU")
         details = tensorflow.config.experimental.get_device_details
@@ -46,10 +46,7 @@ def describe_environment() -> dict:
 
 
 def add_environment(known: list[dict], now: dict) -> list[dict]:
-    """Returns the environments of a run, with that of `describe_environment` among them.
-
-    A run is mostly made in one. Where `now` differs from all known ones, it is a new one, and `since` says from when.
-    """
+    """Returns a run's environments, with the one of `describe_environment` added if it is another one."""
     for number, before in enumerate(known):
         if all(before[name] == value for name, value in now.items() if name in before):
             return [*known[:number], before | now, *known[number + 1 :]]

@@ -1,7 +1,6 @@
 """What a notebook's cell tagged `parameters` declares, and whether given values fit it.
 
-The cell is read with `ast`, not with `papermill.inspect_notebook`: that matches lines by a pattern that sees
-neither `weights: str | None = None` nor a comment with an `=` in it.
+The cell is read with `ast`: `papermill.inspect_notebook` sees neither `int | None` nor a comment with an `=` in it.
 """
 
 import ast
@@ -9,9 +8,10 @@ import difflib
 import importlib
 import io
 import os
+import re
 import sys
 import tokenize
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def declared_parameters(notebook) -> dict[str, Parameter]:
     """Returns the parameters that a notebook declares, by name, in their order; empty without such a cell.
 
     Raises:
-        ValueError: A default is not a literal.
+        ValueError: A line has no type, or a default that is not a literal.
     """
     cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     source = cells[0].source if cells else ""
@@ -75,21 +75,17 @@ def declared_parameters(notebook) -> dict[str, Parameter]:
     }
     declared = {}
     for line in ast.parse(source).body:
-        target = line.target if isinstance(line, ast.AnnAssign) else getattr(line, "targets", [None])[0]
-        if not isinstance(target, ast.Name) or line.value is None:
-            continue
+        if not isinstance(line, ast.AnnAssign) or line.value is None:
+            raise ValueError(f"Expected a parameter like `seed: int = 0`. Received `{ast.unparse(line)}`.")
+        name = line.target.id
         try:
             default = ast.literal_eval(line.value)
         except ValueError:
             raise ValueError(
-                f"Parameter {target.id} must have a literal as its default, and has "
-                f"{ast.unparse(line.value)}: a value derived from others belongs in a later cell."
+                f"Parameter {name} must have a literal as its default, and has {ast.unparse(line.value)}: a value "
+                "derived from others belongs in a later cell."
             ) from None
-        if isinstance(line, ast.AnnAssign):
-            types = _type_names(line.annotation)
-        else:  # a bare None says nothing about what else it may be
-            types = ("Any",) if default is None else (_type_name(default),)
-        declared[target.id] = Parameter(target.id, default, types, comments.get(line.end_lineno, ""))
+        declared[name] = Parameter(name, default, _type_names(line.annotation), comments.get(line.end_lineno, ""))
     return declared
 
 
@@ -111,11 +107,7 @@ def describe_backbone(backbone: str, weights: str | None, image_size: int) -> st
 
 
 def check_folder(**named: str) -> None:
-    """Makes sure that the folder of images that a parameter names is there; "" names none.
-
-    Raises:
-        FileNotFoundError: with the name of the parameter.
-    """
+    """Raises FileNotFoundError where the folder of images that a parameter names is missing; "" names none."""
     for name, path in named.items():
         if path and not resolve_path(path).exists():
             raise FileNotFoundError(
@@ -125,12 +117,7 @@ def check_folder(**named: str) -> None:
 
 
 def checked_values(values: dict, usual: dict) -> dict:
-    """Returns the values that `impossible_values` has to look at: those of checks with one that is not the usual.
-
-    Args:
-        values: by name.
-        usual: values that need no check, such as defaults.
-    """
+    """Returns the values that `impossible_values` has to look at: those of checks with one that is not the usual."""
     groups = [names for _, names in _CHECKS if set(names) <= set(values)]
     return {
         name: values[name] for names in groups if any(values[name] != usual[name] for name in names) for name in names
@@ -138,10 +125,9 @@ def checked_values(values: dict, usual: dict) -> dict:
 
 
 def impossible_values(values: dict) -> list[str]:
-    """Returns what the notebooks would say about values that are wrong whatever the images are, a message each.
+    """Returns a message for each value that is wrong whatever the images are, as the notebooks would say it.
 
-    They are read by the notebooks' own functions. The network is loaded, so that weights that have to be downloaded
-    are there when they are needed, unless another value is wrong.
+    If no value before it is wrong, the network is loaded: weights are downloaded now.
     """
     problems = []
     for path, names in _CHECKS:
@@ -152,19 +138,15 @@ def impossible_values(values: dict) -> list[str]:
             given["weights"] = None
         module, _, function = path.rpartition(".")
         try:
-            with redirect_stdout(sys.stderr):  # Keras shows how a download gets on
+            with redirect_stdout(sys.stderr):  # Keras shows a download's progress
                 getattr(importlib.import_module(module), function)(**given)
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             problems.append(str(error))
     return problems
 
 
-def fitting_values(given: dict, declared: dict[str, Parameter]) -> dict:
-    """Returns the given values by name, texts converted to the declared types.
-
-    Args:
-        given: Values by name. A text is what somebody typed; other values come from a YAML file.
-        declared: What the notebooks declare.
+def validate_parameters(given: dict, declared: dict[str, Parameter]) -> dict:
+    """Returns the given values by name, texts that somebody typed converted to the declared types.
 
     Raises:
         ValueError: With one line for each unknown parameter and each value of a wrong type.
@@ -172,7 +154,7 @@ def fitting_values(given: dict, declared: dict[str, Parameter]) -> dict:
     values, problems = {}, []
     for name, value in given.items():
         if name == "run_dir":
-            problems.append("run_dir is set by the runner: choose it with NAME=... (-n) or --runs-dir.")
+            problems.append("run_dir is set by the runner: choose it with NAME=... (-n).")
         elif name not in declared:
             nearest = difflib.get_close_matches(name, declared, n=1, cutoff=0.3)
             hint = f" Did you mean {nearest[0]}?" if nearest else ""
@@ -188,20 +170,14 @@ def fitting_values(given: dict, declared: dict[str, Parameter]) -> dict:
     return values
 
 
-def from_here(name: str, value, here: Path):
-    """Returns the value with a path parameter's path counted from the folder `here`, if it exists there.
+def resolve_from_cwd(name: str, value, here: Path):
+    """Returns the value, with the path in a parameter that holds one resolved from the folder `here`, if it exists.
 
-    A path inside the repository comes back relative to its root: the run can then move with the repository,
-    and is the same run wherever it was started from.
+    A path inside the repository comes back relative to its root, so that the run can move with the repository.
     """
-    is_path = {
-        "data": value != EMBEDDED,
-        "weights": value != "imagenet",
-        "backbone": str(value).endswith(".keras"),
-        "shifted": True,
-        "new_images": True,
-    }
-    if not isinstance(value, str) or not value or not is_path.get(name, False):
+    names_no_path = {"data": value == EMBEDDED, "weights": value == "imagenet", "shifted": False, "new_images": False}
+    names_no_path["backbone"] = not str(value).endswith(".keras")
+    if not isinstance(value, str) or not value or names_no_path.get(name, True):
         return value
     path = here / Path(value).expanduser()
     if not path.exists() and not value.startswith("~"):
@@ -215,16 +191,8 @@ def _type_name(value) -> str:
 
 
 def _type_names(annotation: ast.expr) -> tuple[str, ...]:
-    match annotation:
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _type_names(left) + _type_names(right)
-        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
-            return (*_type_names(inner), "None")
-        case ast.Constant(value=str(text)):
-            return _type_names(ast.parse(text, mode="eval").body)
-        case ast.Subscript(value=outer):
-            return _type_names(outer)
-    return (ast.unparse(annotation),)
+    """Returns the types' names without what they hold: `list[int] | None` is a list or None."""
+    return tuple(re.sub(r"\[.*?\]", "", ast.unparse(annotation)).split(" | "))
 
 
 def _converted(value, parameter: Parameter):
@@ -234,20 +202,16 @@ def _converted(value, parameter: Parameter):
         return ""
     if value is None and parameter.name == "weights":  # papermill's None
         return "None"
-    if not isinstance(value, str):
-        return _checked(value, types)
-    for kind in (int, float):  # first: YAML 1.1 reads 1e-4 as a text
-        if kind.__name__ in types:
-            try:
-                return kind(value)
-            except ValueError:
-                pass
-    if "None" in types and value == "None":  # YAML's is null, papermill's and Python's is None
-        return None
-    try:
-        return _checked(yaml.safe_load(value), tuple(t for t in types if t != "str"))
-    except (ValueError, yaml.YAMLError):
-        return _checked(value, types)
+    if isinstance(value, str):
+        for kind in (int, float):  # first: YAML 1.1 reads 1e-4 as a text
+            if kind.__name__ in types:
+                with suppress(ValueError):
+                    return kind(value)
+        if "None" in types and value == "None":  # YAML's is null, papermill's and Python's is None
+            return None
+        with suppress(ValueError, yaml.YAMLError):
+            return _checked(yaml.safe_load(value), tuple(t for t in types if t != "str"))
+    return _checked(value, types)
 
 
 def _checked(value, types: tuple[str, ...]):

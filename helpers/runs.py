@@ -1,7 +1,6 @@
 """The runs side by side: `python -m helpers.runs`."""
 
 import argparse
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,22 +12,14 @@ from helpers.report.summary import chosen_arm
 
 COLUMNS = ("name", "data", "backbone", "verdict", "accuracy", "low", "high", "seconds", "date", "note")
 
-_LAST = "04_freeze_or_fine_tune"
-
 
 def list_runs(folder: str | Path = "runs") -> pd.DataFrame:
-    """Returns a table with a row for each folder in a folder of runs, the newest first.
+    """Returns a DataFrame with a row for each folder in a folder of runs, the newest first; none if it is missing.
 
-    Accuracies can be compared between runs on the same test images only.
-
-    Args:
-        folder: a relative path is counted from the repository's root. Where there is none, there are no runs.
-
-    Returns:
-        A DataFrame with the columns name (of the folder), data, backbone, verdict (see helpers/study/README.md),
-        accuracy of the chosen arm, low and high of its 95 % interval (fractions, NaN before the verdict), seconds
-        (that a training of it takes), date (UTC, of the first results) and note: empty, or what is missing or
-        damaged.
+    The columns are name (of the folder), data, backbone, verdict (see helpers/study/README.md), accuracy of the
+    chosen arm, low and high of its 95 % interval (fractions, NaN before the verdict), seconds (of its training), date
+    (UTC, of the first results) and note: empty, or what is missing or damaged. Accuracies can be compared on the same
+    test images only.
     """
     folder = resolve_path(folder)
     found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
@@ -56,7 +47,7 @@ def _row(path: Path) -> dict:
 
 
 def _date(record: RunFolder) -> pd.Timestamp:
-    """Returns when the first results were recorded; of a run that did not record it, when its folder was changed."""
+    """Returns when the first results were recorded, or else when the folder was changed."""
     if record.environments:
         return pd.Timestamp(record.environments[0]["since"]).tz_convert("UTC")
     return pd.Timestamp(datetime.fromtimestamp(record.run.stat().st_mtime, UTC))
@@ -69,37 +60,31 @@ def _missing(record: RunFolder) -> list[str]:
         return [f"{name} did not finish." for name in failures]
     if not (record.parameters or record.notebooks):
         return [] if record.notes else ["It is no run."]
-    return [f"No verdict yet: {_LAST} makes it."]
+    return ["No verdict yet: 04_freeze_or_fine_tune makes it."]
 
 
 def describe_runs(runs: pd.DataFrame) -> str:
     """Returns the table of `list_runs` for a terminal, with the notes below it."""
     shown = runs.drop(columns=["low", "high", "note"])
-    shown["accuracy"] = [_in_words(*row) for row in runs[["accuracy", "low", "high"]].itertuples(index=False)]
+    shown["accuracy"] = [_accuracy(*row) for row in runs[["accuracy", "low", "high"]].itertuples(index=False)]
     shown["seconds"] = ["" if pd.isna(seconds) else f"{seconds:.1f}" for seconds in runs["seconds"]]
     shown["date"] = ["" if pd.isna(date) else f"{date:%Y-%m-%d}" for date in runs["date"]]
     notes = [f"{name}: {note}" for name, note in zip(runs["name"], runs["note"], strict=True) if note]
     return "\n".join([shown.to_string(index=False), *([""] if notes else []), *notes])
 
 
-def _in_words(accuracy: float, low: float, high: float) -> str:
+def _accuracy(accuracy: float, low: float, high: float) -> str:
     interval = "" if pd.isna(low) else f" ({low:.3f} to {high:.3f})"
     return "" if pd.isna(accuracy) else f"{accuracy:.3f}{interval}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Prints the table, and returns the exit status: 0 done, 2 there is no such folder."""
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the table."""
     parser = argparse.ArgumentParser(prog="python -m helpers.runs", description="Lists the runs, the newest first.")
-    parser.add_argument("folder", nargs="?", help="the folder of the runs (default: runs)")
-    asked = parser.parse_args(arguments)
-    folder = Path(asked.folder).expanduser().absolute() if asked.folder else resolve_path("runs")
-    if asked.folder and not folder.is_dir():
-        print(f"Expected a folder of runs. Received: {asked.folder}, which is none.", file=sys.stderr)
-        return 2
-    runs = list_runs(folder)
+    parser.parse_args(arguments)
+    runs = list_runs()
     print(describe_runs(runs) if len(runs) else "There are no runs yet: make run makes one.")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,9 +2,6 @@
 
 Each is executed as JupyterLab does it, from `notebooks/`, but in a clean copy of the repository, so that
 nothing left over from earlier work can help it. Only if all succeed is any of them stored.
-
-    python tests/refresh.py                  # 01.. in their order, then A1..
-    python tests/refresh.py 02 03            # some of them, by how their names start
 """
 
 import os
@@ -19,7 +16,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from helpers import write_atomically
-from helpers.execution import kernel_manager_class, without_progress_bars
+from helpers.execution import without_progress_bars
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("notebooks", "helpers", "data", "pyproject.toml")
@@ -59,7 +56,6 @@ def execute(notebook, tree: Path):
     client = NotebookClient(
         notebook,
         kernel_name="python3",
-        kernel_manager_class=kernel_manager_class(),
         resources={"metadata": {"path": str(tree / "notebooks")}},
         record_timing=False,
         timeout=None,
@@ -110,19 +106,12 @@ def _texts(output) -> list[str]:
     return [re.sub(r"</?\w+[^>]*>", " ", text) for text in texts]  # a closing tag is no path
 
 
-def main(names: list[str]) -> int:
+def main() -> int:
     """Returns the exit status: 0 if all were executed and stored, 1 if none was stored."""
-    paths = [path for path in notebook_paths() if not names or path.name.startswith(tuple(names))]
-    if not paths:
-        print(
-            f"Expected the start of a notebook's name, such as 02. Received: {' '.join(names)}",
-            file=sys.stderr,
-        )
-        return 1
     executed, wrong = {}, []
     with tempfile.TemporaryDirectory() as folder:
         tree = copy_tree(Path(folder) / "repository")
-        for path in paths:
+        for path in notebook_paths():
             print(f"{path.name} ...", flush=True)
             try:
                 executed[path] = execute(nbformat.read(path, as_version=4), tree)
@@ -140,4 +129,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from fake_run import CLASSES, verdict, write_run
 from markdown_it import MarkdownIt
 from PIL import Image
-from told import CLASSES, verdict, write_run
 
 from helpers.evaluation import class_table, compare_shift
+from helpers.notebook_run import Run
 from helpers.report import escape_markdown, write_card
 from helpers.report.card import fenced
-from helpers.run import save_table
 
 
 def render(markdown: str) -> BeautifulSoup:
@@ -124,7 +124,7 @@ def test_a_frozen_choice_is_described_as_such(run):
 
 def test_tables_of_other_steps_go_into_it(run):
     names = ["a|b", "1.50"]
-    save_table(class_table(np.eye(2)[[0, 0, 1, 1]], [0, 0, 0, 1], class_names=names), run / "classes.csv")
+    Run(run).save("classes.csv", class_table(np.eye(2)[[0, 0, 1, 1]], [0, 0, 0, 1], class_names=names))
     analyses = section(write_card(run).read_text(), "Quantitative analyses")
     assert "### Class by class" in analyses and "| class | images | precision | recall |" in analyses
     assert r"| a\|b | 3 | 1 | 0.667 |" in analyses and "| 1.50 | 1 | 0.500 | 1 |" in analyses
@@ -134,11 +134,11 @@ def test_corruptions_are_not_called_images_from_elsewhere(run):
     right = {"frozen": np.array([True, False]), "fine-tuned": np.array([True, True])}
     rows = [(kind, 1, arm, 2, right[arm]) for kind in ("blur", "noise") for arm in right]
     table = compare_shift(pd.DataFrame(rows, columns=["corruption", "severity", "arm", "images", "correct"]))
-    save_table(table, run / "corruptions_compared.csv")
+    Run(run).save("corruptions_compared.csv", table)
     card = write_card(run).read_text()
     assert "### On images with drawn corruptions" in card and "| blur | 0.500 | 1 | 0.500 |" in card
     assert "On shifted images" not in card
-    save_table(table[:1].rename_axis("folder"), run / "shift.csv")
+    Run(run).save("shift.csv", table[:1].rename_axis("folder"))
     assert "### On shifted images" in write_card(run).read_text()
 
 

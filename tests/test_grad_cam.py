@@ -5,7 +5,7 @@ import pytest
 from networks import coloured_images, residual_network, stage_network
 
 from helpers.backbones import cut, freeze, keras, load_backbone
-from helpers.evaluation import cam_stages, grad_cam
+from helpers.evaluation import cam_stages, grad_cam, locate_evidence
 from helpers.training import attach_head, compute_activations, fit_head
 
 layers = keras.layers
@@ -183,3 +183,11 @@ def test_networks_of_keras_applications(name):
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype("uint8")
     for stage in (cam_stages(model)[1], cam_stages(model)[-1]):
         assert grad_cam(model, images, stage=stage, classes=1).shape == (2, 64, 64)
+
+
+def test_evidence_is_located_at_the_default_stage_unless_there_is_no_map():
+    model, image = red_or_blue(), squares()
+    np.testing.assert_array_equal(locate_evidence(model, image), grad_cam(model, image))
+    np.testing.assert_array_equal(locate_evidence(model, image, stage="conv1"), grad_cam(model, image, stage="conv1"))
+    vector = keras.Input((4,))
+    assert locate_evidence(keras.Model(vector, layers.Dense(2)(vector)), np.zeros((1, 4))) is None

@@ -34,32 +34,26 @@ def code_lines(cell) -> list[str]:
     return [line for line in cell.source.splitlines() if line.strip()]
 
 
-def test_the_walk_is_there():
-    assert [path.stem[:3] for path in NUMBERED][:3] == ["01_", "02_", "03_"]
-
-
 @notebooks
-def test_the_title_is_a_question(path):
-    first = read(path).cells[0]
-    assert first.cell_type == "markdown"
-    title = first.source.splitlines()[0]
-    assert title.startswith("# ") and title.endswith("?"), title
-
-
-@notebooks
-def test_it_is_short(path):
+def test_it_is_short_and_prose_stands_between_the_code(path):
     notebook = read(path)
     code = code_cells(notebook)
-    assert 20 <= len(notebook.cells) <= 45
-    assert len(code) <= 20
+    title = notebook.cells[0].source.splitlines()[0]
+    assert title.startswith("# ") and title.endswith("?"), title
+    assert 20 <= len(notebook.cells) <= 45 and len(code) <= 20
     assert sum(len(code_lines(cell)) for cell in code) <= 100
     assert [cell.source for cell in code if len(code_lines(cell)) > 20] == []
-
-
-@notebooks
-def test_prose_stands_between_the_code(path):
-    runs = groupby(read(path).cells, key=lambda cell: cell.cell_type == "code")
+    runs = groupby(notebook.cells, key=lambda cell: cell.cell_type == "code")
     assert max(len(list(cells)) for is_code, cells in runs if is_code) <= 3
+
+
+@pytest.mark.parametrize("path", NUMBERED, ids=lambda path: path.stem)
+def test_few_names_come_from_the_package(path):
+    nodes = [node for cell in code_cells(read(path)) for node in ast.walk(ast.parse(cell.source))]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "helpers"]
+    names = [alias.name for node in imports for alias in node.names]
+    assert len(names) <= 18, names
+    assert [ast.unparse(node) for node in nodes if isinstance(node, ast.IfExp)] == []
 
 
 @notebooks
@@ -71,12 +65,7 @@ def test_parameters_are_literals_with_a_type_and_a_meaning(path):
     declared = declared_parameters(notebook)  # fails on anything but literals
     assert [line.target.id for line in lines] == list(declared)
     assert [name for name, parameter in declared.items() if not parameter.meaning] == []
-
-
-@notebooks
-def test_papermill_knows_all_parameters(path):
-    """It warns of others, as of one whose type has a `|` in it."""
-    assert list(papermill.inspect_notebook(path)) == list(declared_parameters(read(path)))
+    assert list(papermill.inspect_notebook(path)) == list(declared)  # it warns of others, as of `str | None`
 
 
 def test_a_parameter_means_the_same_in_all_notebooks():
@@ -165,15 +154,7 @@ LONG = ["A2_how_transferable.ipynb"]
 def test_stored_outputs_come_out_again(tmp_path, names):
     """All in one go: each notebook needs what the one before has made."""
     tree = copy_tree(tmp_path / "repository")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-        "--rootdir=.",
-    ]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--rootdir=."]
     options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800", f"--nbval-sanitize-with={NBVAL}"]
     done = subprocess.run(
         [*command, *options, *names],

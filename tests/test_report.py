@@ -11,8 +11,8 @@ import html5lib
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
+from fake_run import environment, executed, figure, write_run
 from nbformat.v4 import new_output
-from told import environment, executed, figure, write_run
 
 from helpers.report import RunFolder, write_report
 from helpers.report.run_folder import make_command
@@ -244,7 +244,7 @@ def odd(tmp_path) -> RunFolder:
 
 
 def test_the_make_command_hands_the_same_values_to_the_runner(odd, tmp_path):
-    from helpers.parameters import declared_parameters, fitting_values
+    from helpers.parameters import declared_parameters, validate_parameters
 
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
@@ -257,4 +257,4 @@ def test_the_make_command_hands_the_same_values_to_the_runner(odd, tmp_path):
     words = done.stdout.splitlines()
     assert words[words.index("-n") + 1] == "my run"
     given = {words[place + 1]: words[place + 2] for place, word in enumerate(words) if word == "-p"}
-    assert fitting_values(given, declared_parameters(odd.notebooks["01_load_data"])) == ODD
+    assert validate_parameters(given, declared_parameters(odd.notebooks["01_load_data"])) == ODD

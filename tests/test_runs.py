@@ -6,8 +6,8 @@ import os
 import nbformat
 import numpy as np
 import pytest
+from fake_run import environment, executed, verdict, write_run
 from nbformat.v4 import new_output
-from told import environment, executed, verdict, write_run
 
 from helpers.runs import COLUMNS, describe_runs, list_runs, main
 
@@ -52,16 +52,9 @@ def test_what_is_not_whole_has_a_note(tmp_path):
     assert found["photos"]["note"] == "It is no run."
 
 
-WRONG = [
-    "",
-    "{",
-    "[1]",
-    "null",
-    "3",
-    '{"verdict": {}, "arms": 3, "chosen": "x"}',
-    '{"arms": {"x": []}, "chosen": "x"}',
-]
-WRONG += ['{"arms": {"x": {"test_accuracy": "high"}}, "chosen": "x"}', "\x00\xff", '[{"since": "yesterday"}]', "[[]]"]
+WRONG = ["", "{", "[1]", "null", "3", "\x00\xff", '[{"since": "yesterday"}]', "[[]]"]
+WRONG += ['{"verdict": {}, "arms": 3, "chosen": "x"}', '{"arms": {"x": []}, "chosen": "x"}']
+WRONG += ['{"arms": {"x": {"test_accuracy": "high"}}, "chosen": "x"}']
 
 
 @pytest.mark.parametrize("content", WRONG)
@@ -86,13 +79,12 @@ def test_where_there_are_none_the_table_is_empty(tmp_path, root):
     assert list_runs().empty and list(list_runs(tmp_path / "nowhere")) == list(COLUMNS)
 
 
-def test_the_command_prints_them(tmp_path, capsys):
-    write_run(tmp_path / "pets")
-    (tmp_path / "photos").mkdir()
-    assert main([str(tmp_path)]) == 0
+def test_the_command_prints_them(root, capsys):
+    main([])
+    assert "make run makes one" in capsys.readouterr().out
+    write_run(root / "runs" / "pets")
+    (root / "runs" / "photos").mkdir()
+    main([])
     printed = capsys.readouterr().out
     assert "0.950 (0.850 to 0.950)" in printed and "2026-11-24" in printed and "61.2" in printed
     assert printed.endswith("\n\nphotos: It is no run.\n") and "nan" not in printed.lower()
-    (tmp_path / "empty").mkdir()
-    assert main([str(tmp_path / "empty")]) == 0 and "make run makes one" in capsys.readouterr().out
-    assert main([str(tmp_path / "nowhere")]) == 2 and "Expected a folder of runs" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.data import PARTS, count_images, find_images, split_images
+from helpers.data import PARTS, check_split, count_images, find_images, split_images
 
 
 def table(classes: dict[str, int], split: str = "") -> pd.DataFrame:
@@ -201,3 +201,17 @@ def test_a_blank_cell_does_not_upset_given_parts():
     whole = count_images(split_images(images)).loc["all classes"]
     images.loc[3, "split"] = ""
     assert count_images(split_images(images)).loc["all classes"].tolist() == whole.tolist() == [128, 32, 40, 200]
+
+
+def test_a_leak_between_parts_is_found():
+    rows = [(f"{label}{n}", label, part, "", f"{label}{n}") for label in "ab" for n, part in enumerate(PARTS)]
+    images = pd.DataFrame(rows, columns=["path", "label", "split", "group", "sha256"])
+    assert "each of the 2 classes is in every part" in check_split(images, on_problem="exclude")
+    for column in ("group", "sha256"):
+        leak = images.assign(**{column: ["x", "x", *images[column][2:]]})
+        with pytest.raises(ValueError, match=f"{column} in one part. 'x'"):
+            check_split(leak, on_problem="exclude")
+        check_split(leak, on_problem="keep")
+    for wrong in (images.assign(path="x"), images[images["path"] != "a1"]):
+        with pytest.raises(ValueError, match="Expected each image once, and every class in every part"):
+            check_split(wrong, on_problem="keep")

@@ -26,7 +26,7 @@ from helpers.data.checks import check_images, exclude_problems, save_problems, s
 from helpers.data.pixels import Pixels, load_pixels, shrink_pixels
 from helpers.data.reading import FULL_WHITE, RESIZE_RULES, find_white, read_image, read_pixels
 from helpers.data.sources import find_images, open_data
-from helpers.data.splits import split_images
+from helpers.data.splits import check_split, split_images
 from helpers.data.stores import StoredArray, content_keys
 from helpers.data.tables import PARTS, count_images, encode_labels, load_images, save_images, stored_path
 
@@ -38,6 +38,7 @@ __all__ = [
     "Pixels",
     "StoredArray",
     "check_images",
+    "check_split",
     "content_keys",
     "count_images",
     "encode_labels",

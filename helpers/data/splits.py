@@ -215,3 +215,24 @@ def _limit(table: pd.DataFrame, images_per_class: int, validation_fraction: floa
             rows = rows[::-1] if part == "validation" else rows
             split[rows.index[rows.groupby("label").cumcount() >= count]] = ""
     return table.assign(split=split)
+
+
+def check_split(images: pd.DataFrame, *, on_problem: str) -> str:
+    """Returns a sentence, after making sure that no image leaks from one part into another.
+
+    Args:
+        images: from `split_images`, with the columns path, label, split, group and sha256.
+        on_problem: 01's parameter; with "keep", copies and the images of one group may be in several parts.
+
+    Raises:
+        ValueError: an image, its copies or its group are in several parts, or a part lacks a class.
+    """
+    classes = images["label"].nunique()
+    parts = images.groupby("split")["label"].nunique()
+    if not images["path"].is_unique or not parts.eq(classes).all():
+        raise ValueError(f"Expected each image once, and every class in every part. Received {parts.to_dict()}.")
+    for column in () if on_problem == "keep" else ("group", "sha256"):
+        spread = images[images[column] != ""].groupby(column)["split"].nunique()
+        if spread.gt(1).any():
+            raise ValueError(f"Expected images of one {column} in one part. {spread.idxmax()!r} is in several.")
+    return f"each image is in one part; each of the {classes} classes is in every part"

@@ -7,11 +7,12 @@ corruptions   accuracy of the arms on changed images: graded corruptions, or a f
 """
 
 from helpers.evaluation.corruptions import compare_shift, corruption_table, shifted_table, worst_corruptions
-from helpers.evaluation.grad_cam import cam_stages, grad_cam
+from helpers.evaluation.grad_cam import cam_stages, grad_cam, locate_evidence
 from helpers.evaluation.metrics import (
     ARMS,
     accuracy_interval,
     compare,
+    compare_networks,
     describe_comparison,
     evaluate,
     is_correct,
@@ -34,6 +35,7 @@ __all__ = [
     "choose_examples",
     "class_table",
     "compare",
+    "compare_networks",
     "compare_shift",
     "confusion_table",
     "corruption_table",
@@ -42,6 +44,7 @@ __all__ = [
     "find_mistakes",
     "grad_cam",
     "is_correct",
+    "locate_evidence",
     "reliability_table",
     "results_table",
     "shifted_table",

@@ -101,3 +101,16 @@ def _find_map(model, stage: str | None):
         return min(_LEAST_SIDE, *(side or _LEAST_SIDE for side in tensor.shape[1:3]))
 
     return max(reversed(maps.values()), key=usable_side)  # the last one, of equal ones
+
+
+def locate_evidence(model, images: np.ndarray | StoredArray, *, stage: str = "auto") -> np.ndarray | None:
+    """Returns the maps of `grad_cam` for the predicted classes, or None for a network without spatial feature maps.
+
+    Args:
+        model: as for `grad_cam`.
+        images: likewise.
+        stage: whose feature maps are used: a name in `cam_stages(model)`, or "auto" for the choice of `grad_cam`.
+    """
+    if not cam_stages(model):
+        return None
+    return grad_cam(model, images, stage=None if stage == "auto" else stage)

@@ -21,8 +21,11 @@ from helpers.training.fine_tuning import (
     fine_tune,
     first_stage,
     make_optimizer,
+    plan_epochs,
     prepare_training,
     training_batches,
+    training_callbacks,
+    training_datasets,
     warmup_cosine,
 )
 from helpers.training.heads import attach_head, fit_head, weigh_classes
@@ -46,6 +49,7 @@ __all__ = [
     "load_settings",
     "log_loss",
     "make_optimizer",
+    "plan_epochs",
     "prepare_training",
     "probe_depth",
     "save_backbone",
@@ -54,6 +58,8 @@ __all__ = [
     "show_progress",
     "tensorboard_logs",
     "training_batches",
+    "training_callbacks",
+    "training_datasets",
     "warmup_cosine",
     "weigh_classes",
 ]

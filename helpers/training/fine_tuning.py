@@ -22,7 +22,7 @@ from helpers.data import Augmented, content_keys, make_dataset
 from helpers.data.augmentation import read_augmentation
 from helpers.training.activations import compute_activations, load_activations
 from helpers.training.calibration import calibrated_scores, log_loss
-from helpers.training.checkpoint import Checkpoint, return_to_start, show_progress
+from helpers.training.checkpoint import Checkpoint, return_to_start, show_progress, tensorboard_logs
 from helpers.training.heads import check_class_weight, weigh_classes
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
@@ -408,3 +408,42 @@ def digest_images(pixels: dict, labels: dict) -> str:
         for key, label in zip(content_keys(pixels[part]), labels[part], strict=True)
     ]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+# ---- what 03 trains with
+
+
+def plan_epochs(learning_rate: float, *, steps: int, images: int, batch_size: int):
+    """Returns how many epochs come nearest to so many steps, and the learning rate's schedule over them.
+
+    See `count_epochs` and `warmup_cosine`: warm-up, then cosine decay to 0.
+    """
+    epochs = count_epochs(steps, images=images, batch_size=batch_size)
+    return epochs, warmup_cosine(learning_rate, images=images, batch_size=batch_size, epochs=epochs)
+
+
+def training_callbacks(folder: Path, *, start: tuple, settings: dict) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks for `fit`: a `Checkpoint`, a progress bar, and TensorBoard's logs if they are asked for.
+
+    Args:
+        folder: of the run, for the checkpoint `training.npz` and the logs.
+        start: probabilities of the validation images before the training, float (images, classes), and their labels,
+            int (images,).
+        settings: plain values that the training depends on.
+    """
+    keep = Checkpoint(folder / "training.npz", start=calibrated_scores(*start), settings=settings)
+    return [keep, show_progress(), *tensorboard_logs(folder / "tensorboard")]
+
+
+def training_datasets(inputs: dict, labels: dict, *, keep: Checkpoint, batch_size: int, seed: int) -> tuple:
+    """Returns two tf.data.Dataset: shuffled batches for the epoch that `keep` is at, and those for validation.
+
+    Args:
+        inputs: "train" and "validation" to (images, ...), from `prepare_training`.
+        labels: the same parts to int (images,).
+        keep: knows the epoch.
+        batch_size: images in a batch, at most.
+        seed: of the orders.
+    """
+    batches = training_batches(inputs["train"], labels["train"], keep=keep, batch_size=batch_size, seed=seed)
+    return batches, make_dataset(inputs["validation"], labels["validation"], batch_size=batch_size)

@@ -68,12 +68,18 @@ def probe_depth(network: keras.Model, pixels: dict, labels: dict, *, class_weigh
     return pd.DataFrame(rows).map(lambda value: float(f"{value:.5g}") if isinstance(value, float) else value)
 
 
-def choose_cut(probe: pd.DataFrame) -> str:
+def choose_cut(probe: pd.DataFrame, cut: str = "auto") -> str:
     """Returns the cut point to take: the network's end, unless an earlier one is clearly better.
 
     Clearly: the end's cross-validated log-loss is more than one standard error above the lowest one (the
     one-standard-error rule of Breiman et al. 1984, on differences image by image).
+
+    Args:
+        probe: from `probe_depth`.
+        cut: a cut point that has been chosen already, or "auto".
     """
+    if cut != "auto":
+        return cut
     end = probe.iloc[-1]
     if not end["behind"] > end["error"]:  # also where nothing could be cross-validated
         return end["cut"]

@@ -8,8 +8,8 @@ from nbformat.v4 import new_output
 from pages import WIDTHS, faults
 from refresh import ROOT
 
+from helpers.notebook_run import Run
 from helpers.report import write_report
-from helpers.run import update_metrics
 
 ARM = {"test_accuracy": 0.94, "low": 0.92, "high": 0.96, "seconds": 2.5, "trainable_weights": 361_738}
 BAD = """<!DOCTYPE html><html lang="en"><head><title>A page</title></head><body>
@@ -24,7 +24,7 @@ def run(tmp_path):
     folder.mkdir()
     shutil.copy(ROOT / "notebooks" / "03_fine_tuning.ipynb", folder)
     arms = {"majority class": {"test_accuracy": 0.1, "low": 0.08, "high": 0.12}, "frozen": ARM, "fine-tuned": ARM}
-    update_metrics(folder, arms=arms, answer="No difference is shown, so freeze, which is cheaper. " * 5)
+    Run(folder).update_metrics(arms=arms, answer="No difference is shown, so freeze, which is cheaper. " * 5)
     return folder
 
 

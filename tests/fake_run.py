@@ -1,4 +1,4 @@
-"""A run's folder as the notebooks leave it, without executing them: for the tests of what is told about it."""
+"""A run's folder as the notebooks leave it, without executing them: for the tests of reports."""
 
 import json
 from pathlib import Path
@@ -21,24 +21,11 @@ HTML_TABLE = (
 def verdict(**changes) -> dict:
     """Returns what `verdict.json` holds, in part."""
     arm = {"pairs": 6, "memory_mb": 1.25, "low": 0.85, "high": 0.95}
-    frozen = {
-        "cut": "conv4",
-        "all_layers": False,
-        "stage": "",
-        "learning_rate": 0.0,
-        "test_accuracy": 0.9,
-        "seconds": 1.5,
-        "trainable_weights": 650.0,
-    }
-    tuned = {
-        "cut": "head",
-        "all_layers": True,
-        "stage": "conv3",
-        "learning_rate": 1e-3,
-        "test_accuracy": 0.95,
-        "seconds": 61.25,
-    }
-    tuned |= {"trainable_weights": 361738.0, "difference": 0.05, "difference_low": 0.02, "difference_high": 0.08}
+    frozen = {"cut": "conv4", "all_layers": False, "stage": "", "learning_rate": 0.0}
+    frozen |= {"test_accuracy": 0.9, "seconds": 1.5, "trainable_weights": 650.0}
+    tuned = {"cut": "head", "all_layers": True, "stage": "conv3", "learning_rate": 1e-3}
+    tuned |= {"test_accuracy": 0.95, "seconds": 61.25, "trainable_weights": 361738.0}
+    tuned |= {"difference": 0.05, "difference_low": 0.02, "difference_high": 0.08}
     comparison = {"difference": 0.05, "low": 0.02, "high": 0.08, "detectable": 0.04, "equivalent": False, "pairs": 6}
     found = {
         "verdict": "fine-tune",
