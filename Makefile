@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+TESTING := $(VENV)/.testing
 PLAYWRIGHT := $(VENV)/.playwright
 
 help:  ## show this help
@@ -46,7 +47,9 @@ help:  ## show this help
 #: EXPORTS          ## formats of the chosen classifier: savedmodel, onnx, litert
 #: PARAMS           ## any parameters: "name=value name=value" (without spaces in a value)
 
-# ---- the environment
+# ---- the environment: what running takes, and on top of it what the tests take
+
+pip = "$(PY)" -m pip install --quiet --disable-pip-version-check -c requirements.txt
 
 install: $(INSTALLED)  ## build the environment (the other targets do it by themselves)
 
@@ -58,14 +61,18 @@ $(INSTALLED): requirements.txt pyproject.toml
 	  echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Building the environment in $(VENV), once: about 2 GB, a few minutes." >&2
 	@$(PYTHON) -m venv "$(VENV)"
-	@"$(PY)" -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@"$(PY)" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(pip) setuptools
+	@$(pip) --no-build-isolation -e .
+	@touch "$@"
+
+$(TESTING): $(INSTALLED)
+	@$(pip) --no-build-isolation -e ".[test]"
 	@touch "$@"
 
 install-browser: $(PLAYWRIGHT)  ## add what drives a browser, for the tests of pages (Chromium itself comes from the system)
 
-$(PLAYWRIGHT): $(INSTALLED)
-	@"$(PY)" -m pip install --quiet --disable-pip-version-check --no-build-isolation -c requirements.txt -e ".[browser]"
+$(PLAYWRIGHT): $(TESTING)
+	@$(pip) --no-build-isolation -e ".[browser]"
 	@touch "$@"
 
 # ---- what one does with it
@@ -90,10 +97,10 @@ runs: $(INSTALLED)  ## list all runs: data, backbone, verdict, accuracy, seconds
 # A file's tests stay together, as some share what they have made; the files come in the order of tests/conftest.py.
 tests := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test: $(INSTALLED)  ## run the tests
+test: $(TESTING)  ## run the tests
 	@"$(PY)" $(tests)
 
-test-all: $(INSTALLED)  ## run the slow tests, too: all networks of keras.applications, A2's stored outputs
+test-all: $(TESTING)  ## run the slow tests, too: all networks of keras.applications, A2's stored outputs
 	@"$(PY)" $(tests) -m "not browser"
 
 test-browser: $(PLAYWRIGHT)  ## run the notebooks in a real JupyterLab, and look at the report on a phone (10 minutes)
@@ -102,10 +109,10 @@ test-browser: $(PLAYWRIGHT)  ## run the notebooks in a real JupyterLab, and look
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	@"$(PY)" -m jupyterlab notebooks/01_load_data.ipynb
 
-refresh: $(INSTALLED)  ## execute the notebooks again and store their outputs, to be committed
+refresh: $(TESTING)  ## execute the notebooks again and store their outputs, to be committed
 	@"$(PY)" tests/refresh.py
 
-readme: $(INSTALLED)  ## run the embedded example and put what came of it into README.md
+readme: $(TESTING)  ## run the embedded example and put what came of it into README.md
 	@"$(PY)" tests/readme.py
 
 pretrain: $(INSTALLED)  ## make the embedded example's network again, from letters and their classes (up to 30 minutes)
@@ -117,15 +124,15 @@ pretrain-without-labels: $(INSTALLED)  ## and the one that learned from letters 
 full = mkdir -p runs/pretrain && "$(PY)" -m papermill notebooks/$(1).ipynb runs/pretrain/$(1).ipynb \
 	  -p full True $(2) --no-progress-bar --stdout-file /dev/stderr
 
-benchmarks: $(INSTALLED)  ## print side-by-side timings
+benchmarks: $(TESTING)  ## print side-by-side timings
 	@set -e; for file in tests/benchmarks/*.py; do echo "== $$file"; "$(PY)" "$$file"; done
 
-lint: $(INSTALLED)  ## check style and format
+lint: $(TESTING)  ## check style and format
 	@"$(PY)" -m ruff check .
 	@"$(PY)" -m ruff format --check .
 
 lock: $(INSTALLED)  ## resolve requirements.txt again from pyproject.toml
-	@"$(PY)" -m pip install --quiet --disable-pip-version-check uv
+	@$(pip) uv
 	@"$(PY)" -m uv pip compile --quiet --universal --python-version 3.11 --extra test --no-emit-index-url \
 	  --no-emit-find-links --custom-compile-command "make lock" pyproject.toml -o requirements.txt
 
