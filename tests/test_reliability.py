@@ -65,13 +65,11 @@ def test_the_error_is_the_distance_of_the_bins_from_the_diagonal():
     found = calibration_error(probabilities, labels, bins=7)
     assert found["error"] == pytest.approx(expected) and found["low"] < expected < found["high"]
     assert found == calibration_error(probabilities, labels, bins=7, seed=0)
-    other = calibration_error(probabilities, labels, bins=7, seed=1)
-    assert other["high"] != found["high"] and other["high"] == pytest.approx(found["high"], abs=0.01)
+    assert calibration_error(probabilities, labels, bins=7, seed=1)["low"] == pytest.approx(found["low"], abs=0.01)
 
 
 @pytest.mark.parametrize("sureness", [1.0, 1.5, 3.0])
-def test_intervals_hold_the_true_error(sureness, monkeypatch):
-    monkeypatch.setattr(reliability, "_DRAWS", 200)
+def test_intervals_hold_the_true_error(sureness):
     table = reliability_table(*predictions(200_000, sureness=sureness))
     truth = np.average(abs(table["confidence"] - table["accuracy"]), weights=table["images"])
     found = [calibration_error(*predictions(200, sureness=sureness, seed=seed), seed=seed) for seed in range(1, 101)]

@@ -1,6 +1,7 @@
 """What a trained model gets right and wrong, how sure one can be of it, and why.
 
-metrics       accuracy with its interval, two models on the same images, the arms side by side
+intervals     how sure one can be of an accuracy, a difference, a mean
+metrics       accuracy, two models on the same images, the arms side by side
 classes       class by class: what is recognised, what is taken for what, the surest mistakes, examples to look at
 reliability   whether it is right as often as it says, and temperature scaling
 grad_cam      where in an image the network sees its class
@@ -18,15 +19,8 @@ from helpers.evaluation.corruptions import (
     worst_corruptions,
 )
 from helpers.evaluation.grad_cam import cam_stages, grad_cam
-from helpers.evaluation.metrics import (
-    ARMS,
-    accuracy_interval,
-    compare,
-    describe_comparison,
-    evaluate,
-    is_correct,
-    results_table,
-)
+from helpers.evaluation.intervals import accuracy_interval, compare
+from helpers.evaluation.metrics import ARMS, describe_comparison, evaluate, is_correct, results_table
 from helpers.evaluation.reliability import calibration_error, calibration_table, reliability_table, temper
 
 __all__ = [

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from helpers.evaluation.metrics import accuracy_interval
+from helpers.evaluation.intervals import accuracy_interval
 
 
 def check_predictions(probabilities, labels, class_names: list[str] | None = None) -> tuple[np.ndarray, np.ndarray]:

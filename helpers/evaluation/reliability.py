@@ -5,10 +5,11 @@ import pandas as pd
 from scipy.special import softmax
 
 from helpers.evaluation.classes import check_predictions
-from helpers.evaluation.metrics import accuracy_interval, evaluate
+from helpers.evaluation.intervals import accuracy_interval, mean_interval
+from helpers.evaluation.metrics import evaluate
 
 _DRAWS = 1000
-"""By which the ends of an interval are found: from seed to seed they differ by a few hundredths of its length."""
+"""By which the lower end of an interval is found."""
 
 
 def reliability_table(probabilities, labels, *, bins: int = 10) -> pd.DataFrame:
@@ -45,9 +46,8 @@ def calibration_error(probabilities, labels, *, bins: int = 10, seed: int = 0) -
 
     It is the distance between confidence and accuracy, averaged over the bins of `reliability_table`. Even a
     network that is right exactly as often as it says has an error above 0 on a few hundred images, by chance alone.
-    A bootstrap adds as much once more, and the interval between its percentiles would never hold the true 0. So only
-    the upper end is the bootstrap's over images, which errs on the safe side. The lower end is the smallest share of
-    the bins' distances that, were it true, would show an error as large as the one seen in 2.5 % of draws.
+    So only the upper end is `mean_interval`'s over images, which errs on the safe side. The lower end is the smallest
+    share of the bins' distances that, were it true, would show an error as large as this one in 2.5 % of draws.
 
     Args:
         probabilities: float (images, classes).
@@ -71,16 +71,13 @@ def calibration_error(probabilities, labels, *, bins: int = 10, seed: int = 0) -
         right = rng.binomial(images, np.clip(said + share * (was - said), 0, 1), size=(_DRAWS, len(images)))
         return np.abs(right - images * said).sum(axis=1) / total
 
-    def draw_images() -> float:
-        # as many times as it is drawn, each image stays where it is: so no draw has to be sorted by confidence
-        times = np.bincount(rng.integers(0, total, total), minlength=total)
-        return np.abs(np.add.reduceat(np.repeat(correct - confidence, times), starts)).sum() / total
-
     error = float(np.abs(was - said) @ images / total)
+    # Each image counts its own distance, with the sign of its bin's: their mean is the error.
+    high = mean_interval(np.repeat(np.sign(said - was), images) * (confidence - correct))[2]
     low = next(share for share in np.linspace(0, 1, 41) if (errors_if(share) >= error).mean() > 0.025) * error
-    # where all drawn images are right, the bootstrap is certain, and the accuracy's interval is not
+    # Where all images are right, they do not vary, and the accuracy's interval still has a width.
     least = confidence.mean() - accuracy_interval(int(correct.sum()), total)[0]
-    high = max(error, least, np.quantile([draw_images() for _ in range(_DRAWS)], 0.975))
+    high = np.nanmax([high, least, error])
     return {"error": error, "low": float(low), "high": float(min(high, 1)), "chance": float(errors_if(0.0).mean())}
 
 
