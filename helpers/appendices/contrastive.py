@@ -40,23 +40,15 @@ def pretrain(
 
     Args:
         backbone: from raw images to features (n, c). What `freeze` froze stays as it is.
-        images: "train" and "validation" to uint8 (images, height, width, 3), in memory or stored.
+        images: "train" and "validation" to uint8 (images, height, width, 3), in memory or stored; two at least.
         file: keeps the state after each epoch: a killed training resumes, with the same result.
         augmentation: names of `AUGMENTATIONS`, separated by commas: what must make no difference.
-        epochs: passes over the images.
-        batch_size: images in a step, at most; each has two views, and is to be found among all of them.
-        learning_rate: the highest of the schedule (`warmup_cosine`), for Adam.
-        temperature: of the loss. At a lower one the nearest other images matter more than the rest.
-        seed: of everything random.
+        epochs, batch_size, learning_rate: of the training, with Adam and `warmup_cosine`.
+        temperature, seed: of the loss (at a lower one the nearest other images matter more); of everything random.
 
     Returns:
-        The `Checkpoint` that watched the training. Its history has log_loss, partner_found (0..1), and both of the
-        validation images, with "val_". The backbone has the weights of the epoch with the lowest val_log_loss, or
-        those of the start if no epoch was better.
-
-    Raises:
-        ValueError: nothing in the network may learn, fewer than two images, or a value that is not above 0.
-        KeyboardInterrupt: after the backbone got its best weights so far.
+        The `Checkpoint`, whose history has log_loss, partner_found (0..1), and both of the validation images, with
+        "val_". The backbone has the weights of the epoch with the lowest val_log_loss, or those of the start.
     """
     _check(backbone, images, batch_size=batch_size, temperature=temperature)
     set_seed(seed)
@@ -64,17 +56,12 @@ def pretrain(
     train, validation = (Pairs(images[part], augmentation, seed=seed) for part in ("train", "validation"))
     labels = {part: np.zeros(len(images[part]), "int64") for part in ("train", "validation")}  # `fit` wants some
     rate = warmup_cosine(learning_rate, images=len(train), batch_size=batch_size, epochs=epochs)
-    with on_all_devices():
-        model, loss = attach_projector(backbone), contrastive_loss(temperature)
-        metrics = [keras.metrics.MeanMetricWrapper(loss, name="log_loss"), partner_found]
-    model.compile(keras.optimizers.Adam(rate), loss, metrics=metrics)
+    model = _compile(backbone, rate, temperature)
     settings = {"augmentation": augmentation, "epochs": epochs, "batch_size": batch_size, "seed": seed}
     settings |= {"learning_rate": learning_rate, "temperature": temperature}
     settings["images"] = digest_images({part: images[part] for part in labels}, labels)
     return_to_start(model, file, settings)
-    whole = min(batch_size, len(validation))
-    held_out = make_dataset(validation.at_epoch(0), labels["validation"], batch_size=whole)
-    held_out = held_out.take(len(validation) // whole)  # in a smaller batch, a partner is found more easily
+    held_out = _whole_batches(validation.at_epoch(0), labels["validation"], batch_size)
     start = {"log_loss": model.evaluate(held_out, verbose=0, return_dict=True)["log_loss"], "temperature": 1.0}
     keep = Checkpoint(file, start=start, patience=epochs, settings=settings)
     model.fit(
@@ -87,6 +74,19 @@ def pretrain(
         verbose=0,
     )
     return keep
+
+
+def _compile(backbone: keras.Model, rate, temperature: float) -> keras.Model:
+    with on_all_devices():
+        model, loss = attach_projector(backbone), contrastive_loss(temperature)
+        metrics = [keras.metrics.MeanMetricWrapper(loss, name="log_loss"), partner_found]
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=metrics)
+    return model
+
+
+def _whole_batches(images, labels: np.ndarray, batch_size: int):
+    size = min(batch_size, len(images))
+    return make_dataset(images, labels, batch_size=size).take(len(images) // size)  # in fewer, a partner is easier
 
 
 def _check(backbone: keras.Model, images: dict, **values: float) -> None:

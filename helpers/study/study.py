@@ -240,10 +240,7 @@ class Study:
 
 
 def candidate_cuts(probe: pd.DataFrame, cut: str = "auto") -> list[str]:
-    """Returns the cut points that a study tries, two at most: the one that 02 takes, and another.
-
-    The other one is the network's end or, where that is taken, the best of the earlier ones.
-    """
+    """Returns the cut points to try: the one that 02 takes, and the end or the best of the earlier ones."""
     taken, end = choose_cut(probe) if cut == "auto" else cut, probe["cut"].iloc[-1]
     earlier = probe.iloc[:-1].dropna(subset="log_loss")
     if taken != end:
