@@ -5,6 +5,7 @@ Keras' settings file (`~/.keras/keras.json`) changes nothing here: networks of o
 """
 
 import os
+import random
 from contextlib import nullcontext
 from functools import cache
 
@@ -25,6 +26,7 @@ _check_backend(os.environ.get("KERAS_BACKEND") or "tensorflow")
 os.environ["KERAS_BACKEND"] = "tensorflow"  # goes before what the settings file names
 with silent_stderr():
     import keras
+    from keras.src.random import seed_generator
 
     _check_backend(keras.backend.backend())  # it may have been imported before
     import tensorflow
@@ -34,7 +36,7 @@ with silent_stderr():
 keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")
 keras.config.set_epsilon(1e-7)
-__all__ = ["compute_deterministically", "count_devices", "keras", "on_all_devices", "set_seed"]
+__all__ = ["compute_deterministically", "count_devices", "draw_apart", "keras", "on_all_devices", "set_seed"]
 
 
 def set_seed(seed: int) -> None:
@@ -43,7 +45,13 @@ def set_seed(seed: int) -> None:
     Sets the seeds of Python, NumPy and Keras, and has TensorFlow use deterministic algorithms only.
     """
     keras.utils.set_random_seed(seed)
+    seed_generator.python_random.seed(seed)
     compute_deterministically()
+
+
+def draw_apart() -> None:
+    """Gives Keras random numbers of its own: in a Dask worker, other threads draw from Python's, at any moment."""
+    seed_generator.python_random = random.Random()
 
 
 def compute_deterministically() -> None:

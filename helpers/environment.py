@@ -11,7 +11,7 @@ from pathlib import Path
 
 from helpers import ROOT
 
-PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "pillow", "optuna", "freeze-or-fine-tune")
+PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "pillow", "freeze-or-fine-tune")
 """Those on which results depend, and ours."""
 
 ORDER = ("since", "python", *PACKAGES, "system", "processor", "cores", "memory_gb", "gpus", "commit")

@@ -181,13 +181,10 @@ def test_the_comparison_is_paired_and_averages_severities_and_corruptions():
     assert ((found["low"] <= found["difference"]) & (found["difference"] <= found["high"])).all()
     swapped = compare_shift(table, first="fine-tuned", second="frozen")
     np.testing.assert_allclose(swapped["difference"], -found["difference"])
-    pd.testing.assert_frame_equal(found, compare_shift(table, seed=0))
-    assert not found.equals(compare_shift(table, seed=1))
 
 
 @pytest.mark.parametrize(("images", "disagreement"), [(50, 0.06), (150, 0.1), (500, 0.3)])
-def test_intervals_hold_the_true_difference(images, disagreement, monkeypatch):
-    monkeypatch.setattr(corruptions, "_DRAWS", 300)
+def test_intervals_hold_the_true_difference(images, disagreement):
     rng, truth, covered = np.random.default_rng(0), disagreement / 3, []
     for _ in range(150):
         hard = rng.random(images)  # an image is as hard at every severity: what varies are images

@@ -59,13 +59,3 @@ def test_network_has_stages_and_takes_raw_images(rendered):
     assert list(describe_stages(network).index) == ["input", "conv1", "conv2", "conv3", "conv4", "predictions"]
     assert network.inputs[0].dtype == "uint8" and network.count_params() < 500_000
     np.testing.assert_allclose(network.predict(rendered[0][:4], verbose=0).sum(axis=1), 1, rtol=1e-5)
-
-
-def test_bad_arguments():
-    for call, words in (
-        (lambda: render_letters(0, seed=0), "count=0"),
-        (lambda: render_steps("O", seed=0), "letter='O'"),
-        (lambda: build_letter_network(1), "class_count=1"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            call()

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +16,12 @@ import helpers
 from helpers.backbones import copy_weights
 from helpers.data import check_images, find_images, split_images
 from helpers.plots import plot_costs, plot_depth, plot_differences, plot_rates
-from helpers.study import Experiment, Plan, Study, Trial, candidate_cuts, make_plan, summarize
+from helpers.study import Experiment, Study, summarize
 from helpers.study import plan as planning
-from helpers.study.experiment import unpack
-from helpers.study.trials import Trials
+from helpers.study.experiment import _scores, unpack
+from helpers.study.plan import Plan, make_plan
+from helpers.study.study import candidate_cuts
+from helpers.study.trials import Trial, Trials
 from helpers.training import compute_activations, fit_head
 
 MEASURED = {"forward": 1e-3, "factor": 3.0, "build": 2.0, "head": 0.5, "images": 100, "everything": 400}
@@ -30,6 +29,7 @@ MEASURED |= {"multiply_adds": 10**9, "epoch": 0.1, "begin": 0.5, "batches": 4}
 COSTS = {"conv1": 0.0, "conv2": 0.2, "conv3": 0.5, "conv4": 0.7, "head": 1.0}
 SMALL = {"depths": 3, "learning_rates": (1e-3, 1e-2), "rungs": ((4, 1), (8, 2)), "pairs": 3}
 ARMS = {"cuts": ["head", "conv4"], "usual": ("head", "conv3", 2e-3), "costs": COSTS, "measured": MEASURED}
+FROM_SCRATCH = planning._FROM_SCRATCH
 
 
 def write_images(folder: Path, count: int = 120) -> Path:
@@ -47,13 +47,45 @@ def make_experiment(folder: Path, **recipe) -> Experiment:
     return Experiment(stage_network(dropout=0.1), images, resize="crop", **recipe)
 
 
-def make_study(folder: Path, storage: Path, **options) -> Study:
-    experiment = make_experiment(folder)
-    options = {"budget": "small", "usual": ("all", 2e-3)} | options
-    return Study(experiment, experiment.probe(), storage=storage, name="study", **options)
+@pytest.fixture(scope="module", autouse=True)
+def root(tmp_path_factory):
+    """One root for all tests; a small budget, short trainings from scratch, and nothing that is measured."""
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("root")
+        patch.setattr(helpers, "ROOT", root)
+        patch.setitem(planning.BUDGETS, "small", SMALL)
+        patch.setattr(planning, "_FROM_SCRATCH", FROM_SCRATCH | {"steps": 20})
+        patch.setattr(Experiment, "measure", lambda self, stage: MEASURED | {"multiply_adds": self.multiply_adds})
+        yield root
 
 
-def whole(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict]:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def experiment(folder):
+    return make_experiment(folder)
+
+
+@pytest.fixture(scope="module")
+def probe(experiment):
+    return experiment.probe()
+
+
+@pytest.fixture
+def make_study(experiment, probe, tmp_path):
+    """Returns a function that makes a study, always with the same file."""
+
+    def make(**options) -> Study:
+        options = {"budget": "small", "usual": ("all", 2e-3), "file": tmp_path / "study.jsonl"} | options
+        return Study(experiment, probe, **options)
+
+    return make
+
+
+def whole(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     race = study.race()
     final = study.final(race)
     return race, final, study.verdict(final)
@@ -68,37 +100,16 @@ def comparable(result) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(autouse=True)
-def small_budget(monkeypatch):
-    monkeypatch.setitem(planning.BUDGETS, "small", SMALL)
-
-
-@pytest.fixture(autouse=True)
-def measured(monkeypatch):
-    """Spares each study three trainings. (The fixture `undisturbed` is made before this, and measures.)"""
-    monkeypatch.setattr(Experiment, "measure", lambda self, stage: MEASURED | {"multiply_adds": self.multiply_adds})
-
-
-@pytest.fixture(scope="module")
-def undisturbed(folder, tmp_path_factory):
+def undisturbed(experiment, probe, root):
     """A study that ran through, and its tables."""
-    root, before = tmp_path_factory.mktemp("root"), helpers.ROOT
-    planning.BUDGETS["small"], helpers.ROOT = SMALL, root
-    study = make_study(folder, root / "study.journal")
-    result = whole(study)
-    helpers.ROOT = before
-    return study, result
+    study = Study(experiment, probe, file=root / "study.jsonl", budget="small", usual=("all", 2e-3))
+    return study, whole(study)
 
 
 # ---- splits and arms
 
 
-def test_other_seeds_redraw_validation_images_and_leave_the_test_alone(folder, root):
-    experiment = make_experiment(folder)
+def test_other_seeds_redraw_validation_images_and_leave_the_test_alone(experiment):
     (own, _), (first, labels), (second, _) = (experiment.split(seed) for seed in (0, 1, 2))
     assert own["test"].keys == first["test"].keys == second["test"].keys
     for pixels in (own, first, second):
@@ -110,7 +121,7 @@ def test_other_seeds_redraw_validation_images_and_leave_the_test_alone(folder, r
     assert len(labels["train"]) == len(first["train"])
 
 
-def test_groups_stay_together_when_validation_images_are_redrawn(folder, root):
+def test_groups_stay_together_when_validation_images_are_redrawn(folder):
     experiment = make_experiment(folder)
     learn = experiment.images["split"] != "test"
     pairs = (experiment.images.groupby("label").cumcount() // 2).astype(str)
@@ -121,23 +132,32 @@ def test_groups_stay_together_when_validation_images_are_redrawn(folder, root):
     assert not of["train"] & of["validation"]
 
 
-def test_a_trial_does_not_depend_on_those_before_it(folder, root):
+def test_a_trial_does_not_depend_on_those_before_it_and_the_pretrained_weights_come_back(folder):
     trials = [Trial("final", "fine-tuned", "conv3", "conv2", 1e-2, 8, 1)]
     trials += [Trial("final", "everything", "head", "conv1", 1e-3, 4, 1)]
     trials += [Trial("final", "from scratch", "head", "conv1", 1e-2, 8, 1), Trial("final", "frozen", "conv3", seed=1)]
 
     def results(order: list[Trial]) -> dict:
         experiment = make_experiment(folder)
+        before = copy_weights(experiment.network)
         found = {trial: experiment.run(trial) for trial in order}
+        experiment.probe()
+        for path, value in copy_weights(experiment.network).items():
+            if "seed_generator" not in path:
+                np.testing.assert_array_equal(np.array(value), before[path], err_msg=path)
+        settings = Experiment(experiment.network, experiment.images, resize="crop").settings
+        assert settings == experiment.settings != Experiment(*network_and_images, resize="pad").settings
         timed = ("seconds", "wall_seconds", "memory_mb")
         return {t: {k: v for k, v in found[t].items() if k not in timed} for t in trials}
 
+    untouched = make_experiment(folder)
+    network_and_images = untouched.network, untouched.images
     forwards = results([*trials, Trial("race", "fine-tuned", "head", "conv2", 1e-3, 8, 2)])
     assert results([Trial("race", "fine-tuned", "conv3", "conv2", 1e-1, 8, 2), *reversed(trials)]) == forwards
     assert forwards[trials[0]]["correct"] != forwards[trials[3]]["correct"]
 
 
-def test_batches_of_many_activations_are_computed_in_parts(folder, root, monkeypatch):
+def test_batches_of_many_activations_are_computed_in_parts(folder, monkeypatch):
     monkeypatch.setattr("helpers.study.experiment._MOST_BYTES", 500_000)
     trials = {stage: Trial("final", "fine-tuned", "head", stage, 1e-3, 8, 1) for stage in ("conv1", "conv3")}
     experiment = make_experiment(folder)
@@ -147,18 +167,7 @@ def test_batches_of_many_activations_are_computed_in_parts(folder, root, monkeyp
     assert {whole._recipe(trial).batch_parts for trial in trials.values()} == {1}
 
 
-def test_the_pretrained_weights_come_back(folder, root):
-    experiment = make_experiment(folder)
-    before = {path: np.array(value) for path, value in copy_weights(experiment.network).items()}
-    experiment.run(Trial("race", "fine-tuned", "head", "conv1", 1e-1, 8, 1))
-    experiment.run(Trial("final", "from scratch", "head", "conv1", 1e-1, 8, 1))
-    experiment.probe()
-    for path, value in copy_weights(experiment.network).items():
-        if "seed_generator" not in path:
-            np.testing.assert_array_equal(np.array(value), before[path], err_msg=path)
-
-
-def test_balanced_class_weights_reach_every_arm(tmp_path, root):
+def test_balanced_class_weights_reach_every_arm(tmp_path):
     folder = write_images(tmp_path / "images", 450)
     for file in sorted((folder / "colour2").iterdir())[30:]:
         file.unlink()
@@ -177,17 +186,15 @@ def test_balanced_class_weights_reach_every_arm(tmp_path, root):
     again = [e.retrain(trials[0]).predict(pixels[:], verbose=0).argmax(axis=1) for e in (plain, balanced)]
     of_rare = [(predicted == rare)[labels == rare].mean() for predicted in again]
     assert of_rare[1] > of_rare[0]
-    storage = {"storage": root / "study.journal", "name": "study"}
-    Trials(**storage, settings=plain.settings)
+    Trials(tmp_path / "study.jsonl", settings=plain.settings)
     with pytest.raises(ValueError, match="recipe"):
-        Trials(**storage, settings=balanced.settings)
+        Trials(tmp_path / "study.jsonl", settings=balanced.settings)
     assert plain.settings == make_experiment(folder).settings, "no weights are the default"
 
 
-def test_the_probe_at_the_end_is_the_frozen_network(folder, root):
-    experiment = make_experiment(folder)
+def test_the_probe_at_the_end_is_the_frozen_network(experiment, probe):
     pixels, labels = experiment.split(0)
-    probe = experiment.probe().set_index("cut")
+    probe = probe.set_index("cut")
     assert list(probe.index) == ["conv2", "conv3", "head"] and probe["cost"].is_monotonic_increasing
     head = fit_head(compute_activations(experiment.network, pixels["train"]), labels["train"])
     features = compute_activations(experiment.network, pixels["validation"])
@@ -197,7 +204,7 @@ def test_the_probe_at_the_end_is_the_frozen_network(folder, root):
     assert probe["behind"].min() == 0 and (probe["behind"] >= 0).all() and probe.isna().sum().sum() == 0
 
 
-def test_an_arm_ends_at_its_cut(folder, root):
+def test_an_arm_ends_at_its_cut(folder):
     """What lies behind the cut has no part in it: with other weights there, the results are the same."""
     found = []
     for factor in (1.0, 3.0):
@@ -212,20 +219,25 @@ def test_an_arm_ends_at_its_cut(folder, root):
 
 
 def test_two_cuts_are_tried_the_one_that_02_takes_first():
-    probe = pd.DataFrame({"cut": ["a", "b", "head"], "log_loss": [0.5, 0.3, 0.4]})
-    assert candidate_cuts(probe.assign(behind=[0.2, 0.0, 0.1], error=[0.1, 0.0, 0.05])) == ["b", "head"]
-    assert candidate_cuts(probe.assign(behind=[0.2, 0.0, 0.1], error=[0.1, 0.0, 0.15])) == ["head", "b"]
-    assert candidate_cuts(probe.assign(behind=[0.2, 0.0, 0.1], error=[0.1, 0.0, 0.05]), "a") == ["a", "head"]
+    probe = pd.DataFrame({"cut": ["a", "b", "head"], "log_loss": [0.5, 0.3, 0.4], "behind": [0.2, 0.0, 0.1]})
+    assert candidate_cuts(probe.assign(error=[0.1, 0.0, 0.05])) == ["b", "head"]
+    assert candidate_cuts(probe.assign(error=[0.1, 0.0, 0.15])) == ["head", "b"]
+    assert candidate_cuts(probe.assign(error=[0.1, 0.0, 0.05]), "a") == ["a", "head"]
     assert candidate_cuts(probe.assign(log_loss=np.nan, behind=np.nan, error=np.nan)) == ["head"]
     assert candidate_cuts(probe.iloc[2:].assign(behind=0.0, error=0.0)) == ["head"]
 
 
-def test_scores_are_those_of_the_test_images(folder, root):
-    experiment = make_experiment(folder)
+def test_scores_are_those_of_the_test_images(experiment):
     labels = experiment.split(1)[1]["test"]
     result = experiment.run(Trial("final", "majority class", seed=1))
     np.testing.assert_array_equal(unpack(result), labels == np.bincount(experiment.split(1)[1]["train"]).argmax())
     assert result["test_accuracy"] == unpack(result).mean()
+
+
+def test_augmentation_in_each_epoch_is_scored_like_the_others(folder):
+    experiment = make_experiment(folder, augmentation="flip")
+    result = experiment.run(Trial("final", "fine-tuned", "head", "conv3", 1e-2, 8, 1))
+    assert len(unpack(result)) == len(experiment.split(1)[0]["test"]) and result["outcome"] == "all 4 epochs"
 
 
 # ---- the plan
@@ -267,7 +279,8 @@ def test_the_final_has_both_arms_on_the_same_seeds_and_fewer_pairs_of_the_contro
     assert {trial.arm for trial in again} == {"frozen", "fine-tuned", "majority class", "raw pixels"}
 
 
-def test_from_scratch_is_trained_in_earnest_or_not_at_all():
+def test_from_scratch_is_trained_in_earnest_or_not_at_all(monkeypatch):
+    monkeypatch.setattr(planning, "_FROM_SCRATCH", FROM_SCRATCH)
     assert make_plan("standard", **ARMS).scratch_race() == []
     small = ARMS | {"measured": MEASURED | {"multiply_adds": 10**6}}
     for plan in (make_plan("thorough", **ARMS), make_plan("quick", **small)):
@@ -277,7 +290,7 @@ def test_from_scratch_is_trained_in_earnest_or_not_at_all():
         assert all(trial.steps >= 600 for trial in (*race, *final) if trial.arm == "from scratch")
 
 
-def test_minutes_buy_the_largest_plan_that_fits(monkeypatch):
+def test_minutes_buy_the_largest_plan_that_fits_or_say_what_would_be_enough(monkeypatch):
     monkeypatch.delitem(planning.BUDGETS, "small")
     plans = {name: make_plan(name, **ARMS) for name in ("quick", "standard", "thorough")}
     assert plans["quick"].expected < plans["standard"].expected < plans["thorough"].expected
@@ -286,15 +299,10 @@ def test_minutes_buy_the_largest_plan_that_fits(monkeypatch):
     assert bought.arms == plans["standard"].arms and bought.expected <= 60 * minutes
     assert make_plan(str(minutes), **ARMS) == bought  # as the command line gives it
     assert make_plan(1e4, **ARMS).pairs == 20
-
-
-def test_a_budget_that_is_too_small_says_what_would_be_enough(monkeypatch):
-    monkeypatch.delitem(planning.BUDGETS, "small")
-    quick = make_plan("quick", **ARMS).expected
-    with pytest.raises(ValueError, match=r"minutes is too small for a race and a final of 5 pairs") as refused:
+    with pytest.raises(ValueError, match="too small") as refused:
         make_plan(0.1, **ARMS)
     enough = int(str(refused.value).split("budget=")[1].split(")")[0])
-    assert make_plan(enough, **ARMS) and enough < 2 * quick / 60 + 1
+    assert make_plan(enough, **ARMS) and enough < 2 * plans["quick"].expected / 60 + 1
     for wrong in ("huge", 0, -5, float("nan")):
         with pytest.raises(ValueError, match='"quick", "standard", "thorough"'):
             make_plan(wrong, **ARMS)
@@ -325,14 +333,14 @@ def test_the_race_halves_and_the_best_goes_into_the_final(undisturbed):
     assert set(frozen["cut"]) == {study.plan.frozen} and sorted(frozen["pair"]) == [1, 2, 3]
 
 
-def test_03s_arm_and_ties_stay_in_the_race(folder, root, monkeypatch):
-    study = make_study(folder, root / "study.journal")
-    usual, losses = study.plan.usual, {}
+def test_03s_arm_and_ties_stay_in_the_race(make_study, monkeypatch):
+    study = make_study()
+    usual = study.plan.usual
 
     def run(trial: Trial) -> dict:
         place = study.plan.arms.index((trial.cut, trial.stage, trial.learning_rate))
-        losses[trial] = 9.0 if study.plan.arms[place] == usual else 0.25 if place < 5 else 1.0
-        return {"outcome": "all 1 epochs", "log_loss": losses[trial], "accuracy": 0.5, "seconds": 1.0}
+        loss = 9.0 if study.plan.arms[place] == usual else 0.25 if place < 5 else 1.0
+        return {"outcome": "all 1 epochs", "log_loss": loss, "accuracy": 0.5, "seconds": 1.0}
 
     monkeypatch.setattr(study.experiment, "run", run)
     race = study.race()
@@ -343,25 +351,20 @@ def test_03s_arm_and_ties_stay_in_the_race(folder, root, monkeypatch):
     }, "five arms tie for three places, and 03's stays however it did"
 
 
-def test_the_final_ends_early_if_the_answer_is_clear(folder, root, monkeypatch):
+@pytest.mark.parametrize(("right", "pairs"), [((0.4, 0.95), 4), ((0.8, 0.8), 6)])
+def test_the_final_ends_early_if_the_answer_is_clear(make_study, monkeypatch, right, pairs):
     monkeypatch.setitem(planning.BUDGETS, "small", SMALL | {"pairs": 6})
-    for seed, (right, pairs) in enumerate([((0.4, 0.95), 4), ((0.8, 0.8), 6)]):
-        study = make_study(folder, root / f"{right}.journal")
-        rng = np.random.default_rng(seed)
+    study, rng = make_study(), np.random.default_rng(pairs)
 
-        def run(trial: Trial, right=right, rng=rng) -> dict:
-            from helpers.study.experiment import _scores
+    def run(trial: Trial) -> dict:
+        correct = rng.random(48) < right[trial.arm == "fine-tuned"]
+        scores = _scores((~correct).astype(int), np.zeros(48, int)) if trial.phase == "final" else {}
+        known = {"outcome": "x", "log_loss": 1.0, "accuracy": 0.5, "seconds": 1.0, "memory_mb": 1.0}
+        return known | {"trainable_weights": 1, "temperature": 1.0} | scores
 
-            share = right[trial.arm == "fine-tuned"]
-            correct = rng.random(48) < share
-            scores = _scores((~correct).astype(int), np.zeros(48, int)) if trial.phase == "final" else {}
-            known = {"outcome": "x", "log_loss": 1.0, "accuracy": 0.5, "seconds": 1.0, "memory_mb": 1.0}
-            return known | {"trainable_weights": 1, "temperature": 1.0} | scores
-
-        monkeypatch.setattr(study.experiment, "run", run)
-        final = study.final(study.race())
-        answer = study.verdict(final)
-        assert answer["comparison"]["pairs"] == pairs and answer["pairs_planned"] == 6, answer["headline"]
+    monkeypatch.setattr(study.experiment, "run", run)
+    answer = whole(study)[2]
+    assert answer["comparison"]["pairs"] == pairs and answer["pairs_planned"] == 6, answer["headline"]
 
 
 def test_the_verdict_says_what_the_tables_say(undisturbed):
@@ -379,47 +382,37 @@ def test_the_verdict_says_what_the_tables_say(undisturbed):
     assert arms.loc["majority class", "test_accuracy"] == pytest.approx(1 / 3, abs=0.02)
 
 
-def test_the_chosen_arm_learns_from_train_and_validation_images(undisturbed, monkeypatch):
-    study, (_, final, verdict) = undisturbed
-    monkeypatch.setattr(helpers, "ROOT", Path(study.trials.study._storage._backend._file_path).parent)
-    for chosen in ("frozen", "fine-tuned"):
-        model = study.retrain(final, verdict | {"chosen": chosen})
-        pixels, labels = study.experiment.split(0)
-        assert (compute_activations(model, pixels["test"]).argmax(axis=1) == labels["test"]).mean() > 0.6
-        assert model.input_shape == (None, 8, 8, 3) and model.output_shape == (None, 3)
+def test_a_stopped_study_ends_with_the_same_table(undisturbed, make_study, monkeypatch):
+    _, expected = undisturbed
+    run = undisturbed[0].experiment.run
+    for trials in (4, 12):  # the first stop is in the race, the second one in the final
+        study = make_study()
 
-
-def test_a_stopped_study_ends_with_the_same_table(undisturbed, folder, root):
-    def stop_after(study: Study, trials: int) -> None:
-        run = study.experiment.run
-
-        def interrupted(trial: Trial) -> dict:
+        def interrupted(trial: Trial, study=study, trials=trials) -> dict:
             if len(study.trials.done) == trials:
                 raise KeyboardInterrupt
             return run(trial)
 
-        study.experiment.run = interrupted
-
-    _, expected = undisturbed
-    for trials in (4, 12):  # the first stop is in the race, the second one in the final
-        study = make_study(folder, root / "study.journal")
-        stop_after(study, trials)
-        *_, verdict = whole(study)
+        monkeypatch.setattr(study.experiment, "run", interrupted)
+        verdict = whole(study)[2]
         assert "interrupted" in study.stopped and "not complete: the" in verdict["paragraph"]
-    study = make_study(folder, root / "study.journal")
-    result = whole(study)
-    assert comparable(result) == comparable(expected)
-    assert 0 < len(study.trials.done) < 30
+    monkeypatch.setattr(study.experiment, "run", run)
+    study = make_study()
+    assert comparable(whole(study)) == comparable(expected) and 0 < len(study.trials.done) < 30
 
 
-def test_after_the_given_minutes_it_ends_with_what_there_is(folder, root):
-    study = make_study(folder, root / "study.journal")
-    probe = study.experiment.probe()
+def test_workers_of_a_cluster_end_with_the_same_table(undisturbed, make_study):
+    _, expected = undisturbed
+    assert comparable(whole(make_study(cluster=2))) == comparable(expected)
+    alone = make_study()
+    assert comparable(whole(alone)) == comparable(expected) and alone.trials.done == []
+
+
+def test_after_the_given_minutes_it_ends_with_what_there_is(make_study, probe):
+    study = make_study()
     study._deadline = -math.inf
-    race = study.race()
+    race, final, verdict = whole(study)
     assert race.empty and study.stopped == "the minutes given were over in the race"
-    final = study.final(race)
-    verdict = study.verdict(final)
     assert verdict["verdict"] == "none" and verdict["headline"].startswith("No verdict")
     assert "minutes given were over" in verdict["paragraph"]
     figures = [plot_rates(race), plot_depth(probe, race), plot_costs(summarize(final))]
@@ -428,17 +421,18 @@ def test_after_the_given_minutes_it_ends_with_what_there_is(folder, root):
     assert compute_activations(study.retrain(final, verdict), pixels["test"]).shape == (len(pixels["test"]), 3)
 
 
-def test_the_race_leaves_the_final_its_time(folder, root, monkeypatch):
-    def expected(plan: Plan, trial: Trial) -> float:
-        return 0.01 if trial.phase == "final" else 1e3 * (trial.steps > 4)
-
-    study = make_study(folder, root / "study.journal")
-    monkeypatch.setattr(Plan, "seconds", expected)
+@pytest.mark.parametrize("scratch", [True, False])  # a large network has no training between race and final
+def test_the_race_leaves_the_final_its_time_and_its_stop_is_told(make_study, monkeypatch, scratch):
+    study = make_study()
+    object.__setattr__(study.plan, "scratch", scratch)
+    monkeypatch.setattr(
+        Plan, "seconds", lambda plan, trial: 0.01 if trial.phase == "final" else 1e3 * (trial.steps > 4)
+    )
     study._deadline = time.monotonic() + 500  # enough for short trials, and then for the final
-    race = study.race()
-    assert study.stopped == "the minutes given were over in the race" and set(race["rung"]) == {1}
-    verdict = study.verdict(study.final(race))
-    assert verdict["comparison"]["pairs"] == 3 and "not complete: the minutes" in verdict["paragraph"]
+    race, _, verdict = whole(study)
+    assert set(race["rung"]) == {1} and verdict["comparison"]["pairs"] == 3
+    where = "controls" if scratch else "race"
+    assert f"not complete: the minutes given were over in the {where}" in verdict["paragraph"]
 
 
 @pytest.mark.parametrize(("cut", "rate"), [(0, 1e-2), (3, 1e-3), (2, 1e-4), (1, 3e-4)])
@@ -453,131 +447,50 @@ def test_the_best_arm_is_of_the_last_rung_that_was_completed(cut, rate):
         for rung, arms in rungs.items()
         for rate, loss in arms
     )
-    assert Study.best_arm(SimpleNamespace(_race_cut=cut), race) == ("head", "conv3", rate)
+    assert Study.best_arm(SimpleNamespace(_unfinished_rung=cut), race) == ("head", "conv3", rate)
 
 
-def test_a_stop_of_the_race_is_told_whatever_follows(folder, root, monkeypatch):
-    """Also by a network that is not small, without a training from scratch between race and final."""
-    study = make_study(folder, root / "study.journal")
-    object.__setattr__(study.plan, "scratch", False)
-    monkeypatch.setattr(
-        Plan, "seconds", lambda plan, trial: 0.01 if trial.phase == "final" else 1e3 * (trial.steps > 4)
-    )
-    study._deadline = time.monotonic() + 500
-    final = study.final(study.race())
-    assert "the minutes given were over in the race" in study.verdict(final)["explanation"]
-
-
-def test_minutes_can_be_added_and_a_refused_budget_leaves_nothing_behind(folder, root, monkeypatch):
+def test_minutes_can_be_added_and_what_makes_no_sense_is_refused(make_study, monkeypatch):
     monkeypatch.delitem(planning.BUDGETS, "small")
     monkeypatch.setitem(planning.BUDGETS, "quick", SMALL)
-    with pytest.raises(ValueError, match="minutes are enough"):
-        make_study(folder, root / "study.journal", budget=0.001)
-    plan = make_study(folder, root / "study.journal", budget=50).plan
-    assert make_study(folder, root / "study.journal", budget="60.0").plan == plan
+    wrong = [{"margin": 0}, {"budget": "enormous"}, {"budget": 0.001}, {"usual": ("conv9", 1e-3)}]
+    for options in wrong:
+        with pytest.raises(ValueError, match="Expected|too small"):
+            make_study(**{"budget": "quick"} | options)
+    plan = make_study(budget=50).plan
+    assert make_study(budget="60.0").plan == plan
     with pytest.raises(ValueError, match="planned with budget=50.0, and 'quick' was asked for"):
-        make_study(folder, root / "study.journal", budget="quick")
+        make_study(budget="quick")
+    with pytest.raises(ValueError, match="margin=1.0, and 2.0 was asked for"):
+        make_study(budget=50, margin=2.0)
 
 
-def test_an_experiment_leaves_the_model_as_it_was(folder, root):
-    experiment = make_experiment(folder)
-    experiment.run(Trial("race", "fine-tuned", "head", "conv1", 1e-1, 8, 1))
-    other = Experiment(experiment.network, experiment.images, resize="crop")
-    assert other.settings == experiment.settings
-    assert Experiment(experiment.network, experiment.images, resize="pad").settings != experiment.settings
-
-
-def test_augmentation_in_each_epoch_is_scored_like_the_others(folder, root):
-    experiment = make_experiment(folder, augmentation="flip")
-    result = experiment.run(Trial("final", "fine-tuned", "head", "conv3", 1e-2, 8, 1))
-    assert len(unpack(result)) == len(experiment.split(1)[0]["test"]) and result["outcome"] == "all 4 epochs"
-
-
-def test_one_training_image_of_a_class_is_enough_for_a_final(folder, root):
-    experiment = make_experiment(folder)
-    probe = experiment.probe().assign(log_loss=math.nan, behind=math.nan, error=math.nan)
-    study = Study(experiment, probe, storage=root / "study.journal", name="study", budget="small")
+def test_one_training_image_of_a_class_is_enough_for_a_final(make_study, experiment, probe, tmp_path):
+    unknown = probe.assign(log_loss=math.nan, behind=math.nan, error=math.nan)
+    study = Study(experiment, unknown, file=tmp_path / "study.jsonl", budget="small")
     assert set(study.final(study.race()).query("arm == 'frozen'")["cut"]) == {study.experiment.end}
 
 
-def test_the_chosen_model_does_not_depend_on_what_was_done_before(undisturbed, folder, root):
-    _, (_, final, verdict) = undisturbed
-    kept = []
-    for before in ([], [Trial("race", "fine-tuned", "head", "conv1", 1e-1, 8, 1)]):
-        study = make_study(folder, root / "study.journal")
-        for trial in before:
-            study.experiment.run(trial)
-        model = study.retrain(final, verdict | {"chosen": "fine-tuned"})
-        kept.append([np.array(weight) for weight in model.trainable_weights])
-        study.experiment.probe()
-        for weight, value in zip(model.trainable_weights, kept[-1], strict=True):
-            np.testing.assert_array_equal(np.array(weight), value)
-    for first, second in zip(*kept, strict=True):
-        np.testing.assert_array_equal(first, second)
+def test_the_chosen_model_learns_from_all_images_and_not_from_what_was_done_before(undisturbed, folder):
+    study, (_, final, verdict) = undisturbed
+    pixels, labels = study.experiment.split(0)
+    chosen = verdict | {"chosen": "fine-tuned"}
+    fresh = Study.retrain(SimpleNamespace(experiment=make_experiment(folder), plan=study.plan), final, chosen)
+    for choice in ("frozen", "fine-tuned"):
+        model = study.retrain(final, verdict | {"chosen": choice})
+        assert (compute_activations(model, pixels["test"]).argmax(axis=1) == labels["test"]).mean() > 0.6
+        assert model.input_shape == (None, 8, 8, 3) and model.output_shape == (None, 3)
+    kept = [np.array(weight) for weight in model.trainable_weights]
+    study.experiment.run(Trial("race", "fine-tuned", "head", "conv1", 1e-1, 8, 1))
+    for weight, before, other in zip(model.trainable_weights, kept, fresh.trainable_weights, strict=True):
+        np.testing.assert_array_equal(np.array(weight), before)
+        np.testing.assert_array_equal(np.array(other), before)
 
 
-def test_a_diverged_arm_is_recorded_and_the_study_goes_on(folder, root, monkeypatch):
+def test_a_diverged_arm_is_recorded_and_the_study_goes_on(make_study, monkeypatch):
     monkeypatch.setitem(planning.BUDGETS, "small", SMALL | {"learning_rates": (1e-3, 1e30)})
-    study = make_study(folder, root / "study.journal")
+    study = make_study()
     race = study.race()
     wild = race[race["learning_rate"] == 1e30]
     assert len(wild) and wild["outcome"].str.startswith(("diverged", "failed")).all()
     assert study.best_arm(race)[2] < 1
-
-
-def test_bad_parameters_are_refused_before_anything_is_done(folder, root):
-    with pytest.raises(ValueError, match="`margin` in points, above 0"):
-        make_study(folder, root / "a.journal", margin=0)
-    with pytest.raises(ValueError, match='Expected `budget` to be "quick"'):
-        make_study(folder, root / "b.journal", budget="enormous")
-    with pytest.raises(ValueError, match="0.001 minutes is too small"):
-        make_study(folder, root / "c.journal", budget=0.001)
-    make_study(folder, root / "d.journal")
-    with pytest.raises(ValueError, match="other data or parameters: margin=1.0, and 2.0 was asked for"):
-        make_study(folder, root / "d.journal", margin=2.0)
-    with pytest.raises(ValueError, match="a stage of this network to unfreeze from. Received 'conv9'"):
-        make_study(folder, root / "e.journal", usual=("conv9", 1e-3))
-
-
-def test_a_study_of_an_earlier_version_is_refused(folder, root):
-    from helpers.study.trials import _open
-
-    study = _open(str(root / "old.journal"), "study")
-    study.set_user_attr("settings", make_experiment(folder).settings | {"margin": 1.0})
-    with pytest.raises(ValueError, match="a study by another version of this repository.* Delete it, or choose"):
-        make_study(folder, root / "old.journal")
-
-
-WORKER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import helpers, test_study
-helpers.ROOT = Path(sys.argv[1])
-test_study.planning.BUDGETS["small"] = test_study.SMALL
-study = test_study.make_study(Path(sys.argv[2]), helpers.ROOT / "study.journal")
-result = test_study.whole(study)
-(helpers.ROOT / sys.argv[3]).write_text(test_study.comparable(result))
-print(len(study.trials.done))
-"""
-
-
-def test_two_workers_one_of_them_killed_end_with_the_same_table(undisturbed, folder, root):
-    def start(name: str) -> subprocess.Popen:
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-        script = WORKER.format(tests=str(Path(__file__).parent))
-        command = [sys.executable, "-c", script, str(root), str(folder), name]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    first, second = start("first"), start("second")
-    journal = root / "study.journal"
-    while not journal.exists() or journal.read_text().count('"result"') < 5:
-        assert first.poll() is None, first.communicate()[1][-3000:]
-    first.kill()
-    first.communicate()
-    out, errors = second.communicate(timeout=600)
-    assert second.returncode == 0, errors[-3000:]
-    _, expected = undisturbed
-    assert (root / "second").read_text() == comparable(expected)
-    study = make_study(folder, journal)  # a third one finds all of it done
-    assert comparable(whole(study)) == comparable(expected) and study.trials.done == []

@@ -88,20 +88,13 @@ def test_neither_a_runs_test_images_nor_their_likes_are_learned_from(scenes, roo
 
 
 def test_what_cannot_be_divided_is_refused(photos, root):
-    with pytest.raises(ValueError, match="`held_out` between 0 and 1.*Received 1"):
-        find_unlabelled(photos, held_out=1)
-    with pytest.raises(FileNotFoundError, match="no .*nowhere"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         find_unlabelled(root / "nowhere")
-    (root / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty has 0 files, and 0 images that can"):
-        find_unlabelled(root / "empty")
-    (root / "broken").mkdir()
+    (root / "few").mkdir()
+    with pytest.raises(ValueError, match="few has 0 files, and 0 images"):
+        find_unlabelled(root / "few")
     for name in "ab":
-        (root / "broken" / f"{name}.png").write_text("no image")
-    with pytest.raises(ValueError, match="broken has 2 files, and 0 images"):
-        find_unlabelled(root / "broken")
-    (root / "alone").mkdir()
-    for name in "ab":
-        shutil.copy(photos / "a" / "000.png", root / "alone" / f"{name}.png")
-    with pytest.raises(ValueError, match="alone has 2 files, and 1 images"):
-        find_unlabelled(root / "alone")
+        shutil.copy(photos / "a" / "000.png", root / "few" / f"{name}.png")
+        (root / "few" / f"{name}.jpg").write_text("no image")
+    with pytest.raises(ValueError, match="few has 4 files, and 1 images"):
+        find_unlabelled(root / "few")

@@ -10,28 +10,23 @@ plots             the figures of A2 and A3
 """
 
 from helpers.appendices.contrastive import Pairs, pretrain, score_features
-from helpers.appendices.halves import Halves, LabelledImages, halve_classes, open_classes
+from helpers.appendices.halves import halve_classes, open_classes
 from helpers.appendices.plots import plot_pretraining, plot_transfer
 from helpers.appendices.transfer_results import (
     compare_arms,
     compare_costs,
     compare_runs,
     describe_transfer,
-    interval_over_splits,
     published_results,
     summarize_transfer,
 )
-from helpers.appendices.transferability import LONGER, TRANSFER_ARMS, Transferability, build_convnet, run_transfer
+from helpers.appendices.transferability import LONGER, run_transfer
 from helpers.appendices.unlabelled import find_unlabelled
+from helpers.evaluation.intervals import mean_interval as interval_over_splits
 
 __all__ = [
     "LONGER",
-    "TRANSFER_ARMS",
-    "Halves",
-    "LabelledImages",
     "Pairs",
-    "Transferability",
-    "build_convnet",
     "compare_arms",
     "compare_costs",
     "compare_runs",

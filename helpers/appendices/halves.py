@@ -63,9 +63,6 @@ def open_classes(
             images. 0 for all, of letters for 50.
         seed: of the letters, or of the split.
         problems_file: where to write what was found in the files (`save_problems`), before any of it is an error.
-
-    Raises:
-        ValueError: there are no such images, or a class has too few of them.
     """
     if data == "letters":
         return _draw_letters(images_per_class or 50, image_size=image_size, seed=seed)
@@ -91,10 +88,11 @@ def open_classes(
 
 def _draw_letters(count: int, *, image_size: int, seed: int) -> LabelledImages:
     """Returns the same number of letters of every class: drawn, and those that a class has too many left out."""
-    if image_size != 8:
-        raise ValueError(f"Expected `image_size=8` with letters, which are drawn so. Received {image_size}.")
-    if count < 2:
-        raise ValueError(f"Expected `images_per_class` of at least 2. Received {count}.")
+    if image_size != 8 or count < 2:
+        raise ValueError(
+            f"Expected `image_size=8` with letters, and `images_per_class` of at least 2. Received {image_size} and "
+            f"{count}."
+        )
     validation = max(1, round(_VALIDATION * count))
     sizes = {"train": count - validation, "validation": validation, "test": count}
     wanted, pools, labels = sum(sizes.values()), [], []
@@ -135,39 +133,32 @@ def halve_classes(
         seed: of random divisions.
 
     Raises:
-        ValueError: too few classes, an unknown one, a half with fewer than two, or more splits than there are
-            different ones.
+        ValueError: too few classes, an unknown one, a half with fewer than two, or too few or too many splits.
     """
     names, half_b = sorted(class_names), list(map(unify_name, half_b))
     if len(names) < 4:
-        raise ValueError(
-            f"Expected at least four classes, two for each half. Received {len(names)}: {', '.join(names)}."
-        )
-    if splits < 2:
-        raise ValueError(f"Expected `splits` of at least 2, for an interval over them. Received {splits}.")
+        raise ValueError(f"Expected at least four classes. Received {len(names)}: {', '.join(names)}.")
     if half_b:
-        if unknown := sorted(set(half_b) - set(names)):
-            raise ValueError(
-                f"Expected `half_b` to name classes of these data. Received {', '.join(map(repr, unknown))}, and "
-                f"there are {', '.join(names)}."
-            )
-        b = [name for name in names if name in half_b]
-        a = [name for name in names if name not in half_b]
-        for half, classes in (("A", a), ("B", b)):
-            if len(classes) < 2:
-                raise ValueError(
-                    f"Expected `half_b` to leave at least two classes in each half. Half {half} has {len(classes)}: "
-                    f"{', '.join(classes) or 'none'}."
-                )
-        return [Halves(a, b)] * splits
+        return [_divide(names, half_b)] * splits
     size = len(names) // 2
-    if splits > (most := comb(len(names), size)):
+    most = comb(len(names), size)
+    if not 2 <= splits <= most:
         raise ValueError(
-            f"Expected `splits` of at most {most}: so many different halves have {len(names)} classes. "
-            f"Received {splits}."
+            f"Expected `splits` of 2 to {most}, as many halves as {len(names)} classes have. Received {splits}."
         )
     rng = np.random.default_rng([seed, len(names)])
-    found: dict[tuple, None] = {}
-    while len(found) < splits:
-        found[tuple(sorted(rng.permutation(names)[:size].tolist()))] = None
-    return [Halves([name for name in names if name not in b], list(b)) for b in found]
+    drawn: dict[tuple, None] = {}
+    while len(drawn) < splits:
+        drawn[tuple(sorted(rng.permutation(names)[:size].tolist()))] = None
+    return [_divide(names, b) for b in drawn]
+
+
+def _divide(names: list[str], half_b: Iterable[str]) -> Halves:
+    halves = Halves([name for name in names if name not in half_b], [name for name in names if name in half_b])
+    unknown = sorted(set(half_b) - set(names))
+    if unknown or min(map(len, halves)) < 2:
+        raise ValueError(
+            f"Expected `half_b` to leave at least two classes of {', '.join(names)} in each half. Received "
+            f"{', '.join(half_b)}."
+        )
+    return halves

@@ -18,12 +18,9 @@ _LONGER = "base B, twice as long"
 
 
 def plot_transfer(summary: pd.DataFrame) -> DescribedFigure:
-    """Returns the four curves over the number of copied layers, a panel for each network, on one scale.
+    """Returns the four curves of `summarize_transfer` over the number of copied layers, a panel for each network.
 
-    Args:
-        summary: rows of `summarize_transfer`, of one network or several: network, arm, n, difference, low, high
-            (fractions). The base that was trained twice as long is a band, where a network has one; other arms that
-            are no curve of the paper are left out.
+    The base that was trained twice as long is a band. Arms that are no curve of the paper are left out.
     """
     curves = summary[summary["arm"].isin(_STYLES)]
     networks = list(dict.fromkeys(curves["network"]))

@@ -5,37 +5,18 @@ from math import sqrt
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 from helpers import resolve_path
+from helpers.evaluation.intervals import mean_interval
 
 
 def published_results() -> pd.DataFrame:
-    """Returns what the paper's authors published, in the form of `Transferability.run`: a row for each network.
-
-    From data/how_transferable_published.csv; where that is from, data/how_transferable_published.yaml says.
-    """
+    """Returns what the paper's authors published, a row for each network (data/how_transferable_published.yaml)."""
     return pd.read_csv(resolve_path("data/how_transferable_published.csv"))
-
-
-def interval_over_splits(differences: np.ndarray) -> tuple[float, float, float]:
-    """Returns the mean and the ends of its 95 % interval, by Student's t; NaN for an interval of one value.
-
-    Other splits of the same classes share classes with these, so that the interval is about these classes.
-    """
-    values = np.asarray(differences, dtype=float)
-    values = values[~np.isnan(values)]
-    if len(values) < 2:
-        return float(values.mean()) if len(values) else np.nan, np.nan, np.nan
-    mean, reach = values.mean(), t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / sqrt(len(values))
-    return float(mean), float(mean - reach), float(mean + reach)
 
 
 def summarize_transfer(results: pd.DataFrame) -> pd.DataFrame:
     """Returns each arm's difference to the base of its own split, over the splits.
-
-    Args:
-        results: what `run_transfer` returned.
 
     Returns:
         A row for each network, arm and n, with the columns network, arm, n, splits (count), accuracy (mean),
@@ -44,7 +25,7 @@ def summarize_transfer(results: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (network, n, arm), group in results.groupby(["network", "n", "arm"], sort=False):
-        mean, low, high = interval_over_splits(group["difference"])
+        mean, low, high = mean_interval(group["difference"])
         row = {"network": network, "arm": arm, "n": n, "splits": int(group["difference"].notna().sum())}
         rows.append(row | {"accuracy": group["accuracy"].mean(), "difference": mean, "low": low, "high": high})
     return _with_zero(pd.DataFrame(rows))
@@ -55,11 +36,7 @@ def _with_zero(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_transfer(summary: pd.DataFrame) -> str:
-    """Returns a sentence for each row: the difference in points, its interval, and whether that includes 0.
-
-    Args:
-        summary: rows of `summarize_transfer`; each sentence names its network, where there are several.
-    """
+    """Returns a sentence for each row of `summarize_transfer`; it names the network where there are several."""
     lines, several = [], summary["network"].nunique() > 1
     for row in summary.itertuples():
         difference, low, high = (f"{100 * value:+z.1f}" for value in (row.difference, row.low, row.high))
@@ -74,11 +51,6 @@ def describe_transfer(summary: pd.DataFrame) -> str:
 def compare_arms(results: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     """Returns by how much the second arm is better than the first one, paired by split and n.
 
-    Args:
-        results: what `run_transfer` returned.
-        first: an arm.
-        second: another one.
-
     Returns:
         For each network a row for each n, and at the end one for their mean ("all"), with the columns network, n,
         difference, low, high (95 % interval over the splits), contains_zero.
@@ -87,8 +59,8 @@ def compare_arms(results: pd.DataFrame, first: str, second: str) -> pd.DataFrame
     for network, part in results.groupby("network", sort=False):
         table = part.pivot(index="split", columns=["arm", "n"], values="difference")
         paired = (table[second] - table[first]).dropna(axis=1, how="all")
-        rows += [(network, n, *interval_over_splits(paired[n])) for n in paired]
-        rows.append((network, "all", *interval_over_splits(paired.mean(axis=1, skipna=False))))
+        rows += [(network, n, *mean_interval(paired[n])) for n in paired]
+        rows.append((network, "all", *mean_interval(paired.mean(axis=1, skipna=False))))
     return _with_zero(pd.DataFrame(rows, columns=["network", "n", "difference", "low", "high"]))
 
 
@@ -102,8 +74,7 @@ def compare_runs(results: pd.DataFrame, first: str, second: str, *, layers: Sequ
         layers: the n that count.
 
     Returns:
-        difference: of the means, a fraction; error: its standard error, the two arms' added; networks: how many of
-        each arm.
+        difference of the means, a fraction; error, its standard error; networks: how many of each arm.
     """
     rows = results[results["n"].isin(list(layers))]
     one, other = (rows.loc[rows["arm"] == arm, "difference"].to_numpy() for arm in (first, second))
@@ -113,9 +84,6 @@ def compare_runs(results: pd.DataFrame, first: str, second: str, *, layers: Sequ
 
 def compare_costs(results: pd.DataFrame) -> pd.DataFrame:
     """Returns the seconds of the frozen arms beside those of their "+" twins, the medians over the splits.
-
-    Args:
-        results: what `run_transfer` returned.
 
     Returns:
         A DataFrame indexed by arm, network and n, with the columns frozen, all_learn (seconds) and share.

@@ -1,21 +1,17 @@
 """How transferable are features? The experiment of Yosinski et al. (2014, arXiv 1411.1792), with intervals.
 
 The classes are divided into halves A and B, several times. One network learns A, another one B: the bases. Then, for
-each number n of layers, networks learn B whose first n layers are a base's, and whose other layers are drawn anew:
+each number n of layers, networks learn B whose first n layers are a base's, under freshly initialised layers:
 
     BnB, AnB          the first n layers from base B or from base A, frozen
     BnB+, AnB+        the same, and all layers learn
     random frozen     the first n layers random, frozen
 
 Each is compared with base B of its own split. What the paper lacks is a base B that is trained twice as long: BnB+
-has had that much training on B, too.
-
-Here upper layers are drawn anew, as in the paper. A study (`helpers.study.study`) keeps their pretrained weights,
-below a solved head.
+has had that much training on B, too. A study (`helpers.study.study`) keeps the upper layers' pretrained weights.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, cached_property
@@ -25,23 +21,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import resolve_path
+from helpers import resolve_path, whole_file
 from helpers._keras import keras, on_all_devices, set_seed
 from helpers.appendices.halves import Halves, LabelledImages
-from helpers.backbones import describe_stages, find_stages
+from helpers.backbones import find_stages
 from helpers.data import PARTS
 from helpers.evaluation import evaluate
 from helpers.study.trials import Trial, Trials
 from helpers.training import Recipe, compute_activations, fine_tune, load_activations
 
 TRANSFER_ARMS = ("BnB", "BnB+", "AnB", "AnB+", "random frozen")
-"""In this order for each number of layers."""
+LONGER = "base B, twice as long"  # the control that the paper lacks
 
-LONGER = "base B, twice as long"
-"""The control that the paper lacks."""
-
-PATIENCE = 1000
-"""Epochs without a lower validation log-loss before a training stops: never. The best one is the result."""
+PATIENCE = 1000  # a training never stops early; its best epoch is the result
 
 NETWORKS = ("plain", "batch_norm")
 
@@ -52,25 +44,19 @@ NETWORKS = ("plain", "batch_norm")
 def build_convnet(class_count: int, *, image_size: int = 8, batch_norm: bool = False) -> keras.Model:
     """Returns an untrained network of eight layers, as the paper's: AlexNet (Krizhevsky et al. 2012), made small.
 
-    Its stages are `conv1` to `conv5`, `fc6`, `fc7` and `predictions`, so that n = 1 to 7 layers can be copied as in
-    the paper. Of AlexNet it lacks the groups of filters, the local response normalisation and dropout.
+    Of AlexNet it lacks the groups of filters, the local response normalisation and dropout.
 
     Args:
         class_count: at least 2.
         image_size: pixels along a side, at least 8. The first layer brings larger images to a side of about 8.
-        batch_norm: whether each layer but the last one normalises its outputs (Ioffe and Szegedy 2015), and then has
-            no bias.
+        batch_norm: whether each layer but the last one normalises its outputs, and then has no bias.
 
     Returns:
-        A model from uint8 images (n, image_size, image_size, 3) in 0..255 to float32 probabilities (n, class_count).
-
-    Raises:
-        ValueError: too few classes, or too small images.
+        A model from uint8 images (n, image_size, image_size, 3) in 0..255 to float32 probabilities (n, class_count),
+        with the stages `conv1` to `conv5`, `fc6`, `fc7` and `predictions`.
     """
-    if class_count < 2 or image_size < 8:
-        raise ValueError(
-            f"Expected at least 2 classes, and `image_size` of at least 8. Received {class_count} and {image_size}."
-        )
+    if image_size < 8:
+        raise ValueError(f"Expected `image_size` of at least 8. Received {image_size}.")
     layers, stride = keras.layers, 2 ** max(round(log2(image_size / 8)), 0)
 
     def follow(x, layer):
@@ -109,14 +95,9 @@ class Transferability:
         halves: from `halve_classes`.
         network: "plain", or "batch_norm" for one with BatchNormalization: see `build_convnet`.
         boundaries: how many layers are copied, each in 1 to 7; () for all of these.
-        folder: where the bases' weights are kept.
-        epochs: passes over the training images, the same for all but the base that is trained twice as long.
-        learning_rate: the highest of the schedule (`warmup_cosine`), for Adam and all layers alike.
-        batch_size: images per step.
+        folder: where the results and the bases' weights are kept.
         seed: of everything random.
-
-    Raises:
-        ValueError: the network has no such boundaries, or there is no such network.
+        recipe: fields of a `Recipe`, the same for all networks: epochs, learning_rate, batch_size.
     """
 
     def __init__(
@@ -127,17 +108,15 @@ class Transferability:
         network: str = "plain",
         boundaries: Sequence[int] = (),
         folder: str | Path,
-        epochs: int = 8,
-        learning_rate: float = 2e-3,
-        batch_size: int = 64,
         seed: int = 0,
+        **recipe,
     ):
         if network not in NETWORKS:
             raise ValueError(f"Expected `networks` among {', '.join(NETWORKS)}. Received {network!r}.")
         self.images, self.halves, self.network, self.seed = images, halves, network, seed
         self.folder = resolve_path(folder)
-        options = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size, "patience": PATIENCE}
-        self.recipe = Recipe(unfreeze_from="all", lowest_rate=1.0, batch_norm="train", augmentation="", **options)
+        options = {"lowest_rate": 1.0, "batch_norm": "train", "augmentation": "", "patience": PATIENCE}
+        self.recipe = Recipe(unfreeze_from="all", **options, **recipe)
         self._models: dict[int, keras.Model] = {}
         every = range(1, len(self.stages))
         self.boundaries = list(boundaries) or list(every)
@@ -154,7 +133,7 @@ class Transferability:
 
     @cached_property
     def settings(self) -> dict:
-        """What tells this experiment from others: of the images, a digest."""
+        """What tells this experiment from others."""
         digest = hashlib.sha256()
         for part in PARTS:
             digest.update(np.ascontiguousarray(self.images.pixels[part]))
@@ -186,28 +165,19 @@ class Transferability:
     def _epochs(self, trial: Trial) -> int:
         return self.recipe.epochs * (2 if trial.arm == LONGER else 1)
 
-    def run(self, storage: str | Path, *, name: str) -> pd.DataFrame:
-        """Carries out what is not done yet, with progress, and returns the results.
-
-        Args:
-            storage: a journal file or the URL of a database, which keeps what is done: `Trials`.
-            name: the experiment's, in the storage.
+    def run(self) -> pd.DataFrame:
+        """Does what is not done yet, with progress, and returns the results; an interrupted run resumes.
 
         Returns:
             A row for each trial with the columns network, split, arm, n (layers copied; 0 for a base), accuracy (of
             the test images of half B, of base A's own half), difference (to base B of the same split), seconds (of
             the training, with the activations that it needs), trainable_weights, outcome.
-
-        Raises:
-            KeyboardInterrupt: on Ctrl-C. What is finished is kept.
-            ValueError: the storage holds another experiment of this name, or cannot be used.
         """
-        trials = Trials(storage, name=f"{name}, {self.network}", settings=self.settings)
-        options = {"expected": self._expected, "title": self.network}
-        found = trials.run(self.trials, self.run_trial, **options)
-        base = {trial.seed: result.get("accuracy") for trial, result in found.items() if trial.arm == "base B"}
+        trials = Trials(self.folder / f"{self.network}.jsonl", settings=self.settings)
+        results = trials.run(self.trials, self.run_trial, expected=self._epochs, title=self.network)
+        base = {trial.seed: result.get("accuracy") for trial, result in results.items() if trial.arm == "base B"}
         rows = []
-        for trial, result in found.items():
+        for trial, result in results.items():
             row = {"network": self.network, "split": trial.seed, "arm": trial.arm, "n": self._copied(trial)}
             kept = ("accuracy", "seconds", "trainable_weights", "outcome")
             rows.append(row | {name: result.get(name) for name in kept})
@@ -218,17 +188,6 @@ class Transferability:
     def _copied(self, trial: Trial) -> int:
         return self.stages.index(trial.stage) if trial.stage else 0
 
-    def _expected(self, trial: Trial) -> float:
-        """Returns how long a trial takes, in forward passes of an image, roughly: for the time left."""
-        frozen = trial.arm in TRANSFER_ARMS and not trial.arm.endswith("+")
-        below = self._costs[self._copied(trial)] if frozen else 0.0
-        return self._epochs(trial) * (3 * (1 - below) + 0.3) + below
-
-    @cached_property
-    def _costs(self) -> list[float]:
-        """The share of the forward cost below each boundary."""
-        return describe_stages(self._model(len(self.halves[0].b)))["cost"].tolist()
-
     # ---- one trial
 
     def run_trial(self, trial: Trial) -> dict:
@@ -236,7 +195,10 @@ class Transferability:
         if trial.arm == LONGER:
             return self._learn(trial, self._drawn("base B", trial.seed))
         if trial.arm.startswith("base"):
-            return self._learn_base(trial)
+            result = self._learn(trial, self._drawn(trial.arm, trial.seed))
+            with whole_file(self._file(trial.arm, trial.seed)) as partial:
+                np.savez(partial, *self._model(len(self._classes(trial.arm, trial.seed))).get_weights())
+            return result
         n = self._copied(trial)
         source = {"A": "base A", "B": "base B"}.get(trial.arm[0])
         below = self._base(source, trial.seed) if source else self._drawn("random", trial.seed)
@@ -258,30 +220,21 @@ class Transferability:
             entering = load_activations(model, learning, stage=recipe.unfreeze_from)
             before = sum(activations.seconds for activations in entering.values())
         keep = fine_tune(model, pixels, labels, recipe=recipe, show=False)
-        found = evaluate(compute_activations(model, pixels["test"]), labels["test"])
+        scores = evaluate(compute_activations(model, pixels["test"]), labels["test"])
         return {
-            "accuracy": found["test_accuracy"],
-            "log_loss": found["log_loss"],
+            "accuracy": scores["test_accuracy"],
+            "log_loss": scores["log_loss"],
             "seconds": before + keep.seconds,
             "trainable_weights": sum(int(np.prod(weight.shape)) for weight in model.trainable_weights),
             "best_epoch": keep.best_epoch,
             "outcome": keep.outcome,
         }
 
-    def _learn_base(self, trial: Trial) -> dict:
-        result = self._learn(trial, self._drawn(trial.arm, trial.seed))
-        file = self._file(trial.arm, trial.seed)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.stem}.partial-{os.getpid()}.npz")
-        np.savez(partial, *self._model(len(self._classes(trial.arm, trial.seed))).get_weights())
-        os.replace(partial, file)
-        return result
-
     def _base(self, name: str, split: int) -> list[np.ndarray]:
-        """Returns a base's weights: learned now if another machine did, to the same ones."""
+        """Returns a base's weights; if their file was deleted, they are learned again."""
         file = self._file(name, split)
         if not file.exists():
-            self._learn_base(self._trial(name, split))
+            self.run_trial(self._trial(name, split))
         with np.load(file) as kept:
             return [kept[key] for key in kept.files]
 
@@ -290,7 +243,7 @@ class Transferability:
         return self.folder / f"{self.network}-{digest}" / f"{name} {split}.npz"
 
     def _model(self, class_count: int) -> keras.Model:
-        """Returns the network for so many classes: built once, since building and compiling takes seconds."""
+        """Returns the network for so many classes: built once, since compiling takes seconds."""
         if class_count not in self._models:
             self._models[class_count] = self._build(class_count)
         return self._models[class_count]
@@ -320,26 +273,16 @@ class Transferability:
 
 
 def run_transfer(
-    images: LabelledImages,
-    halves: list[Halves],
-    *,
-    networks: Sequence[str] = NETWORKS[:1],
-    storage: str | Path,
-    name: str,
-    **options,
+    images: LabelledImages, halves: list[Halves], *, networks: Sequence[str] = NETWORKS[:1], **options
 ) -> pd.DataFrame:
-    """Carries out the experiment with one network after the other, and returns all results in one table.
-
-    What was done before is not done again: after an interruption, the same call goes on.
+    """Returns the results of the experiment with one network after the other: `Transferability.run`.
 
     Args:
         images: from `open_classes`.
         halves: from `halve_classes`.
         networks: "plain", "batch_norm" or both.
-        storage: see `Transferability.run`, as for `name` and what is returned.
-        name: the experiment's, in the storage.
         options: of `Transferability`.
     """
     # All are made before the first one begins: what one of them refuses is told at once.
     experiments = [Transferability(images, halves, network=network, **options) for network in networks]
-    return pd.concat([experiment.run(storage, name=name) for experiment in experiments], ignore_index=True)
+    return pd.concat([experiment.run() for experiment in experiments], ignore_index=True)

@@ -22,20 +22,16 @@ def find_unlabelled(
             classifier is tested on must not be learned from, not even without labels. None for no such run.
         held_out: share of the images in validation, in (0, 1), but at least two images. Near-duplicates come into one
             part.
-        seed: of the division, any integer of at least 0.
+        seed: of the division.
 
     Returns:
         The images, as `load_pixels` takes them: path, label (always ""), split (train or validation), group, width,
         height, sha256. And the problems, as `check_images` returns them: what is wrong with those left out.
 
     Raises:
-        ValueError: `held_out` is out of range, there are too few images that differ to hold two out, or an archive
-            cannot be unpacked safely.
+        ValueError: there are too few images that differ to hold two out, or an archive cannot be unpacked safely.
         FileNotFoundError: no such folder, or no such table.
-        OSError: it may not be read.
     """
-    if not 0 < held_out < 1:
-        raise ValueError(f"Expected `held_out` between 0 and 1, both excluded. Received {held_out}.")
     source = resolve_path(source)
     if not source.exists():
         raise FileNotFoundError(f"Expected a folder of images. There is no {source}.")
@@ -59,7 +55,7 @@ def find_unlabelled(
     split = np.where(groups.isin(validation), "validation", "train")
     if min((split == part).sum() for part in ("train", "validation")) < 2:
         raise ValueError(
-            f"Expected at least four images that differ, two to learn from and two to be held out. {source} has "
-            f"{len(found)} files, and {len(images)} images that can be learned from."
+            f"Expected at least four images that differ. {source} has {len(found)} files, and {len(images)} images "
+            f"that can be learned from."
         )
     return images.assign(split=split).reset_index(drop=True), problems

@@ -1,6 +1,7 @@
 """What a trained model gets right and wrong, how sure one can be of it, and why.
 
-metrics       accuracy with its interval, two models on the same images, the arms side by side
+intervals     how sure one can be of an accuracy, a difference, a mean
+metrics       accuracy, two models on the same images, the arms side by side
 tables        class by class, the most confident mistakes, calibration and temperature scaling
 grad_cam      where in an image the network sees its class
 corruptions   accuracy of the arms on changed images: graded corruptions, or a folder of the user's
@@ -8,10 +9,9 @@ corruptions   accuracy of the arms on changed images: graded corruptions, or a f
 
 from helpers.evaluation.corruptions import compare_shift, corruption_table, shifted_table, worst_corruptions
 from helpers.evaluation.grad_cam import cam_stages, grad_cam, locate_evidence
+from helpers.evaluation.intervals import accuracy_interval, compare
 from helpers.evaluation.metrics import (
     ARMS,
-    accuracy_interval,
-    compare,
     compare_networks,
     describe_comparison,
     evaluate,

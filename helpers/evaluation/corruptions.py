@@ -19,12 +19,12 @@ from PIL import Image, ImageFilter
 from helpers import resolve_path
 from helpers.data import FULL_WHITE, StoredArray, check_images, find_images, load_pixels, open_data
 from helpers.data.names import unify_name
-from helpers.evaluation.metrics import accuracy_interval, is_correct
+from helpers.evaluation.intervals import accuracy_interval, compare
+from helpers.evaluation.metrics import is_correct
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
 ALL = "all"  # what tables call the average over corruptions
-_DRAWS = 2000  # of the bootstrap
 
 # ---- one image
 
@@ -190,21 +190,16 @@ def shifted_table(
     return pd.DataFrame(rows).assign(left_out=len(left_out), missing=missing)
 
 
-def compare_shift(
-    table: pd.DataFrame, *, first: str = "frozen", second: str = "fine-tuned", seed: int = 0
-) -> pd.DataFrame:
+def compare_shift(table: pd.DataFrame, *, first: str = "frozen", second: str = "fine-tuned") -> pd.DataFrame:
     """Returns how much more often the second arm is right than the first, under each corruption.
 
-    For each image the severities are averaged, first. The interval is over images, by bootstrap: what another draw
-    of images, corrupted alike, would have shown for these two networks. All corruptions see the same draws. As in
-    Bonett and Price's interval (2012, doi:10.3102/1076998611411915), two images are added, of which each arm gets
-    one right: else no disagreement at all would be taken for certainty.
+    For each image the severities are averaged, first. The interval is over images (`compare`): what another draw of
+    images, corrupted alike, would have shown for these two networks.
 
     Args:
         table: from `corruption_table` or `shifted_table`.
         first: name of the arm that is subtracted.
         second: name of the other one.
-        seed: of the draws.
 
     Returns:
         A DataFrame indexed by corruption, as in the table (severity 0, as they are, is a row of its own), then "all",
@@ -234,23 +229,13 @@ def compare_shift(
     if len(changed) > 1:
         names.append(ALL)
         by_image.append({arm: np.mean([shares[arm] for shares in changed], axis=0) for arm in (first, second)})
-    differences = np.stack([shares[second] - shares[first] for shares in by_image], axis=1)
-    images = len(differences)
-    padded = np.concatenate([differences, np.full((1, len(by_image)), -1.0), np.full((1, len(by_image)), 1.0)])
-    rng, rows = np.random.default_rng(seed), len(padded)
-    draws = [np.bincount(rng.integers(0, rows, rows), minlength=rows) @ padded / rows for _ in range(_DRAWS)]
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    return pd.DataFrame(
-        {
-            first: [shares[first].mean() for shares in by_image],
-            second: [shares[second].mean() for shares in by_image],
-            "difference": differences.mean(axis=0),
-            "low": low,
-            "high": high,
-            "images": images,
-        },
-        index=pd.Index(names, name="corruption"),
-    )
+    rows = {name: [] for name in (first, second, "difference", "low", "high")}
+    for shares in by_image:
+        comparison = compare(shares[first], shares[second])
+        means = {arm: shares[arm].mean() for arm in (first, second)}
+        for name, values in rows.items():
+            values.append((comparison | means)[name])
+    return pd.DataFrame(rows, index=pd.Index(names, name="corruption")).assign(images=len(by_image[0][first]))
 
 
 def worst_corruptions(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,27 +1,12 @@
-"""How often a model is right, how sure one can be of that, and which of two is right more often."""
+"""How often a model is right, two models in a sentence, and the arms side by side."""
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, norm
+
+from helpers.evaluation.intervals import accuracy_interval, compare
 
 ARMS = ("majority class", "raw pixels", "from scratch", "frozen", "fine-tuned", "everything")
 """The order in which arms are shown: first those that bring nothing with them, then those of which more learns."""
-
-
-def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
-    """Returns the 95 % interval of an accuracy as two fractions in 0..1 (Wilson 1927, doi:10.2307/2276774).
-
-    Raises:
-        ValueError: `correct` is not within 0..total, or total is 0.
-
-    >>> low, high = accuracy_interval(95, 100)
-    >>> print(f"{low:.3f} {high:.3f}")
-    0.888 0.978
-    """
-    if not 0 <= correct <= total or total == 0:
-        raise ValueError(f"Expected 0 <= correct <= total, total > 0. Received correct={correct}, total={total}.")
-    interval = binomtest(int(correct), int(total)).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def evaluate(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -30,12 +15,7 @@ def evaluate(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     Args:
         predicted: probabilities, float (images, classes), or predicted labels, int (images,).
         labels: true labels, int (images,).
-
-    Raises:
-        ValueError: the lengths differ.
     """
-    if len(predicted) != len(labels):
-        raise ValueError(f"Expected one label per prediction. Received {len(predicted)} and {len(labels)}.")
     correct = is_correct(predicted, labels)
     low, high = accuracy_interval(correct.sum(), len(correct))
     metrics = {"test_accuracy": float(correct.mean()), "low": low, "high": high}
@@ -48,41 +28,6 @@ def evaluate(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def is_correct(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Returns, image by image, whether the (most probable) predicted class is the label: bool (images,)."""
     return (predicted.argmax(axis=1) if predicted.ndim == 2 else predicted) == labels
-
-
-def compare(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """Returns how much more often `second` is right than `first` on the same images, and how sure that is.
-
-    Only images that exactly one of the two gets right tell them apart. The interval is Bonett and Price's
-    (2012, doi:10.3102/1076998611411915) for a difference of paired proportions.
-
-    Args:
-        first: whether each image was classified correctly, bool (images,).
-        second: likewise, by the other model.
-
-    Returns:
-        difference, low, high: second minus first, with its 95 % interval, in -1..1; detectable: the smallest
-        true difference that a test set of this size, with models that disagree this often, would have shown
-        with a probability of 80 %; only_first, only_second: the numbers of images that tell them apart.
-
-    Raises:
-        ValueError: the lengths differ, or there is no image.
-    """
-    if len(first) != len(second) or len(first) == 0:
-        raise ValueError(f"Expected results on the same images. Received {len(first)} and {len(second)}.")
-    total = len(first)
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    p, q = (only_first + 1) / (total + 2), (only_second + 1) / (total + 2)
-    error = np.sqrt((p + q - (q - p) ** 2) / (total + 2))
-    z = norm.ppf(0.975)
-    return {
-        "difference": (only_second - only_first) / total,
-        "low": max(-1.0, float(q - p - z * error)),
-        "high": min(1.0, float(q - p + z * error)),
-        "detectable": float((z + norm.ppf(0.8)) * np.sqrt((p + q) / (total + 2))),
-        "only_first": only_first,
-        "only_second": only_second,
-    }
 
 
 def describe_comparison(comparison: dict[str, float], *, images: int) -> str:

@@ -10,7 +10,8 @@ from scipy.special import softmax
 from scipy.stats import binom
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from helpers.evaluation.metrics import accuracy_interval, evaluate
+from helpers.evaluation.intervals import accuracy_interval
+from helpers.evaluation.metrics import evaluate
 
 # ---- classes and mistakes
 

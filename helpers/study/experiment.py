@@ -3,21 +3,21 @@
 import base64
 import hashlib
 import math
-import resource
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import cached_property, lru_cache
+from threading import Event, Thread
 from time import perf_counter
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import psutil
 from sklearn.dummy import DummyClassifier
 from sklearn.svm import SVC
 
-from helpers._keras import keras, on_all_devices, set_seed
+from helpers._keras import draw_apart, keras, on_all_devices, set_seed
 from helpers.backbones import cut_points, describe_stages, features_tensor, truncate
 from helpers.backbones.stages import find_stage, find_stages
 from helpers.data import PARTS, Pixels, encode_labels, load_pixels, shrink_pixels, split_images
@@ -39,12 +39,8 @@ from helpers.training.activations import content_digest
 from helpers.training.heads import head_weights
 from helpers.training.probing import load_features
 
-_MOST_BYTES = 1_500_000_000
-"""Of the activations that a training step keeps: where a batch has more, it is computed in parts. TensorFlow never
-gives back what it once took, and has more than one such training's in the end."""
-
-_MOST_FACTOR = 4
-"""A training step takes about three times as long as a forward pass; what an epoch takes beyond that is its own."""
+_MOST_BYTES = 1_500_000_000  # of the activations that a training step keeps; larger batches are computed in parts
+_MOST_FACTOR = 4  # of a training step to a forward pass, about three; what an epoch takes beyond that is its own
 
 
 class Experiment:
@@ -60,12 +56,8 @@ class Experiment:
         recipe: fields of a `Recipe`; stage, rate, steps and seed come with each trial.
 
     Attributes:
-        network: from raw images to features, with the pretrained weights.
-        class_names: in the order of the labels.
-        cuts: cut points, from early to late, with the share, 0..1, of the network's forward cost up to there.
-        end: the last of them, where all layers are taken.
+        end: the last cut point, where all layers are taken.
         costs: share of the forward cost below each stage, and below `end`.
-        multiply_adds: of one image, forward, the whole network.
     """
 
     def __init__(self, network: keras.Model, images: pd.DataFrame, *, resize: str, **recipe):
@@ -75,13 +67,17 @@ class Experiment:
         self.class_names = sorted(images["label"].unique())
         self._pretrained = self.network.get_weights()
         stages = describe_stages(self.network)
-        self.cuts = cut_points(self.network)
-        self.end = list(self.cuts)[-1]
+        self.end = list(cut_points(self.network))[-1]
         self.costs = dict(zip([*stages.index[1:], self.end], stages["cost"].tolist(), strict=True))
         self.multiply_adds = int(stages["multiply_adds"].sum())
         kept = images["split"].value_counts()
         self._validation_fraction = kept["validation"] / (kept["train"] + kept["validation"])
         self._classifiers: dict[str, keras.Model] = {}
+
+    def __reduce__(self):
+        """Workers get what it was made from, and make it anew, with the pretrained weights."""
+        self._restore()
+        return _make, (type(self), self.network, self.images, self.resize, asdict(self.recipe))
 
     @property
     def settings(self) -> dict:
@@ -101,11 +97,7 @@ class Experiment:
 
     @lru_cache(maxsize=8)  # noqa: B019 (an experiment lives as long as the process)
     def split(self, seed: int) -> tuple[dict, dict]:
-        """Returns the images and the labels of each part: `load_pixels` and `encode_labels`.
-
-        Args:
-            seed: 0 for the run's own split. Others draw validation images anew among all that are not test images.
-        """
+        """Returns the images and the labels of each part; seed 0 is the run's own split, others redraw validation."""
         images = self.images
         if seed:
             test = images["split"] == "test"
@@ -116,14 +108,16 @@ class Experiment:
             images = split_images(
                 images.assign(split=given), validation_fraction=self._validation_fraction, seed=seed
             )
-        pixels = load_pixels(images, image_size=self.network.input_shape[1:3], resize=self.resize)
-        return pixels, encode_labels(images)[0]
+        return self._load(images)
 
     def training_images(self) -> tuple[Pixels, np.ndarray]:
         """Returns train and validation images together, which `retrain` learns from, and their labels, int."""
-        images = self.images.assign(split=self.images["split"].replace("validation", "train"))
+        pixels, labels = self._load(self.images.assign(split=self.images["split"].replace("validation", "train")))
+        return pixels["train"], labels["train"]
+
+    def _load(self, images: pd.DataFrame) -> tuple[dict, dict]:
         pixels = load_pixels(images, image_size=self.network.input_shape[1:3], resize=self.resize)
-        return pixels["train"], encode_labels(images)[0]["train"]
+        return pixels, encode_labels(images)[0]
 
     @lru_cache(maxsize=4)  # noqa: B019
     def _features(self, seed: int) -> dict[str, dict]:
@@ -134,19 +128,14 @@ class Experiment:
     def _solved(self, cut: str, seed: int):
         """Returns the head on the frozen layers up to a cut point, and the seconds that features and head took."""
         head = self._fit_head(self._features(seed)[cut]["train"], self.split(seed)[1]["train"])
-        network = self.network if cut == self.end else truncate(self.network, cut)
-        features = load_activations(network, self.split(seed)[0]["train"])
+        features = load_activations(truncate(self.network, cut), self.split(seed)[0]["train"])
         return head, features.seconds + head.seconds_
 
     def _fit_head(self, features, labels: np.ndarray):
         return fit_head(features, labels, class_weight=self.recipe.class_weight)
 
     def first_stage(self, cut: str, unfreeze_from: str) -> str:
-        """Returns the first stage that learns of the network up to a cut point: a name, "auto" or "all", as in 03.
-
-        Raises:
-            ValueError: there is no such stage up to there.
-        """
+        """Returns the first stage that learns of the network up to a cut: a name, "auto" or "all", as in 03."""
         network = truncate(self.network, cut)
         stage = first_stage(network, unfreeze_from)
         find_stage(network, stage)
@@ -157,7 +146,7 @@ class Experiment:
         self.network.trainable = True
 
     def probe(self) -> pd.DataFrame:
-        """Returns how well a linear head does at each cut point, on the run's own split: `probe_depth`."""
+        """Returns how well a linear head does at each cut point, on the run's own split."""
         self._restore()
         return probe_depth(self.network, *self.split(0), class_weight=self.recipe.class_weight)
 
@@ -169,9 +158,8 @@ class Experiment:
         Returns:
             seconds (from decoded images to the trained arm; what is stored counts as if it were computed now),
             trainable_weights (count), memory_mb (by which the process's memory rose meanwhile), outcome (a plain
-            sentence). Of arms with a network also log_loss and accuracy on the validation images, at the end of the
-            training; of fine-tuned ones temperature. Of trials of the final also test_accuracy, test_log_loss and
-            correct: see `unpack`.
+            sentence). Of arms with a network also log_loss and accuracy on the validation images, at the end; of
+            fine-tuned ones temperature. Of trials of the final also test_accuracy, test_log_loss, correct (`unpack`).
         """
         arms = {
             "majority class": self._without_network,
@@ -217,7 +205,7 @@ class Experiment:
         return self._train(model, trial, before=seconds)
 
     def _classifier(self, cut: str) -> keras.Model:
-        """Returns the network up to a cut point with a head; they share the layers, and of each there is one."""
+        """Returns the network up to a cut point with a head. All classifiers share their layers."""
         if cut not in self._classifiers:
             with on_all_devices():
                 self._classifiers[cut] = self._attach_blank(truncate(self.network, cut))
@@ -230,7 +218,6 @@ class Experiment:
         return attach_head(network, blank, class_names=self.class_names)
 
     def _from_scratch(self, trial: Trial) -> dict:
-        """Trains the network as the others are trained, but from random weights below its solved head."""
         set_seed(trial.seed)
         pixels, labels = self.split(trial.seed)
         weights = keras.models.clone_model(self.network).get_weights()  # freshly initialised
@@ -244,7 +231,7 @@ class Experiment:
 
     @cached_property
     def _random_network(self) -> tuple[keras.Model, keras.Model]:
-        """A network of the same kind to be trained from scratch, and its classifier: the functions are built once."""
+        """A network to be trained from scratch, and its classifier: made once, so that it is compiled once."""
         with on_all_devices():
             network = keras.models.clone_model(self.network, clone_function=_quick_statistics)
         return network, self._attach_blank(network)
@@ -269,9 +256,8 @@ class Experiment:
         return result
 
     def _recipe(self, trial: Trial) -> Recipe:
-        own = {"unfreeze_from": trial.stage, "learning_rate": trial.learning_rate}
-        parts = self._batch_parts(trial.cut, trial.stage)
-        return replace(self.recipe, **own, steps=trial.steps, seed=trial.seed, batch_parts=parts)
+        own = {"unfreeze_from": trial.stage, "learning_rate": trial.learning_rate, "steps": trial.steps}
+        return replace(self.recipe, **own, seed=trial.seed, batch_parts=self._batch_parts(trial.cut, trial.stage))
 
     @lru_cache  # noqa: B019
     def _batch_parts(self, cut: str, stage: str) -> int:
@@ -287,16 +273,13 @@ class Experiment:
     # ---- what a trial costs
 
     def measure(self, stage: str) -> dict[str, float]:
-        """Returns what this machine needs: forward and training seconds for one image, and for building an arm.
-
-        Args:
-            stage: the one from which on a training is tried, three times, shortly.
+        """Returns what this machine needs, from three short trainings from `stage` on.
 
         Returns:
-            forward (seconds for an image, whole network), factor (of training to forward), epoch (seconds that an
-            epoch takes besides), build (seconds to compile an arm's functions, where those of an earlier trial do not
-            fit), begin (seconds of a trial before its first step), head (seconds to solve it), batches (of an
-            epoch), images (that train), everything (all images, counts), multiply_adds (of one image, forward).
+            In seconds: forward (an image, whole network), epoch (what an epoch takes besides), build (compiling an
+            arm's functions), begin (of a trial before its first step), head (solving it). Counts: batches (of an
+            epoch), images (that train), everything (all images), multiply_adds (of one image, forward). And factor:
+            of training to forward.
         """
         pixels, _ = self.split(0)
         head, _ = self._solved(self.end, 0)
@@ -305,11 +288,9 @@ class Experiment:
         forward = features.seconds / len(features)
         images = len(pixels["train"])
         batches = -(-images // self.recipe.batch_size)
-        trials = (
-            Trial("plan", "fine-tuned", self.end, stage, self.recipe.learning_rate, batches * epochs)
-            for epochs in (1, 1, 3)  # the second one finds what the first one has compiled, the third one does not
-        )
-        first, again, longer = (self.run(trial)["wall_seconds"] for trial in trials)
+        arm = ("plan", "fine-tuned", self.end, stage, self.recipe.learning_rate)
+        # The second training finds what the first one has compiled, the third one does not.
+        first, again, longer = (self.run(Trial(*arm, batches * epochs))["wall_seconds"] for epochs in (1, 1, 3))
         build = max(first - again, 0.0)
         epoch = max((longer - first) / 2, 1e-3)
         computing = max(images * forward * (1 - self.costs[stage]), 1e-6)
@@ -332,10 +313,7 @@ class Experiment:
     def retrain(self, trial: Trial, *, temperature: float = 1.0) -> keras.Model:
         """Returns the chosen arm, trained on train and validation images together, by the same call as every arm.
 
-        Args:
-            trial: the arm; its seed is used for the training alone.
-            temperature: of a fine-tuned arm: what its logits are divided by. There is nothing left to calibrate on,
-                so it has to be known from trainings that had validation images.
+        A fine-tuned arm's temperature comes from trainings that had validation images to calibrate on.
         """
         pixels, labels = self.training_images()
         backbone = keras.models.clone_model(self.network)  # what is returned shares no layer with what comes after
@@ -349,6 +327,11 @@ class Experiment:
         return model
 
 
+def _make(kind: type, network: keras.Model, images: pd.DataFrame, resize: str, recipe: dict) -> Experiment:
+    draw_apart()
+    return kind(network, images, resize=resize, **recipe)
+
+
 def unpack(result: dict) -> np.ndarray:
     """Returns whether each test image was classified correctly, bool (images,), in the order of the run's table."""
     bits = np.unpackbits(np.frombuffer(base64.b64decode(result["correct"]), "uint8"))
@@ -356,21 +339,16 @@ def unpack(result: dict) -> np.ndarray:
 
 
 def _scores(predicted: np.ndarray, labels: np.ndarray) -> dict:
-    found, correct = evaluate(predicted, labels), is_correct(predicted, labels)
-    scores = {
-        "test_accuracy": found["test_accuracy"],
-        "test_images": len(labels),
-        "correct": base64.b64encode(np.packbits(correct)).decode(),
-    }
-    return scores | ({"test_log_loss": found["log_loss"]} if "log_loss" in found else {})
+    metrics, correct = evaluate(predicted, labels), np.packbits(is_correct(predicted, labels))
+    scores = {"test_accuracy": metrics["test_accuracy"], "test_images": len(labels)}
+    scores["correct"] = base64.b64encode(correct).decode()
+    return scores | ({"test_log_loss": metrics["log_loss"]} if "log_loss" in metrics else {})
 
 
 def _quick_statistics(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """Returns a new layer of the same settings; of BatchNormalization, with statistics that few steps are enough for.
-
-    With Keras' momentum of 0.99, those of the first steps would still count after hundreds.
-    """
+    """Returns a new layer of the same settings, but BatchNormalization with statistics that move faster."""
     settings = layer.get_config()
+    # With Keras' momentum of 0.99, the statistics of the first steps would still count after hundreds.
     if isinstance(layer, keras.layers.BatchNormalization):
         settings["momentum"] = min(settings["momentum"], 0.9)
     return type(layer).from_config(settings)
@@ -378,16 +356,21 @@ def _quick_statistics(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 @contextmanager
 def _peak_memory() -> Iterator[dict]:
-    """Measures how far the process's memory rises above what it holds at first, in MB."""
-    found, level = {"mb": 0.0}, _memory("VmRSS")
-    with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak is counted from now on (Linux)
-    yield found
-    found["mb"] = round(max(_memory("VmHWM") - level, 0) / 1e6, 1)
+    """Measures how far the process's memory rises above what it holds at first, in MB, by a look every 10 ms."""
+    process, ended, measured = psutil.Process(), Event(), {"mb": 0.0}
+    start = process.memory_info().rss
 
+    def look() -> None:
+        while True:
+            last = ended.wait(0.01)
+            measured["mb"] = max(measured["mb"], round((process.memory_info().rss - start) / 1e6, 1))
+            if last:
+                return
 
-def _memory(kind: str) -> int:
-    """Returns the process's present (VmRSS) or largest (VmHWM) resident memory in bytes."""
-    with suppress(OSError), open("/proc/self/status") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith(kind))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    thread = Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield measured
+    finally:
+        ended.set()
+        thread.join()

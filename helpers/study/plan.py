@@ -1,10 +1,10 @@
 """What a budget buys: which arms race, for how many steps, on how many splits; and the pairs of the final."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from helpers.evaluation.intervals import FIRST_LOOK
 from helpers.study.trials import Trial
-from helpers.study.verdict import FIRST_LOOK
 
 _RATES = (1e-4, 3e-4, 1e-3)
 
@@ -26,57 +26,31 @@ BUDGETS = {
     },
 }
 """At how many depths learning may begin, at which rates (fewer ones where `quick` looks beyond the middle depth and
-the first cut); the steps of each rung of the race and the splits whose validation images judge it; how many pairs the
-final has at most."""
+the first cut); of each rung of the race the steps, and the splits that judge it; the final's pairs at most."""
 
-REDUCTION = 3
-"""Of the arms in a rung of the race, one in so many goes on to the next (successive halving's eta)."""
+REDUCTION = 3  # of the arms in a rung of the race, one in so many goes on to the next (successive halving's eta)
+RACE_SEED = 1000  # splits of the race beyond the run's own: seeds from here on, which the final does not use
+_FROM_SCRATCH = {"steps": 600, "learning_rates": (1e-3, 3e-3)}  # random weights are trained in earnest or not at all
+_SHARE_OF_EVERYTHING = 0.5  # of the fine-tuned arm's time in the final: at most that for the one where all learns
+_FEW = 2  # pairs of the controls in the final
+_SMALL = 1e7  # multiply-adds of a network whose trainings take seconds on any machine: it gets all controls
+_MOST_PAIRS = 20  # no more pairs for spare minutes: the images, not the seeds, limit the answer then
 
-RACE_SEED = 1000
-"""Splits of the race beyond the run's own: seeds from here on, which the final does not use."""
-
-_SHARE_OF_EVERYTHING = 0.5
-"""Of the fine-tuned arm's time in the final: the control that fine-tunes everything gets at most as much."""
-
-_FROM_SCRATCH = {"steps": 600, "learning_rates": (1e-3, 3e-3)}
-"""A network with random weights is trained in earnest, or not at all."""
-
-_FEW = 2
-"""Pairs of the controls in the final."""
-
-_SMALL = 1e7
-"""Multiply-adds of a network whose trainings take seconds on any machine: it gets all controls."""
-
-_MOST_PAIRS = 20
-"""With minutes to spare, more pairs than these are not added: the images, not the seeds, limit the answer then."""
-
-Arm = tuple[str, str, float]
-"""Cut point, first stage that learns, learning rate."""
+Arm = tuple[str, str, float]  # cut point, first stage that learns, learning rate
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study does.
+    """What a study does."""
 
-    Attributes:
-        arms: cut point, first stage that learns, and rate of each fine-tuned arm, the cheapest first.
-        usual: the arm that 03 trains; it stays in the race to the end.
-        frozen: cut point of the frozen arm.
-        rungs: steps of each rung of the race, and the splits that it is judged on.
-        pairs: splits and seeds of the final, at most.
-        scratch: whether the network is trained from random weights, too.
-        measured: what this machine needs (`Experiment.measure`).
-        costs: share of the forward cost below each stage, and below the end.
-    """
-
-    arms: tuple[Arm, ...]
-    usual: Arm
-    frozen: str
-    rungs: tuple[tuple[int, int], ...]
-    pairs: int
-    scratch: bool
-    measured: dict
-    costs: dict
+    arms: tuple[Arm, ...]  # the fine-tuned ones, the cheapest first
+    usual: Arm  # the one that 03 trains; it stays in the race to the end
+    frozen: str  # cut point of the frozen arm
+    rungs: tuple[tuple[int, int], ...]  # of the race: steps, and on how many splits arms are judged
+    pairs: int  # splits and seeds of the final, at most
+    scratch: bool  # whether the network is trained from random weights, too
+    measured: dict  # what this machine needs (`Experiment.measure`)
+    costs: dict  # share of the forward cost below each stage, and below the end
 
     @property
     def steps(self) -> int:
@@ -112,25 +86,24 @@ class Plan:
 
         Args:
             tuned: the best fine-tuned arm.
-            everything: the best arm in which everything learns; None if there is none.
+            everything: the best arm in which everything learns, if there is one.
             scratch: learning rate of the network with random weights; 0 without.
             pairs: their numbers, which are seeds, from 1.
         """
         few = self._everything_pairs(tuned, everything) if everything and everything != tuned else 0
-        trials = []
+        end, steps, trials = list(self.costs)[-1], _FROM_SCRATCH["steps"], []
         for seed in pairs:
             trials += [Trial("final", "frozen", self.frozen, seed=seed)]
             trials += [Trial("final", "fine-tuned", *tuned, self.steps, seed)]
             if seed <= few:
                 trials.append(Trial("final", "everything", *everything, self.steps, seed))
             if scratch and seed <= _FEW:
-                end, steps = list(self.costs)[-1], _FROM_SCRATCH["steps"]
                 trials.append(Trial("final", "from scratch", end, self.first, scratch, steps, seed))
             trials += [Trial("final", "majority class", seed=seed), Trial("final", "raw pixels", seed=seed)]
         return trials
 
     def _everything_pairs(self, tuned: Arm, everything: Arm) -> int:
-        """Returns how many pairs fit into its share: by counts and not by seconds, the same on every machine."""
+        """Returns how many pairs fit into its share: by counts, the same on every machine."""
         cost, most = (self.costs[cut] - self.costs[stage] for cut, stage, _ in (tuned, everything))
         fitting = int(_SHARE_OF_EVERYTHING * self.pairs * cost / most)
         return min(max(fitting, _FEW if self.measured["multiply_adds"] <= _SMALL else 0), FIRST_LOOK)
@@ -153,21 +126,18 @@ class Plan:
         return m["begin"] * (1 + above) / 2 + m["head"] / 3 + training + scoring  # several arms share a split's head
 
     @property
-    def expected_steps(self) -> dict[str, tuple[int, float]]:
-        """Trials and expected seconds of each step: activations, race, final."""
+    def expected_steps(self) -> dict[str, float]:
+        """Expected seconds of each step: activations, race, final."""
         m = self.measured
-        stages = sorted({stage for _, stage, _ in self.arms}, key=self.costs.get)
-        activations = m["everything"] * m["forward"] * sum(self.costs[stage] for stage in stages)
+        stages = {stage for _, stage, _ in self.arms}
         race = [t for n in range(len(self.rungs)) for t in self.rung(n, self._typical(self.survivors(n)))]
-        race += self.scratch_race()
         everything = next((arm for arm in self.arms if arm[1] == self.first), None)
-        final = self.final(
-            self._typical(1)[0], everything, 1e-3 if self.scratch else 0.0, pairs=range(1, self.pairs + 1)
-        )
+        scratch = _FROM_SCRATCH["learning_rates"][0] if self.scratch else 0.0
+        final = self.final(self._typical(1)[0], everything, scratch, pairs=range(1, self.pairs + 1))
         return {
-            "activations": (len(stages), activations),
-            "race": (len(race), self._seconds_of(race)),
-            "final": (len(final), self._seconds_of(final)),
+            "activations": m["everything"] * m["forward"] * sum(self.costs[stage] for stage in sorted(stages)),
+            "race": self._seconds_of(race + self.scratch_race()),
+            "final": self._seconds_of(final),
         }
 
     def _seconds_of(self, trials: list[Trial]) -> float:
@@ -182,36 +152,31 @@ class Plan:
 
     @property
     def expected(self) -> float:
-        """Seconds that all of it is expected to take, on one machine like this."""
-        return sum(seconds for _, seconds in self.expected_steps.values())
+        """Seconds that all of it is expected to take, in one process."""
+        return sum(self.expected_steps.values())
 
     def describe(self) -> str:
         """Returns the plan in a few lines, with the time that it is expected to take."""
-        steps = self.expected_steps
         cuts, stages, rates = (list(dict.fromkeys(arm[place] for arm in self.arms)) for place in (0, 1, 2))
-        rungs = ", then ".join(
-            f"{self.survivors(n)} for {length} steps on {splits} split{'s' * (splits > 1)}"
-            for n, (length, splits) in enumerate(self.rungs)
-        )
-        if self.scratch:
-            rungs += "; and the network from scratch, at two rates"
+        rungs = [
+            f"{self.survivors(number)} for {steps} steps on {splits} split{'s' * (splits > 1)}"
+            for number, (steps, splits) in enumerate(self.rungs)
+        ]
+        scratch = "; and the network from scratch, at two rates" if self.scratch else ""
         early = f", fewer if the answer is clear after {FIRST_LOOK}" if self.pairs > FIRST_LOOK else ""
+        times = {step: _duration(seconds) for step, seconds in self.expected_steps.items()}
         return (
             f"frozen: cut at {self.frozen}\n"
             f"race:   {len(self.arms)} arms: cut at {' or '.join(cuts)}; unfrozen from {', '.join(stages)}; "
             f"learning rate {', '.join(f'{rate:g}' for rate in sorted(rates))}\n"
-            f"        {rungs} (about {_duration(steps['race'][1])})\n"
-            f"final:  {self.pairs} pairs of trainings{early} (about {_duration(steps['final'][1])})\n"
+            f"        {', then '.join(rungs)}{scratch} (about {times['race']})\n"
+            f"final:  {self.pairs} pairs of trainings{early} (about {times['final']})\n"
             f"in all  about {_duration(self.expected)} on one machine like this"
         )
 
 
 def read_budget(budget: str | float) -> str | float:
-    """Returns a budget's name, or minutes.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Returns a budget's name, or minutes; a ValueError if it is neither."""
     if budget in BUDGETS:
         return budget
     try:
@@ -225,11 +190,7 @@ def read_budget(budget: str | float) -> str | float:
 
 
 def read_margin(margin: float) -> float:
-    """Returns the margin, given in points, as a difference of accuracies.
-
-    Raises:
-        ValueError: it is out of range.
-    """
+    """Returns the margin, given in points, as a difference of accuracies; a ValueError if it is out of range."""
     if not 0 < margin < 100:
         raise ValueError(f"Expected `margin` in points, above 0 and below 100. Received {margin}.")
     return margin / 100
@@ -239,11 +200,10 @@ def make_plan(budget: str | float, *, cuts: list[str], usual: Arm, costs: dict[s
     """Returns what fits into a budget.
 
     Args:
-        budget: "quick", "standard", "thorough", or minutes: then the largest of these that fits, with more pairs if
-            there is time for them.
+        budget: a name in `BUDGETS`, or minutes: then the largest of these that fits, with more pairs if time is left.
         cuts: cut points to try; the first one is the frozen arm's.
         usual: 03's arm.
-        costs: share of the forward cost below each stage and below the end, in order: `Experiment.costs`.
+        costs: `Experiment.costs`.
         measured: `Experiment.measure`.
 
     Raises:
@@ -257,14 +217,12 @@ def make_plan(budget: str | float, *, cuts: list[str], usual: Arm, costs: dict[s
     for name in reversed(BUDGETS):
         plan = _plan(name, **known)
         if plan.expected <= available:
-            a_pair = plan.expected_steps["final"][1] / plan.pairs
-            more = min(int((available - plan.expected) / a_pair), max(_MOST_PAIRS - plan.pairs, 0))
-            return Plan(**(vars(plan) | {"pairs": plan.pairs + more}))
+            more = int((available - plan.expected) / plan.expected_steps["final"] * plan.pairs)
+            return replace(plan, pairs=max(min(plan.pairs + more, _MOST_PAIRS), plan.pairs))
     enough = math.ceil(plan.expected / 0.85 / 60)
     raise ValueError(
-        f"A budget of {minutes:g} minutes is too small for a race and a final of {plan.pairs} pairs. On this "
-        f"machine {enough} minutes are enough with these images and this network (budget={enough}). Fewer or smaller "
-        f"images, or a smaller network, need less."
+        f"A budget of {minutes:g} minutes is too small for a race and a final of {plan.pairs} pairs. On this machine "
+        f"{enough} minutes are enough (budget={enough}); fewer or smaller images, or a smaller network, need less."
     )
 
 

@@ -1,4 +1,4 @@
-"""The study: race, final, verdict, in this order, each from what is stored of it."""
+"""The study: race, final, verdict, in this order, each from the trials' results."""
 
 import math
 import time
@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from helpers._keras import keras
-from helpers.evaluation import ARMS, accuracy_interval
+from helpers.evaluation import ARMS
+from helpers.evaluation.intervals import FIRST_LOOK, accuracy_interval, accuracy_over_pairs, compare_pairs
 from helpers.study.experiment import Experiment, unpack
 from helpers.study.plan import Arm, Plan, make_plan, read_budget, read_margin
 from helpers.study.trials import Trial, Trials
-from helpers.study.verdict import FIRST_LOOK, accuracy_over_pairs, choose_arm, compare_pairs, decide, describe_verdict
+from helpers.study.verdict import choose_arm, decide, describe_verdict
 from helpers.training import choose_cut
 
 _PLAN = Trial("plan", "plan")
@@ -25,21 +26,20 @@ _RACE += ["high", "outcome", "seconds"]
 _FINAL = ["arm", "cut", "stage", "learning_rate", "pair", "test_accuracy", "log_loss", "seconds", "trainable_weights"]
 _FINAL += ["memory_mb", "temperature", "outcome", "correct"]
 
-_DIFFERENCE = {"difference": "difference", "difference_low": "low", "difference_high": "high"}
+_SUMMARY = ["cut", "stage", "learning_rate", "pairs", "test_accuracy", "low", "high", "difference", "difference_low"]
+_SUMMARY += ["difference_high", "seconds", "trainable_weights", "memory_mb"]
 
 
 class Study:
     """Freeze or fine-tune? Asked of a network and images, with a budget.
 
-    Its trials are kept in a storage of Optuna (`Trials`). The same study, made again, resumes where it was; made in
-    several processes or on several machines with one storage, it is shared by them. Ctrl-C (Jupyter's interrupt) and
-    the end of the given minutes end a step with what there is by then, and the next steps use that.
+    The same study, made again, resumes where it was. Ctrl-C (Jupyter's interrupt) and the end of the given minutes
+    end a step with what there is by then, and the next steps use that.
 
     Args:
         experiment: the network, the images and the recipe.
         probe: what a linear head reaches at each cut point: `probe_depth`, on the run's own split.
-        storage: a journal file or the URL of a database.
-        name: the study's, in the storage.
+        file: where the trials are kept, and `cluster`: who does them (`Trials`).
         budget: "quick", "standard", "thorough", or minutes.
         margin: the difference of accuracy that does not matter, in points (hundredths), set beforehand.
         cut: 02's: where its network ends, "auto" for `choose_cut(probe)`. The frozen arm is cut there.
@@ -50,7 +50,7 @@ class Study:
         stopped: why a step ended early; "" if none did.
 
     Raises:
-        ValueError: the budget is too small, the margin is not above 0, or the storage cannot be used.
+        ValueError: budget, margin or cluster make no sense, or the file is of another study.
     """
 
     def __init__(
@@ -58,36 +58,34 @@ class Study:
         experiment: Experiment,
         probe: pd.DataFrame,
         *,
-        storage: str | Path,
-        name: str,
+        file: str | Path,
+        cluster: str | int = "",
         budget: str | float = "standard",
         margin: float = 1.0,
         cut: str = "auto",
         usual: tuple[str, float] = ("auto", 1e-3),
     ):
         self.experiment, self.margin, self.stopped = experiment, read_margin(margin), ""
-        self._started, self._interrupted_in, self._race_cut = time.monotonic(), "", 0
+        self._started, self._interrupted_in, self._unfinished_rung = time.monotonic(), "", 0
         budget, cuts = read_budget(budget), candidate_cuts(probe, cut)
         arm = (cuts[0], experiment.first_stage(cuts[0], usual[0]), usual[1])
         settings = experiment.settings | {"margin": margin, "cuts": cuts, "03's arm": arm}
-        self.trials = Trials(storage, name=name, settings=settings)
-        work = {"keep_failures": False, "title": "plan"}
-        (found,) = self.trials.run([_PLAN], lambda trial: self._make_plan(budget, cuts, arm), **work).values()
-        if found["budget"] != budget and (isinstance(budget, str) or isinstance(found["budget"], str)):
+        self.trials = Trials(file, settings=settings, cluster=cluster)
+        known = self.trials.results().get(_PLAN) or self.trials.keep(_PLAN, self._make_plan(budget, cuts, arm))
+        if known["budget"] != budget and (isinstance(budget, str) or isinstance(known["budget"], str)):
             raise ValueError(
-                f"This study was planned with budget={found['budget']!r}, and {budget!r} was asked for. Choose "
-                f"another `run_dir` or `storage`, or delete this one. (To minutes, more minutes can be added.)"
+                f"This study was planned with budget={known['budget']!r}, and {budget!r} was asked for. Only minutes "
+                f"can be changed. Choose another `run_dir`, or delete {self.trials.file}."
             )
-        kept = found["plan"]
-        lists = {"arms": tuple(map(tuple, kept["arms"])), "rungs": tuple(map(tuple, kept["rungs"]))}
-        self.plan = Plan(**kept | lists | {"usual": tuple(kept["usual"])})
+        plan = known["plan"]
+        plan |= {"arms": tuple(map(tuple, plan["arms"])), "rungs": tuple(map(tuple, plan["rungs"]))}
+        self.plan = Plan(**plan | {"usual": tuple(plan["usual"])})
         spent = sum(result.get("wall_seconds", 0.0) for result in self.trials.results().values())
         self._deadline = math.inf if isinstance(budget, str) else self._started + 60 * budget - spent
 
     def _make_plan(self, budget: str | float, cuts: list[str], usual: Arm) -> dict:
-        costs = self.experiment.costs
         measured = self.experiment.measure(usual[1])
-        plan = make_plan(budget, cuts=cuts, usual=usual, costs=costs, measured=measured)
+        plan = make_plan(budget, cuts=cuts, usual=usual, costs=self.experiment.costs, measured=measured)
         return {"plan": asdict(plan), "budget": budget}
 
     # ---- the steps
@@ -96,23 +94,22 @@ class Study:
         """Returns the race of the fine-tuned arms, by successive halving on validation log-loss.
 
         Every arm is trained through a whole schedule in each rung: a short one at first, a full one for those that
-        are left (Jamieson and Talwalkar 2016, arXiv 1502.07943). 03's arm, and arms that tie with the last one that
-        stays, stay, too. A rung is decided when all of its arms are done, so that the choice depends on their
-        results and not on which worker was faster. The last rung is judged on validation images of several splits.
+        are left (Jamieson and Talwalkar 2016, arXiv 1502.07943). 03's arm stays, and so do ties. A rung is decided
+        when all of its arms are done, so that the choice does not depend on which worker was faster.
 
         Returns:
             A row for each arm and rung with the columns rung (from 1), cut, stage, cost_before (share, 0..1, of the
             network's cost below the stage), learning_rate, steps, splits (count), log_loss and accuracy at the end of
             the training (means over splits), low, high (the accuracy's 95 % interval), outcome, seconds (mean).
         """
-        arms, rows, self._race_cut = list(self.plan.arms), [], 0
+        arms, rows, self._unfinished_rung = list(self.plan.arms), [], 0
         for number in range(len(self.plan.rungs)):
             wanted = self.plan.rung(number, arms)
-            found = self._run("race", wanted, title=f"race, rung {number + 1} of {len(self.plan.rungs)}")
-            of_arms = {arm: [result for trial, result in found.items() if _arm(trial) == arm] for arm in arms}
+            finished = self._run("race", wanted, title=f"race, rung {number + 1} of {len(self.plan.rungs)}")
+            of_arms = {arm: [result for trial, result in finished.items() if _arm(trial) == arm] for arm in arms}
             rows += [self._race_row(number, arm, results) for arm, results in of_arms.items() if results]
-            if len(found) < len(wanted):
-                self._race_cut = number + 1
+            if len(finished) < len(wanted):
+                self._unfinished_rung = number + 1
                 break
             losses = {arm: np.mean([_loss(result) for result in results]) for arm, results in of_arms.items()}
             bound = sorted(losses.values())[min(self.plan.survivors(number + 1), len(arms)) - 1]
@@ -126,9 +123,6 @@ class Study:
         Test images are scored here for the first time, once for each arm and pair. After a few pairs it ends if the
         answer is clear (`compare_pairs`).
 
-        Args:
-            race: what this step returned.
-
         Returns:
             A row for each arm and pair with the columns arm, cut, stage, learning_rate, pair (the seed),
             test_accuracy, log_loss (of the test images), seconds, trainable_weights, memory_mb (by which memory
@@ -138,37 +132,33 @@ class Study:
             return pd.DataFrame(columns=_FINAL)
         tuned, of_all = self.best_arm(race), race[race["stage"] == self.plan.first]
         everything = self.best_arm(of_all) if len(of_all) else None
-        scratch, found, done = self._scratch_rate(), {}, 0
+        scratch, finished, done = self._scratch_rate(), {}, 0
         for look in sorted({min(FIRST_LOOK, self.plan.pairs), self.plan.pairs}):
             wanted = self.plan.final(tuned, everything, scratch, pairs=range(done + 1, look + 1))
             results, done = self._run("final", wanted, title="final"), look
-            found |= results
-            comparison = self._compare(self._final_table(found))
-            if len(results) < len(wanted) or comparison.get("clear"):
+            finished |= results
+            table = self._final_table(finished)
+            if len(results) < len(wanted) or self._compare(table).get("clear"):
                 break
-        return self._final_table(found)
+        return table
 
     def _scratch_rate(self) -> float:
         """Returns the better learning rate of the network with random weights; 0 if it is left out."""
         wanted = self.plan.scratch_race()
-        found = self._run("controls", wanted, title="from scratch") if wanted else {}
-        complete = wanted and len(found) == len(wanted)
-        return min(wanted, key=lambda trial: _loss(found[trial])).learning_rate if complete else 0.0
+        finished = self._run("controls", wanted, title="from scratch") if wanted else {}
+        complete = wanted and len(finished) == len(wanted)
+        return min(wanted, key=lambda trial: _loss(finished[trial])).learning_rate if complete else 0.0
 
-    def _final_table(self, found: dict[Trial, dict]) -> pd.DataFrame:
-        rows = [asdict(trial) | result | {"pair": trial.seed} for trial, result in found.items()]
+    def _final_table(self, finished: dict[Trial, dict]) -> pd.DataFrame:
+        rows = [asdict(trial) | result | {"pair": trial.seed} for trial, result in finished.items()]
         table = pd.DataFrame(rows).rename(columns={"log_loss": "validation_log_loss", "test_log_loss": "log_loss"})
         if "correct" in table:
-            table["correct"] = [unpack(result) if "correct" in result else None for result in found.values()]
+            table["correct"] = [unpack(result) if "correct" in result else None for result in finished.values()]
         return table.reindex(columns=_FINAL)
 
     def best_arm(self, race: pd.DataFrame) -> Arm:
-        """Returns the arm with the lowest log-loss in the last rung that was completed: cut, stage, learning rate.
-
-        Args:
-            race: what the race returned, or some of its rows.
-        """
-        complete = race[race["rung"] != self._race_cut]  # of the rung that was cut there are the cheapest arms only
+        """Returns the arm with the lowest log-loss in the last rung that was completed."""
+        complete = race[race["rung"] != self._unfinished_rung]  # of that one there are the cheapest arms only
         rows = complete if len(complete) else race
         last = rows[rows["rung"] == rows["rung"].max()]
         best = last.loc[last["log_loss"].idxmin()]
@@ -176,18 +166,16 @@ class Study:
 
     def _compare(self, final: pd.DataFrame) -> dict:
         """Returns `compare_pairs` of the two arms; empty with fewer than two pairs of both."""
-        tables = correct_by_arm(final)
-        first, second = paired(tables, "frozen", "fine-tuned")
+        first, second = _tables(final, "frozen", "fine-tuned")
         return compare_pairs(first, second, margin=self.margin) if len(first) >= 2 else {}
 
     def verdict(self, final: pd.DataFrame) -> dict:
         """Returns the answer, plain values: what `verdict.json` holds (helpers/study/README.md describes it).
 
-        Args:
-            final: what this step returned. With fewer than two pairs of both arms there is no verdict; then the
-                frozen arm is chosen, which is cheaper.
+        With fewer than two pairs of both arms there is no verdict, and the frozen arm, which is cheaper, is chosen.
         """
         comparison = self._compare(final)
+        failed = final[final["outcome"].astype(str).str.startswith(("failed", "diverged"))]
         arms = {name: row.dropna().to_dict() for name, row in summarize(final).iterrows()}
         for arm in arms.values():
             arm["all_layers"] = arm.get("cut", self.experiment.end) == self.experiment.end
@@ -198,7 +186,7 @@ class Study:
             "test_images": int((self.experiment.images["split"] == "test").sum()),
             "margin": self.margin,
             "arms": arms,
-            "failed": [f"{row.arm}, pair {row.pair}: {row.outcome}" for row in _failed(final).itertuples()],
+            "failed": [f"{row.arm}, pair {row.pair}: {row.outcome}" for row in failed.itertuples()],
             "comparison": comparison,
         }
         answer["chosen"] = choose_arm(comparison)
@@ -222,26 +210,27 @@ class Study:
         if self._interrupted_in not in ("", step):  # an earlier step was: what there is has to do
             return self.trials.results(wanted)
         self._interrupted_in = ""
-        if step == "race" or not self._race_cut:
+        if step == "race" or not self._unfinished_rung:
             self.stopped = ""
         # Race and controls leave the final its time.
-        deadline = self._deadline - (self.plan.expected_steps["final"][1] if step != "final" else 0)
+        deadline = self._deadline - (self.plan.expected_steps["final"] if step != "final" else 0)
         options = {"expected": self.plan.seconds, "deadline": deadline, "title": title}
         try:
-            found = self.trials.run(wanted, self.experiment.run, **options)
-            if len(found) < len(wanted):
+            finished = self.trials.run(wanted, self.experiment.run, **options)
+            if len(finished) < len(wanted):
                 self.stopped = f"the minutes given were over in the {step}"
         except KeyboardInterrupt:
-            found = self.trials.results(wanted)
+            finished = self.trials.results(wanted)
             self.stopped, self._interrupted_in = f"the {step} was interrupted", step
-        return found
+        return finished
 
     def _race_row(self, number: int, arm: Arm, results: list[dict]) -> dict:
         known = [result for result in results if "accuracy" in result]
         row = dict(zip(("cut", "stage", "learning_rate"), arm, strict=True))
-        row |= {"rung": number + 1, "cost_before": self.experiment.costs[arm[1]], "steps": self.plan.rungs[number][0]}
-        row |= {"splits": len(results), "log_loss": np.mean([_loss(result) for result in results])}
-        row["outcome"] = next((r["outcome"] for r in results if _loss(r) == math.inf), results[0]["outcome"])
+        row |= {"rung": number + 1, "steps": self.plan.rungs[number][0], "splits": len(results)}
+        row["cost_before"] = self.experiment.costs[arm[1]]
+        row["log_loss"] = np.mean([_loss(result) for result in results])
+        row["outcome"] = max(results, key=_loss)["outcome"]
         row["seconds"] = np.mean([result.get("seconds", np.nan) for result in results])
         if known:
             row["accuracy"] = np.mean([result["accuracy"] for result in known])
@@ -251,14 +240,7 @@ class Study:
 
 
 def candidate_cuts(probe: pd.DataFrame, cut: str = "auto") -> list[str]:
-    """Returns the cut points that a study tries, two at most: the one that 02 takes, and another.
-
-    The other one is the network's end or, where that is taken, the best of the earlier ones.
-
-    Args:
-        probe: from `probe_depth`.
-        cut: the one that 02 takes; "auto" for `choose_cut(probe)`.
-    """
+    """Returns the cut points to try: the one that 02 takes, and the end or the best of the earlier ones."""
     taken, end = choose_cut(probe) if cut == "auto" else cut, probe["cut"].iloc[-1]
     earlier = probe.iloc[:-1].dropna(subset="log_loss")
     if taken != end:
@@ -275,21 +257,11 @@ def _loss(result: dict) -> float:
     return math.inf if result["outcome"].startswith(("failed", "diverged")) else result["log_loss"]
 
 
-def correct_by_arm(final: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Returns, for each arm, what it got right: bool, a row for each pair, a column for each image."""
-    scored = final[final["correct"].notna()]
-    return {
-        arm: pd.DataFrame(np.stack(rows["correct"].tolist()), index=rows["pair"].tolist())
-        for arm, rows in scored.groupby("arm")
-    }
-
-
-def paired(tables: dict[str, pd.DataFrame], first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns two arms' tables, bool (pairs, images), of the pairs that both have."""
-    none = pd.DataFrame()
-    one, other = tables.get(first, none), tables.get(second, none)
-    both = [pair for pair in one.index if pair in other.index]
-    return one.loc[both].to_numpy(), other.loc[both].to_numpy()
+def _tables(final: pd.DataFrame, *arms: str) -> list[np.ndarray]:
+    """Returns for each arm what it got right, bool (pairs, images), of the pairs that all of them have."""
+    scored = final[final["correct"].notna()].pivot(index="pair", columns="arm", values="correct")
+    scored = scored.reindex(columns=arms).dropna()
+    return [np.array(scored[arm].tolist(), bool) for arm in arms]
 
 
 def summarize(final: pd.DataFrame) -> pd.DataFrame:
@@ -300,33 +272,19 @@ def summarize(final: pd.DataFrame) -> pd.DataFrame:
         (its 95 % interval over images and seeds), difference (to the frozen arm), difference_low, difference_high
         and the medians of seconds, trainable_weights and memory_mb.
     """
-    tables, rows = correct_by_arm(final), {}
-    for arm in (name for name in ARMS if name in tables):
-        trials, table = final[final["arm"] == arm], tables[arm].to_numpy()
-        row = {
-            "cut": trials["cut"].iloc[0],
-            "stage": trials["stage"].iloc[0],
-            "learning_rate": trials["learning_rate"].iloc[0],
-            "pairs": len(table),
-        }
-        row["test_accuracy"] = float(table.mean())
-        if len(table) > 1:
-            row["test_accuracy"], row["low"], row["high"] = accuracy_over_pairs(table)
-        else:
-            row["low"], row["high"] = accuracy_interval(table.sum(), table.size)
-        first, second = paired(tables, "frozen", arm)
-        if arm != "frozen" and len(first) > 1:
-            found = compare_pairs(first, second)
-            row |= {name: found[key] for name, key in _DIFFERENCE.items()}
+    rows = {}
+    for arm in ARMS:
+        trials, (table,) = final[final["arm"] == arm], _tables(final, arm)
+        if not len(table):
+            continue
+        row = trials.iloc[0][["cut", "stage", "learning_rate"]].to_dict() | {"pairs": len(table)}
+        row["test_accuracy"], row["low"], row["high"] = accuracy_over_pairs(table)
+        first, second = _tables(final, "frozen", arm) if arm != "frozen" else ([], [])
+        if len(first) > 1:
+            comparison = compare_pairs(first, second)
+            row["difference"] = comparison["difference"]
+            row["difference_low"], row["difference_high"] = comparison["low"], comparison["high"]
         row |= {name: median(trials[name].dropna()) for name in ("seconds", "trainable_weights", "memory_mb")}
         rows[arm] = row
-    columns = ("cut", "stage", "learning_rate", "pairs", "test_accuracy", "low", "high", *_DIFFERENCE)
-    columns = [*columns, "seconds", "trainable_weights", "memory_mb"]
-    numbers = dict.fromkeys(
-        (name for name in columns if name not in ("cut", "stage", "pairs")), float
-    )  # also without a row
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).astype(numbers).rename_axis("arm")
-
-
-def _failed(final: pd.DataFrame) -> pd.DataFrame:
-    return final[final["outcome"].astype(str).str.startswith(("failed", "diverged"))]
+    numbers = {name: float for name in _SUMMARY if name not in ("cut", "stage", "pairs")}  # also without a row
+    return pd.DataFrame.from_dict(rows, orient="index", columns=_SUMMARY).astype(numbers).rename_axis("arm")

@@ -41,7 +41,7 @@ def load(name: str, size: int):
     return images, load_backbone("MobileNetV2", weights=str(weights), image_size=size)
 
 
-def ours(name: str, size: int, budget: str, storage: Path) -> dict:
+def ours(name: str, size: int, budget: str, file: Path) -> dict:
     """Returns what 02, 03 and 04 reach on the test images, and what 04 takes."""
     from helpers.backbones import keras, truncate
     from helpers.data import encode_labels, load_pixels
@@ -77,7 +77,7 @@ def ours(name: str, size: int, budget: str, storage: Path) -> dict:
     row |= {"03": accuracy(model), "seconds_03": perf_counter() - started}
     started = perf_counter()
     experiment = Experiment(network, images, resize="crop")
-    study = Study(experiment, probe, storage=storage, name="study", budget=budget)
+    study = Study(experiment, probe, file=file, budget=budget)
     print(study.plan.describe(), flush=True)
     race = study.race()
     print(race.drop(columns=["low", "high", "outcome"]).round(4).to_string(), flush=True)
@@ -150,9 +150,9 @@ def main() -> None:
     if options.child:
         (name,) = options.sets
         with tempfile.TemporaryDirectory() as folder:
-            storage = Path(folder) / "study.journal"
+            file = Path(folder) / "study.jsonl"
             result = (
-                ours(name, options.size, options.budget, storage)
+                ours(name, options.size, options.budget, file)
                 if options.child == "ours"
                 else guide(name, options.size, options.seeds)
             )

@@ -1,14 +1,13 @@
 """The study against an expert's grid: two cuts, four first stages, three rates, two lengths, three splits and seeds.
 
-    REAL_DATA_DIR=... python tests/benchmarks/exhaustive_grid.py flowers [--budgets quick standard]
+    REAL_DATA_DIR=... python tests/benchmarks/exhaustive_grid.py flowers [--budgets quick standard] [--cluster 2]
 
 Every arm of the grid is trained in full on the first splits and seeds of the final, with the study's own engine,
 and scored like the final's trials. The grid chooses by validation images: the arm with the lowest mean log-loss, as
 an expert would. The regret is by how much the study's arm, as its final scored it on the same splits, falls short
-of that arm's mean test accuracy. Both are kept in runs/.grid; what is done is not done again, and several processes
-given the same command with `--grid-only` share the grid. Written beside this file: grid_<set>.csv (a row for each
-arm and split) and grid_<set>.json (what the study and the grid chose and say). Time is the processor's, of all cores
-together, so that what else the machine does counts little.
+of that arm's mean test accuracy. Both are kept in runs/.grid; what is done is not done again. Written beside this
+file: grid_<set>.csv (a row for each arm and split) and grid_<set>.json (what the study and the grid chose and say).
+Time is the processor's, of all cores together, so that what else the machine does counts little.
 
 "digits" and "digits10" are the embedded example with 20 and 10 images of a class. For photos, REAL_DATA_DIR names a
 folder with them and the weights.
@@ -26,9 +25,13 @@ import pandas as pd
 from helpers import resolve_path
 from helpers.backbones import load_backbone
 from helpers.data import check_images, exclude_problems, find_images, open_data, split_images
-from helpers.study import Experiment, Study, Trial, Trials, candidate_cuts, compare_pairs, decide
+from helpers.evaluation.intervals import compare_pairs
+from helpers.study import Experiment, Study
 from helpers.study.experiment import unpack
 from helpers.study.plan import _spread
+from helpers.study.study import candidate_cuts
+from helpers.study.trials import Trial, Trials
+from helpers.study.verdict import decide
 
 HERE = Path(__file__).parent
 PHOTOS = {"flowers": ("flowers", 96), "ants_and_bees": ("hymenoptera", 128), "scans": ("scans", 128)}
@@ -72,7 +75,7 @@ def run_grid(
         for rate in RATES
         for steps in options.lengths
     ]
-    trials = Trials(file, name="grid", settings=experiment.settings)
+    trials = Trials(file, settings=experiment.settings, cluster=options.cluster)
     found = trials.run(wanted, experiment.run, expected=lambda trial: trial.steps, title="grid")
     rows = [
         {
@@ -93,7 +96,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", default=["quick", "standard"])
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="of the grid's trainings, steps")
     parser.add_argument("--stages", type=int, default=4, help="of the grid, from which on it is fine-tuned")
-    parser.add_argument("--grid-only", action="store_true")
+    parser.add_argument("--cluster", default="", help="worker processes, or a Dask scheduler's address")
     options = parser.parse_args()
     if options.name in PHOTOS and not os.environ.get("REAL_DATA_DIR"):
         print("Left out: REAL_DATA_DIR names no folder with photos and weights.")
@@ -101,9 +104,7 @@ def main() -> None:
     experiment = make_experiment(options.name)
     probe = experiment.probe()
     kept = resolve_path("runs/.grid") / options.name
-    table, seconds = run_grid(experiment, candidate_cuts(probe), options, f"{kept}-grid.journal")
-    if options.grid_only:
-        return
+    table, seconds = run_grid(experiment, candidate_cuts(probe), options, f"{kept}-grid.jsonl")
     table.drop(columns="correct").round(4).to_csv(HERE / f"grid_{options.name}.csv", index=False)
     means = table.groupby(ARM, sort=False)[["log_loss", "accuracy", "test_accuracy"]].mean()
     chosen, best = means["log_loss"].idxmin(), means["test_accuracy"].idxmax()
@@ -115,7 +116,8 @@ def main() -> None:
         "best_on_test": {"arm": best, "test_accuracy": means["test_accuracy"].max()},
     }
     for budget in options.budgets:
-        study = Study(experiment, probe, storage=f"{kept}-{budget}.journal", name=budget, budget=budget)
+        file = f"{kept}-{budget}.jsonl"
+        study = Study(experiment, probe, file=file, cluster=options.cluster, budget=budget)
         race = study.race()
         final = study.final(race)
         answer = study.verdict(final)
