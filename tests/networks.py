@@ -4,7 +4,7 @@ import numpy as np
 
 import helpers
 from helpers.backbones import keras
-from helpers.data import Pixels
+from helpers.data.pixels import Pixels
 from helpers.data.stores import write_store
 
 

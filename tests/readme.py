@@ -19,7 +19,7 @@ import nbformat
 from refresh import ROOT, copy_tree
 
 from helpers import write_atomically
-from helpers.report import escape_markdown
+from helpers.report.card import escape_markdown
 
 PICTURE = ".github/result.png"
 FIGURE = "Test accuracy with 95 % interval against training time"

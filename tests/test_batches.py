@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from networks import counted, numbers
 
-from helpers.data import make_dataset
+from helpers.data.batches import make_dataset
 from helpers.data.stores import write_store
 
 

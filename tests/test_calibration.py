@@ -6,8 +6,8 @@ from networks import call, coloured_images, stage_network
 from sklearn.metrics import log_loss as sklearns_log_loss
 
 from helpers.backbones import keras
-from helpers.training import attach_head, calibrated_scores, compute_activations, fit_head, log_loss
-from helpers.training.calibration import TEMPERATURES, apply_temperature
+from helpers.training import attach_head, compute_activations, fit_head, log_loss
+from helpers.training.calibration import TEMPERATURES, apply_temperature, calibrated_scores
 
 
 def predictions(*, sureness: float, images: int = 400):

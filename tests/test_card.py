@@ -17,8 +17,8 @@ from PIL import Image
 
 from helpers.evaluation import class_table, compare_shift
 from helpers.notebook_run import Run
-from helpers.report import escape_markdown, write_card
-from helpers.report.card import fenced
+from helpers.report import write_card
+from helpers.report.card import escape_markdown, fenced
 
 
 def render(markdown: str) -> BeautifulSoup:

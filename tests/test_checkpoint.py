@@ -11,7 +11,6 @@ from networks import coloured_images, stage_network
 
 from helpers.backbones import copy_weights, keras
 from helpers.training import (
-    Checkpoint,
     Recipe,
     attach_head,
     compute_activations,
@@ -20,8 +19,8 @@ from helpers.training import (
     log_loss,
     set_seed,
     show_progress,
-    tensorboard_logs,
 )
+from helpers.training.checkpoint import Checkpoint, tensorboard_logs
 
 EPOCHS = 6
 START = {"log_loss": 1.0, "temperature": 1.0}

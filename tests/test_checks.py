@@ -17,7 +17,6 @@ from helpers.data import (
     check_images,
     exclude_problems,
     find_images,
-    read_image,
     read_pixels,
     save_problems,
     split_images,
@@ -26,6 +25,7 @@ from helpers.data import (
 from helpers.data.checks import COLUMNS, KINDS
 from helpers.data.duplicates import SIDE, hash_thumbnails
 from helpers.data.parallel import quiet
+from helpers.data.reading import read_image
 from helpers.data.tables import read_texts
 
 

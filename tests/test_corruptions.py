@@ -10,15 +10,9 @@ from PIL import Image
 
 from helpers.backbones import keras
 from helpers.data import read_pixels
-from helpers.evaluation import (
-    accuracy_interval,
-    compare_shift,
-    corruption_table,
-    corruptions,
-    shifted_table,
-    worst_corruptions,
-)
+from helpers.evaluation import compare_shift, corruption_table, corruptions, shifted_table, worst_corruptions
 from helpers.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from helpers.evaluation.intervals import accuracy_interval
 
 layers = keras.layers
 

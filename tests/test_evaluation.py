@@ -5,8 +5,9 @@ import doctest
 import numpy as np
 import pytest
 
-from helpers.evaluation import compare, describe_comparison, evaluate, intervals, is_correct, results_table
-from helpers.evaluation.intervals import accuracy_interval, mean_interval
+from helpers.evaluation import evaluate, intervals, results_table
+from helpers.evaluation.intervals import accuracy_interval, compare, mean_interval
+from helpers.evaluation.metrics import describe_comparison, is_correct
 
 
 def test_doctests():

@@ -9,7 +9,6 @@ import pytest
 from sklearn.metrics import classification_report
 
 from helpers.evaluation import (
-    accuracy_interval,
     calibration_table,
     choose_examples,
     class_table,
@@ -18,8 +17,9 @@ from helpers.evaluation import (
     reliability_table,
     tables,
 )
+from helpers.evaluation.intervals import accuracy_interval
 from helpers.evaluation.tables import calibration_error, temperature_scale
-from helpers.training import calibrated_scores
+from helpers.training.calibration import calibrated_scores
 
 NAMES = ["ant", "bee", "cat", "dog"]
 

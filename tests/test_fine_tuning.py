@@ -9,26 +9,31 @@ import pytest
 from networks import call, coloured_images, random_images, stage_network
 from sklearn.utils.class_weight import compute_class_weight
 
-from helpers.backbones import audit_weights, copy_weights, find_stages, freeze, keras
-from helpers.data import Augmented, make_dataset
+from helpers.backbones import audit_weights, copy_weights, freeze, keras
+from helpers.backbones.stages import find_stages
+from helpers.data.augmentation import Augmented
+from helpers.data.batches import make_dataset
 from helpers.training import (
-    Checkpoint,
     Recipe,
-    apply_temperature,
     attach_head,
-    calibrated_scores,
     compute_activations,
-    count_epochs,
     fine_tune,
     fit_head,
     log_loss,
     make_optimizer,
     prepare_training,
-    training_batches,
     warmup_cosine,
     weigh_classes,
 )
-from helpers.training.fine_tuning import layerwise_factors, seed_training, steps_at_once
+from helpers.training.calibration import apply_temperature, calibrated_scores
+from helpers.training.checkpoint import Checkpoint
+from helpers.training.fine_tuning import (
+    count_epochs,
+    layerwise_factors,
+    seed_training,
+    steps_at_once,
+    training_batches,
+)
 
 PIXELS, LABELS = {}, {}
 PIXELS["train"], LABELS["train"] = coloured_images(40)

@@ -5,7 +5,8 @@ import pytest
 from networks import coloured_images, residual_network, stage_network
 
 from helpers.backbones import cut, freeze, keras, load_backbone
-from helpers.evaluation import cam_stages, grad_cam, locate_evidence
+from helpers.evaluation import locate_evidence
+from helpers.evaluation.grad_cam import cam_stages, grad_cam
 from helpers.training import attach_head, compute_activations, fit_head
 
 layers = keras.layers

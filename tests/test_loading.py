@@ -13,17 +13,16 @@ from helpers.backbones import (
     check_preprocessing,
     copy_weights,
     cut,
-    cut_points,
     describe_features,
     describe_stages,
     features_tensor,
-    find_stages,
     freeze,
     keras,
     load_backbone,
     load_model,
     truncate,
 )
+from helpers.backbones.stages import cut_points, find_stages
 from helpers.predict import predict_folder
 from helpers.training import attach_head, fit_head, probe_depth, save_model
 

@@ -207,6 +207,7 @@ FRACTIONS = {"validation_fraction": 0.5, "test_fraction": 0.2, "images_per_class
         ({"steps": 0}, "`steps` above 0"),
         ({"budget": "fast"}, "`budget`.*'fast'"),
         ({"margin": 0.0}, "`margin`"),
+        ({"cluster": "four"}, "`cluster`"),
         ({"exports": "savedmodel,onxx"}, "`exports`.*'onxx'. Did you mean onnx"),
         ({"shifted": "nowhere"}, "`shifted` .* there is no .*nowhere"),
         ({"backbone": "ResNet5O"}, "Did you mean 'ResNet50'"),

@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 
 import helpers
-from helpers.data import PARTS, Pixels, load_pixels, make_dataset, pixels, read_image, read_pixels, shrink_pixels
-from helpers.data.reading import RESIZE_RULES, resize_image
+from helpers.data import load_pixels, pixels, read_pixels, shrink_pixels
+from helpers.data.batches import make_dataset
+from helpers.data.pixels import Pixels
+from helpers.data.reading import RESIZE_RULES, read_image, resize_image
+from helpers.data.tables import PARTS
 
 SIZE = (12, 16)
 

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from networks import coloured_images, stage_network
 
-from helpers.backbones import cut_points, truncate
+from helpers.backbones import truncate
+from helpers.backbones.stages import cut_points
 from helpers.training import choose_cut, compute_activations, fit_head, probe_depth
 from helpers.training.probing import load_features
 

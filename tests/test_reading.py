@@ -9,18 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from helpers.data import (
-    check_images,
-    find_images,
-    find_white,
-    load_images,
-    load_pixels,
-    read_image,
-    save_images,
-    split_images,
-)
+from helpers.data import check_images, find_images, find_white, load_images, load_pixels, save_images, split_images
 from helpers.data.checks import explain
-from helpers.data.reading import choose_white, find_brightest, open_image, read_deep
+from helpers.data.reading import choose_white, find_brightest, open_image, read_deep, read_image
 from helpers.evaluation import shifted_table
 from helpers.predict import predict_folder
 from helpers.training import attach_head, compute_activations, fit_head, load_settings, save_model

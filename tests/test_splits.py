@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.data import PARTS, check_split, count_images, find_images, split_images
+from helpers.data import check_split, count_images, find_images, split_images
+from helpers.data.tables import PARTS
 
 
 def table(classes: dict[str, int], split: str = "") -> pd.DataFrame:

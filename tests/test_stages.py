@@ -9,9 +9,9 @@ import pytest
 from networks import call, random_images, residual_network
 
 import helpers
-from helpers.backbones import cut, describe_stages, find_stages, freeze, keras, load_backbone, truncate
+from helpers.backbones import cut, describe_stages, freeze, keras, load_backbone, truncate
 from helpers.backbones.applications import application_names
-from helpers.backbones.stages import stage_at
+from helpers.backbones.stages import find_stages, stage_at
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from networks import counted, numbers
 
-from helpers.data import content_keys, stores
-from helpers.data.stores import Store, StoredArray, find_or_make, open_store, write_store
+from helpers.data import stores
+from helpers.data.stores import Store, StoredArray, content_keys, find_or_make, open_store, write_store
 
 
 def write(folder: Path, name: str, *, rows: int = 10, dtype: str = "float32", used: int | None = None):

@@ -21,7 +21,8 @@ from helpers.appendices import (
 from helpers.appendices import transferability as module
 from helpers.appendices.halves import LabelledImages
 from helpers.appendices.transferability import TRANSFER_ARMS, Transferability, build_convnet
-from helpers.backbones import copy_weights, find_stages
+from helpers.backbones import copy_weights
+from helpers.backbones.stages import find_stages
 from helpers.study.trials import Trial
 
 NAMES = list("abcdef")

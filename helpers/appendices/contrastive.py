@@ -15,8 +15,8 @@ from tqdm import tqdm
 from helpers import progress_file
 from helpers._keras import keras, on_all_devices, set_seed
 from helpers.backbones.graphs import free_name
-from helpers.data import make_dataset
 from helpers.data.augmentation import Augmented, View
+from helpers.data.batches import make_dataset
 from helpers.data.stores import StoredArray
 from helpers.training.checkpoint import Checkpoint, return_to_start, show_progress
 from helpers.training.fine_tuning import digest_images, seed_training, training_batches, warmup_cosine

@@ -10,7 +10,6 @@ import pandas as pd
 
 from helpers.appendices.letters import LETTERS, render_letters
 from helpers.data import (
-    PARTS,
     check_images,
     encode_labels,
     exclude_problems,
@@ -21,6 +20,7 @@ from helpers.data import (
     split_images,
 )
 from helpers.data.names import unify_name
+from helpers.data.tables import PARTS
 
 _VALIDATION = 0.1
 """Share of the images to learn from that tell the best epoch: nothing else is chosen by them."""

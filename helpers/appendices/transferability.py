@@ -24,8 +24,8 @@ import pandas as pd
 from helpers import resolve_path, whole_file
 from helpers._keras import keras, on_all_devices, set_seed
 from helpers.appendices.halves import Halves, LabelledImages
-from helpers.backbones import find_stages
-from helpers.data import PARTS
+from helpers.backbones.stages import find_stages
+from helpers.data.tables import PARTS
 from helpers.evaluation import evaluate
 from helpers.study.trials import Trial, Trials
 from helpers.training import Recipe, compute_activations, fine_tune, load_activations

@@ -22,18 +22,16 @@ from helpers.backbones.files import load_model
 from helpers.backbones.freezing import audit_weights, copy_weights, freeze
 from helpers.backbones.loading import describe_features, features_tensor, load_backbone
 from helpers.backbones.preprocessing import check_preprocessing
-from helpers.backbones.stages import cut, cut_points, describe_stages, find_stages, truncate
+from helpers.backbones.stages import cut, describe_stages, truncate
 
 __all__ = [
     "audit_weights",
     "check_preprocessing",
     "copy_weights",
     "cut",
-    "cut_points",
     "describe_features",
     "describe_stages",
     "features_tensor",
-    "find_stages",
     "freeze",
     "keras",
     "load_backbone",

@@ -84,7 +84,7 @@ def check_preprocessing(network: keras.Model, images, *, most: int = 64) -> Prep
     Args:
         network: a backbone as `load_backbone` returns it, before training. With another layer in front than the one
             that it puts there, only the preprocessing in place is looked at.
-        images: uint8 array (images, height, width, 3), or what gives one when sliced (`helpers.data.Pixels`).
+        images: uint8 array (images, height, width, 3), or what gives one when sliced (`helpers.data.pixels.Pixels`).
         most: at most so many images are looked at, spread over all.
     """
     step = max(1, len(images) // most)

@@ -20,26 +20,16 @@ The table is a pandas DataFrame with one row per image, sorted by path:
     white   int, only if there are images of 16 bits: the value that becomes 255 in all of them
 """
 
-from helpers.data.augmentation import Augmented
-from helpers.data.batches import make_dataset
 from helpers.data.checks import check_images, exclude_problems, save_problems, summarize_problems
-from helpers.data.pixels import Pixels, load_pixels, shrink_pixels
-from helpers.data.reading import FULL_WHITE, RESIZE_RULES, find_white, read_image, read_pixels
+from helpers.data.pixels import load_pixels, shrink_pixels
+from helpers.data.reading import find_white, read_pixels
 from helpers.data.sources import find_images, open_data
 from helpers.data.splits import check_split, split_images
-from helpers.data.stores import StoredArray, content_keys
-from helpers.data.tables import PARTS, count_images, encode_labels, load_images, save_images, stored_path
+from helpers.data.tables import count_images, encode_labels, load_images, save_images, stored_path
 
 __all__ = [
-    "FULL_WHITE",
-    "PARTS",
-    "RESIZE_RULES",
-    "Augmented",
-    "Pixels",
-    "StoredArray",
     "check_images",
     "check_split",
-    "content_keys",
     "count_images",
     "encode_labels",
     "exclude_problems",
@@ -47,9 +37,7 @@ __all__ = [
     "find_white",
     "load_images",
     "load_pixels",
-    "make_dataset",
     "open_data",
-    "read_image",
     "read_pixels",
     "save_images",
     "save_problems",

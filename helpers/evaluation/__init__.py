@@ -8,16 +8,8 @@ corruptions   accuracy of the arms on changed images: graded corruptions, or a f
 """
 
 from helpers.evaluation.corruptions import compare_shift, corruption_table, shifted_table, worst_corruptions
-from helpers.evaluation.grad_cam import cam_stages, grad_cam, locate_evidence
-from helpers.evaluation.intervals import accuracy_interval, compare
-from helpers.evaluation.metrics import (
-    ARMS,
-    compare_networks,
-    describe_comparison,
-    evaluate,
-    is_correct,
-    results_table,
-)
+from helpers.evaluation.grad_cam import locate_evidence
+from helpers.evaluation.metrics import compare_networks, evaluate, results_table
 from helpers.evaluation.tables import (
     calibration_table,
     choose_examples,
@@ -28,22 +20,15 @@ from helpers.evaluation.tables import (
 )
 
 __all__ = [
-    "ARMS",
-    "accuracy_interval",
     "calibration_table",
-    "cam_stages",
     "choose_examples",
     "class_table",
-    "compare",
     "compare_networks",
     "compare_shift",
     "confusion_table",
     "corruption_table",
-    "describe_comparison",
     "evaluate",
     "find_mistakes",
-    "grad_cam",
-    "is_correct",
     "locate_evidence",
     "reliability_table",
     "results_table",

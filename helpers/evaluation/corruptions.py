@@ -17,8 +17,10 @@ import pandas as pd
 from PIL import Image, ImageFilter
 
 from helpers import resolve_path
-from helpers.data import FULL_WHITE, StoredArray, check_images, find_images, load_pixels, open_data
+from helpers.data import check_images, find_images, load_pixels, open_data
 from helpers.data.names import unify_name
+from helpers.data.reading import FULL_WHITE
+from helpers.data.stores import StoredArray
 from helpers.evaluation.intervals import accuracy_interval, compare
 from helpers.evaluation.metrics import is_correct
 

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from helpers import progress_file
-from helpers.data import StoredArray
+from helpers.data.stores import StoredArray
 
 _BATCH = 8  # the gradient keeps all feature maps in memory, and more images at once are hardly faster on a CPU
 _LEAST_SIDE = 5  # cells along a side of the default map: on a smaller one, nearly all are at the edge
@@ -69,7 +69,7 @@ def grad_cam(
 
 def _find_maps(model) -> dict:
     """Returns the last feature map of each stage that has one, a symbolic tensor (batch, height, width, channels)."""
-    from helpers.backbones import find_stages
+    from helpers.backbones.stages import find_stages
 
     def is_map(shape: tuple) -> bool:
         return len(shape) == 4 and all(side is None or side > 1 for side in shape[1:3])

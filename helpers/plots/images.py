@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from helpers.data import FULL_WHITE, PARTS, find_white, read_image
+from helpers.data import find_white
 from helpers.data.checks import KINDS
 from helpers.data.parallel import quiet
+from helpers.data.reading import FULL_WHITE, read_image
+from helpers.data.tables import PARTS
 from helpers.plots.figures import DescribedFigure, image_grid, name_row, new_figure, show_image, text_figure
 
 _GREYS = {"train": "0.25", "validation": "0.55", "test": "0.8"}

@@ -6,7 +6,7 @@ page        report.html, one file that opens anywhere
 card        chosen.md, the model card beside the chosen classifier
 """
 
-from helpers.report.card import escape_markdown, write_card
+from helpers.report.card import write_card
 from helpers.report.page import write_report
 from helpers.report.run_folder import RunFolder, read_metrics
 from helpers.report.summary import COLUMNS, summary_rows
@@ -14,7 +14,6 @@ from helpers.report.summary import COLUMNS, summary_rows
 __all__ = [
     "COLUMNS",
     "RunFolder",
-    "escape_markdown",
     "read_metrics",
     "summary_rows",
     "write_card",

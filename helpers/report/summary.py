@@ -6,7 +6,7 @@ NOTHING = "–"
 
 
 def summary_rows(metrics: dict) -> list[tuple[str, ...]]:
-    """Returns a row of texts for each arm, in the order of `helpers.evaluation.ARMS`, with the columns of `COLUMNS`.
+    """Returns a row of texts for each arm, in the order of `ARMS`, with the columns of `COLUMNS`.
 
     Where 04 has results over several splits and seeds, they stand for those of 02 and 03.
     """
@@ -17,8 +17,8 @@ def summary_rows(metrics: dict) -> list[tuple[str, ...]]:
 
 
 def _arms(metrics: dict) -> dict:
-    """Returns the arms in the order of `helpers.evaluation.ARMS`, and any others behind them."""
-    from helpers.evaluation import ARMS
+    """Returns the arms in the order of `helpers.evaluation.metrics.ARMS`, and any others behind them."""
+    from helpers.evaluation.metrics import ARMS
 
     arms = metrics.get("study") or metrics.get("arms", {})
     order = [name for name in ARMS if name in arms] + [name for name in arms if name not in ARMS]

@@ -18,16 +18,17 @@ from sklearn.dummy import DummyClassifier
 from sklearn.svm import SVC
 
 from helpers._keras import draw_apart, keras, on_all_devices, set_seed
-from helpers.backbones import cut_points, describe_stages, features_tensor, truncate
-from helpers.backbones.stages import find_stage, find_stages
-from helpers.data import PARTS, Pixels, encode_labels, load_pixels, shrink_pixels, split_images
-from helpers.evaluation import evaluate, is_correct
+from helpers.backbones import describe_stages, features_tensor, truncate
+from helpers.backbones.stages import cut_points, find_stage, find_stages
+from helpers.data import encode_labels, load_pixels, shrink_pixels, split_images
+from helpers.data.pixels import Pixels
+from helpers.data.tables import PARTS
+from helpers.evaluation import evaluate
+from helpers.evaluation.metrics import is_correct
 from helpers.study.trials import Trial
 from helpers.training import (
     Recipe,
-    apply_temperature,
     attach_head,
-    calibrated_scores,
     compute_activations,
     fine_tune,
     first_stage,
@@ -36,6 +37,7 @@ from helpers.training import (
     probe_depth,
 )
 from helpers.training.activations import content_digest
+from helpers.training.calibration import apply_temperature, calibrated_scores
 from helpers.training.heads import head_weights
 from helpers.training.probing import load_features
 

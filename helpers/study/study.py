@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from helpers._keras import keras
-from helpers.evaluation import ARMS
 from helpers.evaluation.intervals import FIRST_LOOK, accuracy_interval, accuracy_over_pairs, compare_pairs
+from helpers.evaluation.metrics import ARMS
 from helpers.study.experiment import Experiment, unpack
 from helpers.study.plan import Arm, Plan, make_plan, read_budget, read_margin
 from helpers.study.trials import Trial, Trials

@@ -189,19 +189,30 @@ def _unpack(file: str, digest: str) -> Callable[[Trial], dict]:
     return work
 
 
+def read_cluster(cluster: str) -> str:
+    """Returns the value of `cluster`: "", a number of processes, or a scheduler's address.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if cluster and "://" not in cluster and not (cluster.isdigit() and int(cluster)):
+        raise ValueError(
+            f'Expected `cluster` to be "", a number of processes or an address (tcp://...). Received {cluster!r}.'
+        )
+    return cluster
+
+
 def _connect(cluster: str):
     """Returns the connection to a cluster; one on this machine is started now."""
     try:
         from distributed import Client, LocalCluster
     except ImportError:
         raise ValueError("`cluster` needs Dask, which is not installed: pip install -e .[cluster]") from None
-    if "://" in cluster:
+    if "://" in read_cluster(cluster):
         try:
             return Client(cluster, set_as_default=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"There is no scheduler at {cluster}, which `cluster` names: {error}") from None
-    if not cluster.isdigit() or int(cluster) < 1:
-        raise ValueError(f"Expected `cluster` to be a number or an address (tcp://...). Received {cluster!r}.")
     threads = {"TF_NUM_INTRAOP_THREADS": str(max((os.cpu_count() or 1) // int(cluster), 1))}
     options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None, "env": threads}
     return Client(LocalCluster(n_workers=int(cluster), **options), set_as_default=False)

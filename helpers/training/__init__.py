@@ -12,18 +12,16 @@ files         a classifier is one file
 
 from helpers._keras import set_seed
 from helpers.training.activations import compute_activations, load_activations
-from helpers.training.calibration import apply_temperature, calibrated_scores, log_loss
-from helpers.training.checkpoint import Checkpoint, show_progress, tensorboard_logs
+from helpers.training.calibration import log_loss
+from helpers.training.checkpoint import show_progress
 from helpers.training.files import load_classifier, load_ood_detector, load_settings, save_backbone, save_model
 from helpers.training.fine_tuning import (
     Recipe,
-    count_epochs,
     fine_tune,
     first_stage,
     make_optimizer,
     plan_epochs,
     prepare_training,
-    training_batches,
     training_callbacks,
     training_datasets,
     warmup_cosine,
@@ -32,17 +30,13 @@ from helpers.training.heads import attach_head, fit_head, weigh_classes
 from helpers.training.probing import choose_cut, probe_depth
 
 __all__ = [
-    "Checkpoint",
     "Recipe",
-    "apply_temperature",
     "attach_head",
     "choose_cut",
     "compute_activations",
-    "count_epochs",
     "fine_tune",
     "first_stage",
     "fit_head",
-    "calibrated_scores",
     "load_activations",
     "load_classifier",
     "load_ood_detector",
@@ -56,8 +50,6 @@ __all__ = [
     "save_model",
     "set_seed",
     "show_progress",
-    "tensorboard_logs",
-    "training_batches",
     "training_callbacks",
     "training_datasets",
     "warmup_cosine",

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from helpers import progress_file, resolve_path
 from helpers._keras import keras
-from helpers.backbones import cut, find_stages
+from helpers.backbones import cut
 from helpers.backbones.graphs import find_nodes
-from helpers.data import StoredArray, content_keys
-from helpers.data.stores import Store, find_or_make, open_store, write_store
+from helpers.backbones.stages import find_stages
+from helpers.data.stores import Store, StoredArray, content_keys, find_or_make, open_store, write_store
 
 _VERSION = "1"
 """To be raised when the same layers and images give other activations: older stores are then left alone."""

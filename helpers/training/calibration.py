@@ -3,7 +3,7 @@
 import numpy as np
 
 from helpers._keras import keras, on_all_devices
-from helpers.data import StoredArray
+from helpers.data.stores import StoredArray
 
 TEMPERATURES = np.geomspace(1, 8, 25, dtype="float32")
 """What the logits may be divided by. From 1 on: a network is never made more confident than it is."""

@@ -14,12 +14,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from helpers._keras import compute_deterministically, count_devices, keras, on_all_devices, set_seed
-from helpers.backbones import cut, find_stages, freeze
+from helpers.backbones import cut, freeze
 from helpers.backbones.costs import count_multiply_adds
 from helpers.backbones.graphs import all_layers, find_nodes, variable_index
-from helpers.backbones.stages import stage_at
-from helpers.data import Augmented, content_keys, make_dataset
-from helpers.data.augmentation import read_augmentation
+from helpers.backbones.stages import find_stages, stage_at
+from helpers.data.augmentation import Augmented, read_augmentation
+from helpers.data.batches import make_dataset
+from helpers.data.stores import content_keys
 from helpers.training.activations import compute_activations, load_activations
 from helpers.training.calibration import calibrated_scores, log_loss
 from helpers.training.checkpoint import Checkpoint, return_to_start, show_progress, tensorboard_logs

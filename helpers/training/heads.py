@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from helpers._keras import keras, on_all_devices
 from helpers.backbones.graphs import free_name
-from helpers.data import StoredArray
+from helpers.data.stores import StoredArray
 
 CS = tuple(float(c) for c in np.logspace(-4, 3, 15).round(5))
 """Inverse regularisation strengths C that `fit_head` tries, ascending, for features of unit mean variance."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import KFold
 
-from helpers.data import StoredArray
+from helpers.data.stores import StoredArray
 
 SHARE = 0.98
 """The share of images like the training images that is to be taken for such."""

@@ -4,9 +4,8 @@ import numpy as np
 import pandas as pd
 
 from helpers._keras import keras
-from helpers.backbones import cut_points
 from helpers.backbones.graphs import free_name
-from helpers.backbones.stages import pool_features
+from helpers.backbones.stages import cut_points, pool_features
 from helpers.training.activations import load_activations
 from helpers.training.heads import fit_head
 

@@ -23,9 +23,8 @@ import numpy as np
 import helpers
 from helpers.backbones import describe_stages, freeze, keras, load_backbone
 from helpers.backbones.stages import stage_at
-from helpers.data import make_dataset
+from helpers.data.batches import make_dataset
 from helpers.training import (
-    Checkpoint,
     attach_head,
     fit_head,
     load_activations,
@@ -33,9 +32,10 @@ from helpers.training import (
     make_optimizer,
     prepare_training,
     set_seed,
-    training_batches,
 )
 from helpers.training.activations import Activations
+from helpers.training.checkpoint import Checkpoint
+from helpers.training.fine_tuning import training_batches
 
 BATCH = 32
 

@@ -25,7 +25,8 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 import helpers
-from helpers.backbones import find_stages, keras, load_backbone
+from helpers.backbones import keras, load_backbone
+from helpers.backbones.stages import find_stages
 from helpers.data import check_images, encode_labels, exclude_problems, find_images, load_pixels, split_images
 from helpers.training import (
     Recipe,

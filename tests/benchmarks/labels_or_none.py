@@ -27,7 +27,8 @@ from tqdm import tqdm
 from helpers.appendices import interval_over_splits
 from helpers.appendices.letters import build_letter_backbone, counts_to_images
 from helpers.backbones import cut, freeze, keras, load_backbone
-from helpers.data import Augmented, make_dataset
+from helpers.data.augmentation import Augmented
+from helpers.data.batches import make_dataset
 from helpers.training import attach_head, compute_activations, fit_head, set_seed, warmup_cosine
 
 NETWORKS = {

@@ -24,7 +24,8 @@ import pandas as pd
 from PIL import Image
 
 import helpers
-from helpers.data import load_pixels, make_dataset
+from helpers.data import load_pixels
+from helpers.data.batches import make_dataset
 from helpers.data.parallel import in_parallel
 
 SIZE, BATCH_SIZE = (224, 224), 32

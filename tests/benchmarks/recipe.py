@@ -26,12 +26,12 @@ from helpers.training import (
     attach_head,
     choose_cut,
     compute_activations,
-    count_epochs,
     fine_tune,
     first_stage,
     fit_head,
     probe_depth,
 )
+from helpers.training.fine_tuning import count_epochs
 
 TABLE = Path(__file__).parent / "recipe.csv"
 SETS = {"flowers": ("flowers", 96), "ants and bees": ("hymenoptera", 128), "scans": ("scans", 128)}

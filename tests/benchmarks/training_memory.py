@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import helpers
-from helpers.data import Pixels
+from helpers.data.pixels import Pixels
 from helpers.data.stores import write_store
 
 SIDE = 64

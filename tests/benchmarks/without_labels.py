@@ -18,7 +18,7 @@ from helpers.appendices import Pairs, interval_over_splits, score_features
 from helpers.appendices.contrastive import attach_projector, contrastive_loss
 from helpers.appendices.letters import build_letter_backbone, counts_to_images, render_letters
 from helpers.backbones import keras
-from helpers.data import make_dataset
+from helpers.data.batches import make_dataset
 from helpers.training import compute_activations, set_seed, warmup_cosine
 
 BATCH_SIZE = 256
