@@ -227,3 +227,21 @@ def test_nothing_outside_the_appendices_needs_them():
     for path in [*(ROOT / "helpers").rglob("*.py"), *(ROOT / "notebooks").glob("0*.ipynb")]:
         if path.parent.name != "appendices":
             assert "helpers.appendices" not in path.read_text(), path
+
+
+def test_every_module_imports_without_what_only_unix_has():
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "helpers").rglob("*.py")]
+    code = f"""
+import builtins, importlib
+imports = builtins.__import__
+def hidden(name, globals=None, *rest, **named):  # from our modules; libraries have others for other systems
+    asking = (globals or {{}}).get("__name__", "")
+    if asking.startswith("helpers") and name in ("fcntl", "resource", "pwd", "termios"):
+        raise ImportError(name)
+    return imports(name, globals, *rest, **named)
+builtins.__import__ = hidden
+for name in {[module.removesuffix(".__init__") for module in modules]}:
+    importlib.import_module(name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
