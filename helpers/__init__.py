@@ -43,7 +43,7 @@ def whole_file(path: Path):
 def write_atomically(path: Path, text: str) -> Path:
     """Returns `path`, which now holds `text` (UTF-8): an interrupted write leaves the old file whole."""
     with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 
