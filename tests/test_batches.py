@@ -127,7 +127,8 @@ EPOCH = """
 import sys
 from pathlib import Path
 import numpy as np
-from helpers.data import Pixels, make_dataset
+from helpers.data.batches import make_dataset
+from helpers.data.pixels import Pixels
 from helpers.data.stores import Store
 
 store, rows, way = Store(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3]

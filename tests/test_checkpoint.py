@@ -223,7 +223,7 @@ import helpers
 helpers.ROOT = pathlib.Path(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
 import test_checkpoint
-from helpers.training import Checkpoint
+from helpers.training.checkpoint import Checkpoint
 write = Checkpoint._write
 def killed(self):
     if self.epoch == int(sys.argv[3]):

@@ -361,7 +361,8 @@ if devices == 2:
     _keras._strategy = lambda: strategy
 import test_fine_tuning as t
 from helpers.backbones import load_backbone
-from helpers.training import Checkpoint, load_classifier, save_model
+from helpers.training import load_classifier, save_model
+from helpers.training.checkpoint import Checkpoint
 write = Checkpoint._write
 def copied(self):
     write(self)

@@ -132,8 +132,9 @@ def plot_rates(race: pd.DataFrame) -> DescribedFigure:
             axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=color, linewidth=width))
         told = (
             f"Best: {best['log_loss']:.3f}, cut at {best['cut']}, from {best['stage']} on at rate "
-            f"{best['learning_rate']:g}. {len(last) - len(ranked)} diverged."
+            f"{best['learning_rate']:g}."
         )
+        told += f" {len(last) - len(ranked)} diverged." if len(ranked) < len(last) else ""
     labels = [f"{shorten(stage)}\ncut at {shorten(cut)}" for cut, stage in columns]
     tilt = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, labels)) > 90 else {}
     axes.set_xticks(range(len(columns)), labels, **tilt)

@@ -51,7 +51,7 @@ def test_a_report_of_a_stop_keeps_nobody_out(browser, run, picture):
     (path,) = run.glob("*.ipynb")
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.papermill = {"exception": True, "parameters": {"run_dir": "x", "margin": 2.0}}
-    failed = notebook.cells[7]
+    failed = [cell for cell in notebook.cells if cell.cell_type == "code"][3]
     trace = [
         "\x1b[31mFileNotFoundError\x1b[39m \x1b[38;5;167;1mTraceback\x1b[0m \x1b[38;5;28mof it\x1b[0m",
         f"\x1b[32m{'x' * 200}\x1b[39m \x1b[1;33m1\x1b[0m / 0",
