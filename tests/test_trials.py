@@ -228,11 +228,7 @@ def test_errors_and_deadlines_of_a_cluster_are_those_of_one_process(file, tmp_pa
 
 
 def test_a_cluster_that_is_none_is_refused(file):
-    for wrong, message in [
-        ("three", "a number or an address"),
-        ("0", "a number or"),
-        ("tcp://localhost:1", "no sched"),
-    ]:
+    for wrong, message in [("three", "a number"), ("0", "a number"), ("tcp://localhost:1", "no scheduler")]:
         with pytest.raises(ValueError, match=message), dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
             Trials(file, settings=SETTINGS, cluster=wrong)
 
