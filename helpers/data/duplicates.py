@@ -31,6 +31,9 @@ _NEAREST = 16  # candidates followed up for each image: a bound on the work wher
 _LOW = 16
 _BASIS = np.rint(4096 * dct(np.eye(SIDE), axis=0)[:_LOW])
 
+_PAIRS = 64
+"""Thumbnails, or pairs of them, that are in memory as floats at once."""
+
 
 class Thumbnails:
     """Grey thumbnails in a temporary file: a kilobyte an image, whatever their number."""
@@ -82,7 +85,7 @@ def find_similar(thumbnails: np.ndarray, comparable: np.ndarray) -> np.ndarray:
     if not len(pairs):
         return pairs
     mean_image = _mean(thumbnails, comparable)
-    lots = [pairs[start : start + 256] for start in range(0, len(pairs), 256)]
+    lots = [pairs[start : start + _PAIRS] for start in range(0, len(pairs), _PAIRS)]
     kept = in_parallel(
         lambda lot: lot[_explained(*thumbnails[lot[:, :2].T].astype("float32"), mean_image) >= LEAST_EXPLAINED],
         lots,
@@ -94,9 +97,12 @@ def find_similar(thumbnails: np.ndarray, comparable: np.ndarray) -> np.ndarray:
 
 def _mean(thumbnails: np.ndarray, comparable: np.ndarray) -> np.ndarray:
     """Returns the mean, (1, 32, 32), of up to 1,000 thumbnails, each brought to one brightness and contrast."""
-    some = thumbnails[comparable[:: -(-len(comparable) // 1000)]].astype("float32")
-    some = some - some.mean(axis=(1, 2), keepdims=True)
-    return (some / some.std(axis=(1, 2), keepdims=True).clip(1)).mean(axis=0, keepdims=True)
+    rows, total = comparable[:: -(-len(comparable) // 1000)], np.zeros((1, SIDE, SIDE))
+    for start in range(0, len(rows), _PAIRS):  # some at a time, so that memory does not grow with the images
+        some = thumbnails[rows[start : start + _PAIRS]].astype("float32")
+        some = some - some.mean(axis=(1, 2), keepdims=True)
+        total += (some / some.std(axis=(1, 2), keepdims=True).clip(1)).sum(axis=0)
+    return (total / len(rows)).astype("float32")
 
 
 def _find_candidates(hashes: np.ndarray, start: int) -> np.ndarray:
