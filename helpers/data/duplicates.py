@@ -31,7 +31,7 @@ _NEAREST = 16  # candidates followed up for each image: a bound on the work wher
 _LOW = 16
 _BASIS = np.rint(4096 * dct(np.eye(SIDE), axis=0)[:_LOW])
 
-_PAIRS = 64
+_LOT = 64
 """Thumbnails, or pairs of them, that are in memory as floats at once."""
 
 
@@ -76,16 +76,16 @@ def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
 
 def find_similar(thumbnails: np.ndarray, comparable: np.ndarray) -> np.ndarray:
     """Returns pairs of images that show the same, int64 (pairs, 3): two rows, and the bits in which they differ."""
+    lots = [comparable[start : start + _LOT] for start in range(0, len(comparable), _LOT)]
+    hashes = np.concatenate([np.empty((0, 4), "uint64"), *(hash_thumbnails(thumbnails[lot]) for lot in lots)])
     starts = range(0, len(comparable), 256)
-    hashes = [hash_thumbnails(thumbnails[comparable[start : start + 256]]) for start in starts]
-    hashes = np.concatenate([np.empty((0, 4), "uint64"), *hashes])
     found = in_parallel(lambda start: _find_candidates(hashes, start), starts, title="comparing images", chunksize=1)
     pairs = np.concatenate([np.empty((0, 3), "int64"), *found])
     pairs[:, :2] = comparable[pairs[:, :2]]
     if not len(pairs):
         return pairs
     mean_image = _mean(thumbnails, comparable)
-    lots = [pairs[start : start + _PAIRS] for start in range(0, len(pairs), _PAIRS)]
+    lots = [pairs[start : start + _LOT] for start in range(0, len(pairs), _LOT)]
     kept = in_parallel(
         lambda lot: lot[_explained(*thumbnails[lot[:, :2].T].astype("float32"), mean_image) >= LEAST_EXPLAINED],
         lots,
@@ -98,8 +98,8 @@ def find_similar(thumbnails: np.ndarray, comparable: np.ndarray) -> np.ndarray:
 def _mean(thumbnails: np.ndarray, comparable: np.ndarray) -> np.ndarray:
     """Returns the mean, (1, 32, 32), of up to 1,000 thumbnails, each brought to one brightness and contrast."""
     rows, total = comparable[:: -(-len(comparable) // 1000)], np.zeros((1, SIDE, SIDE))
-    for start in range(0, len(rows), _PAIRS):  # some at a time, so that memory does not grow with the images
-        some = thumbnails[rows[start : start + _PAIRS]].astype("float32")
+    for start in range(0, len(rows), _LOT):  # some at a time, so that memory does not grow with the images
+        some = thumbnails[rows[start : start + _LOT]].astype("float32")
         some = some - some.mean(axis=(1, 2), keepdims=True)
         total += (some / some.std(axis=(1, 2), keepdims=True).clip(1)).sum(axis=0)
     return (total / len(rows)).astype("float32")
