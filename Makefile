@@ -59,7 +59,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 	  echo "Name another one, for example: make $(or $(MAKECMDGOALS),run) PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@echo "Building the environment in $(VENV), once: about 2 GB, a few minutes." >&2
+	@echo "Building the environment in $(VENV), once: 2.7 GB, a few minutes." >&2
 	@$(PYTHON) -m venv "$(VENV)"
 	@$(pip) setuptools
 	@$(pip) --no-build-isolation -e .
