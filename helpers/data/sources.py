@@ -2,9 +2,7 @@
 
 import os
 import re
-import shutil
 import stat
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -12,12 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 
 from helpers import resolve_path
 from helpers.data.archives import is_archive, unpack
+from helpers.data.digits import write_digits
 from helpers.data.listings import TABLES, lists_images, read_listing
 from helpers.data.names import PART_NAMES, PART_WORDS, find_words, fold_name, unify_name
 from helpers.data.tables import stored_path
@@ -29,17 +27,16 @@ def open_data(data: str) -> Path:
     """Returns the folder, or the table, of labelled images that the parameter `data` names.
 
     Args:
-        data: "digits" for the embedded example (1000 of scikit-learn's handwritten digits, written below
-            `data/digits` on first use); a folder; a table (.csv, .tsv, .parquet) with the columns path and label; or
-            an archive of one of these, unpacked below `runs/.unpacked` on first use. A folder that directly holds one
-            such table stands for it.
+        data: "digits" for the embedded example (`helpers.data.digits`, written to `data/digits` on first use); a
+            folder; a table (.csv, .tsv, .parquet) with the columns path and label; or an archive of one of these,
+            unpacked below `runs/.unpacked` on first use. A folder that directly holds one such table stands for it.
 
     Raises:
         FileNotFoundError: there is nothing of this name.
         ValueError: another kind of file, an archive that cannot be unpacked safely, or a folder of several tables.
     """
     if data == "digits":
-        return _write_digits(resolve_path("data/digits"))
+        return write_digits(resolve_path("data/digits"))
     path = find_data(str(data))
     if path.is_dir():
         return _find_table(path) or path
@@ -94,32 +91,6 @@ def _find_table(folder: Path) -> Path | None:
             f"{', '.join(table.name for table in tables)}. Name one of them in `data`, or join them into one."
         )
     return tables[0] if tables else None
-
-
-def _write_digits(folder: Path) -> Path:
-    """Writes scikit-learn's digits as an example of few labels: 20 of each to learn from, 80 to test."""
-    if folder.exists():
-        return folder
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = np.round(digits.images * (255 / 16)).astype("uint8")  # 0..16 inked dots of each 4x4 block
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-    partial.chmod(0o755)
-    for digit in range(10):
-        chosen = np.random.default_rng([0, digit]).permutation(np.flatnonzero(digits.target == digit))[:100]
-        for rank, index in enumerate(chosen):
-            target = partial / ("train" if rank < 20 else "test") / str(digit)
-            target.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels[index]).save(target / f"{index:04d}.png")
-    try:
-        partial.rename(folder)  # all or nothing: an interrupted first run leaves no half set behind
-    except OSError:
-        if not folder.exists():  # otherwise another process was faster
-            raise
-        shutil.rmtree(partial)
-    return folder
 
 
 def find_images(source: str | Path) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 figures     a figure with its description; what several figures draw alike
 images      the images: counts, examples, sizes, problems
+network     its stages: what is taken, frozen, learning
 models      one model: its training, its mistakes, its calibration, where it looks; arms on changed images
 study       from which stage on to fine-tune, and at what rate: probe, race and final
 """
@@ -25,6 +26,7 @@ from helpers.plots.models import (
     plot_results,
     plot_strengths,
 )
+from helpers.plots.network import plot_stages
 from helpers.plots.study import plot_costs, plot_depth, plot_differences, plot_probe, plot_rates
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "plot_reliability",
     "plot_results",
     "plot_sizes",
+    "plot_stages",
     "plot_steps",
     "plot_strengths",
 ]
