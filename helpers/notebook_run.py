@@ -147,6 +147,13 @@ class Run:
             text = json.dumps(plain(content), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         write_atomically(self.path(filename), text)
 
+    def figure(self, name: str, figure):
+        """Returns the figure, after saving it as `figures/<name>.png`, its description in the file, for the report."""
+        path = self.path(f"figures/{name}.png")
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=120, metadata={"Description": figure.description})
+        return figure
+
     def save_classifier(self, name: str, model, **settings) -> None:
         """Saves a Keras model as `<name>.keras`: `settings` are those of `helpers.training.save_model`."""
         from helpers.training import save_model

@@ -1,51 +1,62 @@
-"""report.html: one file that opens anywhere, made from what lies in a run's folder."""
+"""report.html: one file that opens anywhere: a page for who decides, and the details behind it."""
 
-import re
+import base64
 from datetime import datetime
 from pathlib import Path
 
-from helpers import ROOT, write_atomically
+from PIL import Image
+
+from helpers import write_atomically
 from helpers.environment import ORDER
+from helpers.report.advice import next_steps
 from helpers.report.run_folder import RunFolder, make_command
 from helpers.report.summary import cost_table, headline, key_facts, result_table
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "report"
 
-FIGURES = {
-    "plot_differences": "Fine-tuned minus frozen, pair by pair",
-    "plot_depth": "Accuracy over the depth at which learning begins",
-    "plot_costs": "Accuracy against cost",
-    "plot_results": "The arms on one split",
+FIRST_PAGE = {
+    "predictions": "Predictions on test images",
+    "confusion": "What is mistaken for what",
+    "mistakes": "The most confident mistakes",
 }
-"""Functions whose figures stand at the top, in this order, and their captions: those of the last notebook."""
+DETAILS = {
+    "differences": "Fine-tuned minus frozen, pair by pair",
+    "depth": "Accuracy over the depth at which learning begins",
+    "costs": "Accuracy against cost",
+    "stages": "The stages of the network",
+    "history": "The training of 03",
+    "reliability": "Is it right as often as it says?",
+    "corruptions": "Accuracy on corrupted images",
+}
+"""Figures that notebooks save (`Run.figure`) and their captions, in the report's order."""
 
 MOST_FILES = 200
 """Files that were left out and are named one by one."""
 
 
 def write_report(run: Path) -> Path:
-    """Returns the path of `report.html`: the verdict, figures, data, settings, costs; then each executed notebook.
+    """Returns the path of `report.html`, made from what lies in the run's folder, also if the run stopped half-way.
 
-    It loads nothing from the network, and is also written for a run that stopped half-way.
+    It loads nothing from the network. The executed notebooks are linked, and lie beside it.
     """
     import jinja2
-    from markupsafe import Markup
 
     folder = RunFolder(run)
     verdict, metrics = folder.verdict, folder.metrics
-    body, contents = _body(folder.notebooks)
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     html = templates.get_template("page.html.j2").render(
         name=folder.run.name,
-        style=Markup(_style()),
+        style=(TEMPLATE / "style.css").read_text(encoding="utf-8"),
         folder=folder,
         statement=headline(verdict),
         answer=verdict.get("explanation") or metrics.get("answer"),
         facts=key_facts(verdict),
+        pictures=_figures(folder, FIRST_PAGE),
+        steps=next_steps(folder),
         results=result_table(metrics),
-        figures=_figures(folder.notebooks),
+        figures=_figures(folder, DETAILS),
         data=_data(folder),
         settings=folder.settings,
         changed=any(setting.changed for setting in folder.settings),
@@ -54,25 +65,21 @@ def write_report(run: Path) -> Path:
         durations=_durations(folder.notebooks),
         command=make_command(folder),
         date=_date(folder.notebooks),
-        contents=contents,
-        body=Markup(body),
     )
     return write_atomically(folder.run / "report.html", html)
 
 
-def _figures(notebooks: dict) -> list[dict]:
-    """Returns caption, picture (PNG, base64) and description of the figures in the last notebook that has such."""
-    for notebook in reversed(notebooks.values()):
-        found = []
-        for name, caption in FIGURES.items():
-            cells = [cell for cell in notebook.cells if cell.cell_type == "code" and f"{name}(" in cell.source]
-            for output in (output for cell in cells for output in cell.outputs):
-                if picture := output.get("data", {}).get("image/png"):
-                    words = output.metadata.get("image/png", {}).get("alt", "")
-                    found.append({"caption": caption, "picture": picture.replace("\n", ""), "words": words})
-        if found:
-            return found
-    return []
+def _figures(folder: RunFolder, captions: dict[str, str]) -> list[dict]:
+    """Returns name, caption, picture (PNG, base64) and description of those figures that the run has saved."""
+    found = []
+    for name, caption in captions.items():
+        path = folder.run / "figures" / f"{name}.png"
+        if path.exists():
+            with Image.open(path) as image:
+                words = image.info.get("Description", caption)
+            picture = base64.b64encode(path.read_bytes()).decode()
+            found.append({"name": name, "caption": caption, "picture": picture, "words": words})
+    return found
 
 
 def _data(folder: RunFolder) -> dict:
@@ -119,95 +126,3 @@ def _date(notebooks: dict) -> str:
     ends = [notebook.metadata.get("papermill", {}).get("end_time") for notebook in notebooks.values()]
     day = max((datetime.fromisoformat(end) for end in ends if end), default=None)
     return f"{day.day} {day:%B %Y}" if day else ""
-
-
-def _style() -> str:
-    from pygments.formatters import HtmlFormatter
-
-    # of Pygments' styles these can be read on the page's own background behind code, in both colour schemes
-    light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("xcode", "lightbulb"))
-    plain = ".highlight, .highlight pre { background: var(--shade) !important; }"
-    sheet = (TEMPLATE / "style.css").read_text(encoding="utf-8")
-    return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{plain}\n{sheet}"
-
-
-def _body(notebooks: dict) -> tuple[str, list[dict]]:
-    """Returns the notebooks as HTML sections, and the table of contents."""
-    from bs4 import BeautifulSoup
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(
-        template_name=TEMPLATE.name,
-        extra_template_basedirs=[str(TEMPLATE.parent)],
-        exclude_anchor_links=True,
-        embed_images=True,
-    )
-    sections, contents = [], []
-    for stem, notebook in notebooks.items():
-        notebook = notebook.copy()
-        # papermill's own additions: the parameters stand in a table, a failure at the top of the page
-        ours = {"injected-parameters", "papermill-error-cell-tag"}
-        notebook.cells = [c for c in notebook.cells if not ours & set(c.metadata.get("tags", []))]
-        here = {"metadata": {"path": str(ROOT / "notebooks")}}  # where pictures in the prose are looked for
-        html, _ = exporter.from_notebook_node(notebook, resources=here)
-        soup = BeautifulSoup(f'<section id="{stem}">{html}</section>', "html.parser")
-        _keep_offline(soup, notebooks)
-        contents.append(_headings(soup, stem))
-        _describe_tables(soup)
-        sections.append(str(soup))
-    return "\n".join(sections), contents
-
-
-def _headings(soup, stem: str) -> dict:
-    """Returns the notebook's entry in the table of contents; its headings get ids and go down one level."""
-    entry = {"id": stem, "title": stem, "sections": []}
-    taken = set()
-    for heading in soup.find_all(["h1", "h2", "h3", "h4", "h5"]):
-        level, text = int(heading.name[1]), heading.get_text(" ", strip=True)
-        heading.name = f"h{level + 1}"  # the page has an h1 of its own
-        if level == 1 and entry["title"] == stem:
-            entry["title"] = text
-        elif level == 2:
-            slug = f"{stem}-" + re.sub(r"\W+", "-", text.lower()).strip("-")
-            heading["id"] = slug if slug not in taken else f"{slug}-{len(taken)}"
-            taken.add(heading["id"])
-            entry["sections"].append({"id": heading["id"], "title": text})
-    return entry
-
-
-def _describe_tables(soup) -> None:
-    """Gives tables a caption and their headers a scope, for who hears them; what scrolls is reached by keyboard."""
-    for table in soup.find_all("table"):
-        for header in table.find_all("th"):
-            if not header.get_text(strip=True):
-                header.name = "td"  # a corner of pandas' tables
-            else:
-                header["scope"] = "col" if header.find_parent("thead") else "row"
-        heading = table.find_previous(["h2", "h3", "h4"])
-        if not table.find("caption"):
-            caption = soup.new_tag("caption", attrs={"class": "unseen"})
-            caption.string = heading.get_text(" ", strip=True) if heading else "Table"
-            table.insert(0, caption)
-        scrolls = {"class": "scrolls"}
-        region = table.find_parent(attrs=scrolls) or table.wrap(soup.new_tag("div", attrs=scrolls))
-        name = table.caption.get_text(" ", strip=True)
-        region.attrs |= {"tabindex": "0", "role": "group", "aria-label": f"Table: {name}"}
-
-
-def _keep_offline(soup, notebooks: dict) -> None:
-    """Removes what would load something or is not valid here; turns links between notebooks into anchors."""
-    for tag in soup.find_all(["script", "link", "iframe", "object", "embed"]):
-        tag.decompose()
-    for tag in soup.find_all("style", scoped=True):  # pandas puts one before every table
-        tag.decompose()
-    for tag in soup.find_all("table", border=True):
-        del tag["border"]
-    for tag in soup.find_all("img"):
-        if not tag.get("src", "").startswith("data:"):
-            tag.replace_with(f"[picture: {tag.get('alt') or tag.get('src')}]")
-    for tag in soup.find_all("a", href=True):
-        target = tag["href"].partition("#")[0]
-        if target.endswith(".ipynb") and Path(target).stem in notebooks:
-            tag["href"] = f"#{Path(target).stem}"
-        elif not re.match(r"https?:|mailto:|#", tag["href"]):
-            tag.unwrap()  # a file of the repository, which need not lie beside the report

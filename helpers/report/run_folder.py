@@ -71,9 +71,7 @@ class RunFolder:
     @cached_property
     def problems(self):
         """`problems.csv`, a DataFrame: see `helpers.data.check_images`; None without it."""
-        from helpers.data.tables import read_texts
-
-        return self._read("problems.csv", read_texts, columns={"path", "problem", "severity", "action", "reason"})
+        return self._read_table("problems.csv", {"path", "label", "problem", "severity", "action", "reason"})
 
     @cached_property
     def notebooks(self) -> dict:
@@ -81,6 +79,26 @@ class RunFolder:
         found = {path: read_executed(path) for path in sorted(self.run.glob("[0-9][0-9]_*.ipynb"))}
         self.notes += [f"{path.name} cannot be read." for path, notebook in found.items() if notebook is None]
         return {path.stem: notebook for path, notebook in found.items() if notebook is not None}
+
+    @cached_property
+    def classes(self):
+        """`classes.csv` of 05, a DataFrame of texts: see `helpers.evaluation.class_table`; None without it."""
+        return self._read_table("classes.csv", {"class", "images", "recall", "recall_high", "taken_for"})
+
+    @cached_property
+    def mistakes(self):
+        """`mistakes.csv` of 05, a DataFrame of texts: see `helpers.evaluation.find_mistakes`; None without it."""
+        return self._read_table("mistakes.csv", {"path", "label", "predicted", "probability"})
+
+    @cached_property
+    def corruptions(self):
+        """`corruptions.csv` of 05, a DataFrame of texts: see `corruption_table`; None without it."""
+        return self._read_table("corruptions.csv", {"arm", "corruption", "severity", "accuracy"})
+
+    def _read_table(self, name: str, columns: set[str]):
+        from helpers.data.tables import read_texts
+
+        return self._read(name, read_texts, columns=columns)
 
     @property
     def failures(self) -> dict[str, str]:

@@ -1,0 +1,98 @@
+"""What to do next, from what a run has found: sentences for who decides."""
+
+import pandas as pd
+
+from helpers.report.run_folder import RunFolder
+
+SURE = 0.9
+"""Probability of a wrong class from which on the label is worth a look."""
+
+LOSS = 0.1
+"""Accuracy lost on mildly corrupted images that is worth a sentence."""
+
+GOOD = 0.95
+"""Accuracy below which another network is worth a try."""
+
+
+def next_steps(folder: RunFolder) -> list[str]:
+    """Returns what the run's tables suggest, the most useful first; empty before 05 has looked at the mistakes."""
+    if not folder.verdict or folder.classes is None:
+        return []
+    steps = [
+        *_relabel(folder),
+        *_collect(folder.classes),
+        *_decide(folder.verdict),
+        *_harden(folder.corruptions),
+        *_change_network(folder.verdict, folder.parameters),
+    ]
+    return steps or ["Nothing stands out. Try the classifier on images from where it will be used (SHIFTED=folder)."]
+
+
+def _relabel(folder: RunFolder) -> list[str]:
+    steps = []
+    if folder.problems is not None:
+        doubtful = folder.problems[folder.problems["problem"].isin(["two labels", "similar, two labels"])]
+        if len(doubtful):
+            steps.append(f"Decide which label is right for {_files(doubtful['path'])}: the same image has two.")
+    if folder.mistakes is not None:
+        sure = folder.mistakes[folder.mistakes["probability"].astype(float) >= SURE]
+        if len(sure):
+            first = sure.iloc[0]
+            percent = min(99, round(100 * float(first["probability"])))  # none is rounded to a certainty
+            steps.append(
+                f"Check the labels of the {len(sure)} mistakes with a probability of {100 * SURE:.0f} % or more. "
+                f"First: {first['path']}, labelled {first['label']}, predicted {first['predicted']} ({percent} %)."
+            )
+    return steps
+
+
+def _collect(classes: pd.DataFrame) -> list[str]:
+    numbers = classes[["images", "recall", "recall_high"]].astype(float)
+    overall = (numbers["recall"] * numbers["images"]).sum() / numbers["images"].sum()
+    weak = classes.loc[numbers["recall"].where(numbers["recall_high"] < overall).dropna().sort_values().index[:2]]
+    return [
+        f"Add images of {row['class']}: {100 * float(row['recall']):.0f} % of them are recognised, of all classes "
+        f"{100 * overall:.0f} %. It is most often mistaken for {row['taken_for']}."
+        for _, row in weak.iterrows()
+    ]
+
+
+def _decide(verdict: dict) -> list[str]:
+    comparison = verdict.get("comparison") or {}
+    if verdict["verdict"] != "no difference shown" or comparison.get("equivalent") or "detectable" not in comparison:
+        return []
+    return [
+        f"To decide between frozen and fine-tuned, use more test images or a larger BUDGET: this study would likely "
+        f"have shown a difference of {100 * comparison['detectable']:.1f} points, and smaller ones only by chance."
+    ]
+
+
+def _harden(corruptions: pd.DataFrame | None) -> list[str]:
+    if corruptions is None:
+        return []
+    table = corruptions.astype({"severity": int, "accuracy": float})
+    before = table[table["severity"] == 0].groupby("arm")["accuracy"].first()
+    mild = table[table["severity"] == 1]
+    mild = mild.assign(lost=mild["arm"].map(before) - mild["accuracy"]).sort_values("lost")
+    if mild.empty or mild["lost"].iloc[-1] < LOSS:
+        return []
+    worst = mild.iloc[-1]
+    return [
+        f"If images may be changed by {worst['corruption']}, train with some that are: a little of it costs the "
+        f"{worst['arm']} network {100 * worst['lost']:.0f} points."
+    ]
+
+
+def _change_network(verdict: dict, parameters: dict) -> list[str]:
+    arms = verdict.get("arms", {})
+    best = max((arms[name]["test_accuracy"] for name in ("frozen", "fine-tuned") if name in arms), default=1.0)
+    pixels = arms.get("raw pixels", {}).get("test_accuracy", 0.0)
+    if best >= GOOD and best > pixels + 0.02:
+        return []
+    used = parameters.get("backbone", "this network")
+    return [f"Try another network (BACKBONE=..., another NAME): with {used}, {100 * best:.0f} % are right."]
+
+
+def _files(paths: pd.Series) -> str:
+    more = f" and {len(paths) - 2} more" if len(paths) > 2 else ""
+    return ", ".join(paths.iloc[:2]) + more
