@@ -148,7 +148,7 @@ class Run:
         write_atomically(self.path(filename), text)
 
     def figure(self, name: str, figure):
-        """Returns the figure, after saving it as `figures/<name>.png`, its description in the file, for the report."""
+        """Returns the figure, after saving it with its description as `figures/<name>.png`, for the report."""
         path = self.path(f"figures/{name}.png")
         path.parent.mkdir(exist_ok=True)
         figure.savefig(path, dpi=120, metadata={"Description": figure.description})

@@ -8,6 +8,7 @@ study       from which stage on to fine-tune, and at what rate: probe, race and 
 """
 
 from helpers.plots.images import (
+    plot_augmentations,
     plot_counts,
     plot_examples,
     plot_image_rows,
@@ -22,6 +23,7 @@ from helpers.plots.models import (
     plot_grad_cam,
     plot_history,
     plot_mistakes,
+    plot_predictions,
     plot_reliability,
     plot_results,
     plot_strengths,
@@ -30,6 +32,7 @@ from helpers.plots.network import plot_stages
 from helpers.plots.study import plot_costs, plot_depth, plot_differences, plot_probe, plot_rates
 
 __all__ = [
+    "plot_augmentations",
     "plot_confusion",
     "plot_corrupted_examples",
     "plot_corruptions",
@@ -42,6 +45,7 @@ __all__ = [
     "plot_history",
     "plot_image_rows",
     "plot_mistakes",
+    "plot_predictions",
     "plot_probe",
     "plot_problems",
     "plot_rates",

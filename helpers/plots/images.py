@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from helpers.data import find_white
+from helpers.data.augmentation import AUGMENTATIONS, augment
 from helpers.data.checks import KINDS
 from helpers.data.parallel import quiet
 from helpers.data.reading import FULL_WHITE, read_image
@@ -131,6 +132,20 @@ def plot_image_rows(rows: dict[str, np.ndarray]) -> DescribedFigure:
             show_image(axes, image)
         name_row(line[0], title)
     figure.description = "Rows of images: " + "; ".join(f"{len(images)} {title}" for title, images in rows.items())
+    return figure
+
+
+def plot_augmentations(images: np.ndarray) -> DescribedFigure:
+    """Returns images, uint8 (images, height, width, 3), and below each a random variant of every augmentation."""
+    rows = {"unchanged": images}
+    for kind in AUGMENTATIONS:
+        rows[kind] = [augment(image, (kind,), seed=number) for number, image in enumerate(images)]
+    figure, grid = image_grid(len(rows), len(images), width=1.2 * len(images) + 1, height=1.25 * len(rows))
+    for line, (kind, variants) in zip(grid, rows.items(), strict=True):
+        for axes, variant in zip(line, variants, strict=True):
+            show_image(axes, variant)
+        name_row(line[0], kind)
+    figure.description = f"{len(images)} training images, unchanged and under {', '.join(AUGMENTATIONS)}."
     return figure
 
 

@@ -150,13 +150,56 @@ def plot_mistakes(pixels, mistakes: pd.DataFrame) -> DescribedFigure:
     told = []
     for axes, mistake in zip(grid.flat, mistakes.itertuples(), strict=False):
         predicted, label = (shorten(name, most=14) for name in (mistake.predicted, mistake.label))
-        # none is rounded to a certainty
-        percent = "> 99 %" if mistake.probability > 0.99 else f"{100 * mistake.probability:.0f} %"
+        percent = describe_probability(mistake.probability)
         show_image(axes, pixels[[mistake.position]][0], f"{predicted} ({percent})\ntrue: {label}")
         told.append(f"{mistake.label} taken for {mistake.predicted} ({percent})")
     figure.suptitle("Most confident mistakes: predicted class (probability), true class", fontsize=11)
     figure.description = f"Grid of the {len(mistakes)} most confident mistakes: {'; '.join(told)}"
     return figure
+
+
+def plot_predictions(
+    pixels, probabilities: np.ndarray, labels: np.ndarray, *, class_names: list[str], files=None, right=6, wrong=6
+) -> DescribedFigure:
+    """Returns images that were classified correctly and wrongly, drawn at random, with what was predicted.
+
+    Args:
+        pixels: all the images, uint8 (images, height, width, 3), in memory or stored.
+        probabilities: float (images, classes).
+        labels: int (images,).
+        class_names: in the order of the classes.
+        files: a path for each image, whose end is written below it; None for none.
+        right: how many correct ones to show, at most.
+        wrong: how many mistakes to show, at most; None draws `right` images whatever they are.
+    """
+    predicted, rng = probabilities.argmax(axis=1), np.random.default_rng(0)
+    order = rng.permutation(len(labels))
+    correct = predicted[order] == labels[order]
+    rows = [order[:right]] if wrong is None else [order[correct][:right], order[~correct][:wrong]]
+    rows = [row for row in rows if len(row)]
+    columns = max(map(len, rows))
+    figure, grid = image_grid(len(rows), columns, width=1.6 * columns, height=2.15 * len(rows))
+    told = []
+    for line, row in zip(grid, rows, strict=True):
+        for axes, position in zip(line, row, strict=False):
+            name, label = (str(class_names[index]) for index in (predicted[position], labels[position]))
+            percent = describe_probability(probabilities[position].max())
+            title = f"{shorten(name, most=14)} ({percent})"
+            title += "" if name == label else f"\ntrue: {shorten(label, most=14)}"
+            show_image(axes, pixels[[position]][0], title)
+            if files is not None:
+                axes.set_xlabel(shorten(str(files[position]).rpartition("/")[2], most=16), fontsize=8)
+            told.append(f"{name} ({percent})" + (", right" if name == label else f", true {label}"))
+            if name != label:  # a heavy frame: seen without colours
+                for spine in axes.spines.values():
+                    spine.set(linewidth=3, color="#d95f02")
+    figure.description = f"Predictions, drawn at random: {'; '.join(told)}."
+    return figure
+
+
+def describe_probability(probability: float) -> str:
+    """Returns a probability in per cent; none is rounded to a certainty."""
+    return "> 99 %" if probability > 0.99 else f"{100 * probability:.0f} %"
 
 
 def plot_reliability(tables: dict[str, pd.DataFrame]) -> DescribedFigure:
