@@ -190,12 +190,11 @@ def test_after_an_interruption_the_same_call_goes_on(saved, photos, root, tmp_pa
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-def test_a_full_disk_is_an_error_that_says_what_is_kept(tmp_path):
-    rows = module._Rows(tmp_path / "rows.csv")
-    rows.append([("a.png", "ant", 0.9, "bee", 0.1, False, "")])
-    rows._path = "/dev/full"
-    with pytest.raises(OSError, match="No space left on device. 1 images are done"):
-        rows.append([("b.png", "ant", 0.9, "bee", 0.1, False, "")])
+def test_a_full_disk_is_an_error_that_names_the_file(saved, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_keep_whole_rows", lambda partial: os.symlink("/dev/full", partial) or set())
+    with pytest.raises(OSError, match="out.partial-.*No space left on device"):
+        predict_folder(saved, photos, output=tmp_path / "out.csv")
+    assert names(tmp_path) == ["photos"]
 
 
 def test_two_processes_do_not_write_the_same_file(saved, photos, root, tmp_path, monkeypatch):
