@@ -24,6 +24,7 @@ from helpers.plots.models import (
     plot_reliability,
     plot_results,
     plot_strengths,
+    prediction_titles,
 )
 from helpers.plots.study import plot_costs, plot_depth, plot_differences, plot_probe, plot_rates
 
@@ -48,4 +49,5 @@ __all__ = [
     "plot_sizes",
     "plot_steps",
     "plot_strengths",
+    "prediction_titles",
 ]
