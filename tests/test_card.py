@@ -55,11 +55,8 @@ def test_it_has_the_sections_of_model_cards_and_what_the_run_knows(run):
     assert titles[: len(expected)] == expected
     for title, words in (
         ("Model details", "Backbone: ResNet50, weights imagenet"),
-        (
-            "Model details",
-            "- Features: 1,280 features: the output of 'top'. - Training: fine-tuned from conv3 on, at a",
-        ),
-        ("Model details", "at a learning rate of at most 0.001 (factor"),
+        ("Model details", "- Features: 1,280 features: the output of 'top'. - Training: fine-tuned from conv3 on"),
+        ("Model details", "at a learning rate of at most 0.001, from a linear head"),
         ("Model details", "8 x 12 pixels (height x width)"),
         ("Model details", 'rule "pad": the whole image is kept, and black is added. - Output'),
         ("Evaluation data", "3 test images, 1 of the smallest class"),
