@@ -6,14 +6,7 @@ models      one model: its training, its mistakes, its calibration, where it loo
 study       from which stage on to fine-tune, and at what rate: probe, race and final
 """
 
-from helpers.plots.images import (
-    plot_counts,
-    plot_examples,
-    plot_image_rows,
-    plot_problems,
-    plot_sizes,
-    plot_steps,
-)
+from helpers.plots.images import plot_counts, plot_examples, plot_image_rows, plot_problems, plot_sizes, plot_steps
 from helpers.plots.models import (
     plot_confusion,
     plot_corrupted_examples,

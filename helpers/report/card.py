@@ -10,14 +10,7 @@ import zipfile
 from pathlib import Path
 
 from helpers import write_atomically
-from helpers.report.run_folder import (
-    RunFolder,
-    chosen_arm,
-    cost_table,
-    make_command,
-    points_interval,
-    result_table,
-)
+from helpers.report.run_folder import RunFolder, chosen_arm, cost_table, make_command, points_interval, result_table
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "card"
 

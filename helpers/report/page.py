@@ -6,14 +6,7 @@ from pathlib import Path
 
 from helpers import ROOT, write_atomically
 from helpers.environment import ORDER
-from helpers.report.run_folder import (
-    RunFolder,
-    chosen_arm,
-    cost_table,
-    make_command,
-    points_interval,
-    result_table,
-)
+from helpers.report.run_folder import RunFolder, chosen_arm, cost_table, make_command, points_interval, result_table
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "report"
 

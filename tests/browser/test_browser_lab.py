@@ -99,7 +99,7 @@ def test_typed_parameters_hold_and_the_interrupt_button_keeps_the_best_epoch(lab
     notebook.wait(minutes=1)
     notebook.page.screenshot(path=picture("interrupted"))
     (error,) = notebook.texts("stderr")  # as JupyterLab calls what it draws a traceback as
-    assert re.search(r"KeyboardInterrupt: Interrupted in epoch \d+\. .*the training goes on", error, re.DOTALL)
+    assert re.search(r"KeyboardInterrupt: Interrupted in epoch \d+\. .*the training resumes", error, re.DOTALL)
     counts = [cell.execution_count for cell in code_cells(notebook.save())]
     assert all(counts[: fit + 1]) and not any(counts[fit + 1 :])
     with np.load(run / "training.npz") as state:
