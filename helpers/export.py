@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -44,119 +45,54 @@ from helpers.training import load_settings
 TOLERANCE = 1e-4
 """The largest difference in a probability from Keras' with which an export gets its name."""
 
-_BAR = {"file": progress_file(), "leave": False}
-
-
-# ---- the formats: `load` returns a function from images to probabilities, and the settings
-
-
-class SavedModel:
-    """TensorFlow's own format, a folder."""
-
-    title, suffix, keras_name, packages = "TensorFlow SavedModel", ".savedmodel", "tf_saved_model", ()
-
-    @staticmethod
-    def load(path: Path):
-        settings = json.loads((path / "assets.extra" / "classifier.json").read_text(encoding="utf-8"))
-        model = tensorflow.saved_model.load(str(path))
-        return _on_cpu()(lambda images: model.serve(images)["probabilities"].numpy()), settings
-
-    @staticmethod
-    def add_settings(path: Path, settings: str) -> None:
-        (path / "assets.extra").mkdir()
-        (path / "assets.extra" / "classifier.json").write_text(settings, encoding="utf-8")
-
-    @staticmethod
-    def options() -> dict:
-        return {}
-
-
-class Onnx:
-    """For C++, C#, Java or a browser."""
-
-    title, suffix, keras_name, packages = "ONNX", ".onnx", "onnx", ("tf2onnx", "onnxruntime")
-
-    @staticmethod
-    def load(path: Path):
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        settings = json.loads(session.get_modelmeta().custom_metadata_map["classifier.json"])
-        return lambda images: session.run(["probabilities"], {"images": images})[0], settings
-
-    @staticmethod
-    def add_settings(path: Path, settings: str) -> None:
-        import onnx
-
-        model = onnx.load(path)
-        model.metadata_props.add(key="classifier.json", value=settings)
-        onnx.save(model, path)
-
-    @staticmethod
-    def options() -> dict:
-        from tf2onnx.handler import tf_op
-
-        @tf_op("Erfc")
-        class Erfc:
-            """GELU's 1 - erf, which tf2onnx 1.17 does not know."""
-
-            @classmethod
-            def version_13(cls, graph, node, **kwargs):
-                erf = graph.make_node("Erf", node.input, dtypes=[graph.get_dtype(node.output[0])])
-                one = graph.make_const(f"{node.name}/one", np.ones((), "float32"))
-                difference = graph.make_node("Sub", [one.output[0], erf.output[0]])
-                graph.replace_all_inputs(node.output[0], difference.output[0])
-                graph.remove_node(node.name)
-
-        return {}
-
-
-class LiteRT:
-    """For phones."""
-
-    title, suffix, keras_name, packages = "LiteRT", ".tflite", "litert", ("ai_edge_litert.interpreter",)
-
-    @staticmethod
-    def load(path: Path):
-        from ai_edge_litert.interpreter import Interpreter
-
-        with zipfile.ZipFile(path) as archive:
-            settings = json.loads(archive.read("classifier.json"))
-        run = Interpreter(str(path), num_threads=os.cpu_count()).get_signature_runner()
-        return lambda images: run(images=images)["probabilities"], settings
-
-    @staticmethod
-    def add_settings(path: Path, settings: str) -> None:
-        with zipfile.ZipFile(path, "a") as archive:
-            archive.writestr("classifier.json", settings)
-
-    @staticmethod
-    def options() -> dict:
-        # Keras would also allow operations of TensorFlow, and LiteRT's runtime has none of them.
-        return {"target_spec": {"supported_ops": [tensorflow.lite.OpsSet.TFLITE_BUILTINS]}}
-
-
-FORMATS = {"savedmodel": SavedModel, "onnx": Onnx, "litert": LiteRT}
-KINDS = tuple(FORMATS)
-
-
-def _import_packages(format) -> None:
-    for package in format.packages:
-        try:
-            with silent_stderr():
-                importlib.import_module(package)
-        except ImportError as error:
-            raise ImportError(
-                f"{format.title} needs {package.partition('.')[0]}, which cannot be imported ({first_line(error)}) "
-                f'Install it: python -m pip install -c requirements.txt -e ".[export]"'
-            ) from None
-
 
 @contextmanager
 def _on_cpu():
     """Has TensorFlow compute on the CPU, as the other runtimes do: a GPU may round products to 10 bits (TF32)."""
     with tensorflow.device("CPU:0"):
         yield
+
+
+class Format(NamedTuple):
+    """What people and Keras call it, how its files' names end, and what it needs."""
+
+    title: str
+    keras_name: str
+    suffix: str
+    packages: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "savedmodel": Format("TensorFlow SavedModel", "tf_saved_model", ".savedmodel"),
+    "onnx": Format("ONNX", "onnx", ".onnx", ("tf2onnx", "onnxruntime")),
+    "litert": Format("LiteRT", "litert", ".tflite", ("ai_edge_litert.interpreter",)),
+}
+KINDS = tuple(FORMATS)
+
+
+def read_kinds(exports: str | Iterable[str] | None) -> list[str]:
+    """Returns some of `KINDS`, which a text separates by commas; "" and None are for none. Else a ValueError."""
+    kinds = exports.split(",") if isinstance(exports, str) else exports or []
+    kinds = [kind.strip() for kind in kinds if kind.strip() not in ("", "None")]
+    for kind in kinds:
+        if kind not in FORMATS:
+            raise ValueError(
+                f"Expected `exports` to be some of {', '.join(KINDS)}, separated by commas. Received {kind!r}. "
+                f"Did you mean {difflib.get_close_matches(kind, KINDS, n=1, cutoff=0)[0]}?"
+            )
+    return kinds
+
+
+def _import_packages(kind: str) -> None:
+    for package in FORMATS[kind].packages:
+        try:
+            with silent_stderr():
+                importlib.import_module(package)
+        except ImportError as error:
+            raise ImportError(
+                f"{FORMATS[kind].title} needs the package {package.partition('.')[0]}, which cannot be imported: "
+                f'{first_line(error)} To install it, run python -m pip install -c requirements.txt -e ".[export]"'
+            ) from None
 
 
 # ---- exporting
@@ -172,26 +108,27 @@ def export_model(path: str | Path, folder: str | Path, *, kinds: str | Iterable[
     Args:
         path: of a `.keras` file that `helpers.training.save_model` wrote.
         folder: where the exports go, made if need be.
-        kinds: some of `KINDS`, or none; see `read_kinds`. All but "savedmodel" need the extra `export`.
+        kinds: some of `KINDS`, or none; see `read_kinds`. All but "savedmodel" need the extra `export`: ImportError.
 
     Raises:
         ValueError: no such kind; no whole classifier; a format cannot express a layer or gives other probabilities.
-        ImportError: what a kind needs is not installed.
-        OSError: there is no such file, or the folder cannot be written to.
     """
-    formats = {kind: FORMATS[kind] for kind in read_kinds(kinds)}
-    if not formats:
+    kinds = read_kinds(kinds)
+    if not kinds:
         return {}
     model, settings = _without_random_layers(load_model(path)), load_settings(path)
-    _hold_arrays(model)
+    for layer in all_layers(model):  # tensors that a layer (of KerasHub) holds besides weights: inputs, to tf2onnx
+        for name, value in list(vars(layer).items()):
+            if isinstance(value, tensorflow.Tensor):
+                setattr(layer, name, value.numpy())
     folder, stem, written, errors = resolve_path(folder), resolve_path(path).stem, {}, []
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, format in tqdm(formats.items(), desc="exporting", **_BAR):
-        name = f"{stem}{format.suffix}"
+    for kind in tqdm(kinds, desc="exporting", file=progress_file(), leave=False):
+        name = f"{stem}{FORMATS[kind].suffix}"
         try:
             with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
-                _import_packages(format)
-                _write(model, settings, format, Path(partial, name))
+                _import_packages(kind)
+                _write(model, settings, kind, Path(partial, name))
                 if (folder / name).is_dir():  # no rename replaces a folder
                     os.replace(folder / name, Path(partial, "older"))
                 written[kind] = Path(partial, name).replace(folder / name)
@@ -203,34 +140,23 @@ def export_model(path: str | Path, folder: str | Path, *, kinds: str | Iterable[
     return written
 
 
-def read_kinds(exports: str | Iterable[str] | None) -> list[str]:
-    """Returns some of `KINDS`, which a text separates by commas; "" and None are for none.
-
-    Raises:
-        ValueError: there is no such kind.
-    """
-    kinds = exports.split(",") if isinstance(exports, str) else exports or []
-    kinds = [kind.strip() for kind in kinds if kind.strip() not in ("", "None")]
-    for kind in kinds:
-        if kind not in FORMATS:
-            nearest = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0)[0]
-            raise ValueError(
-                f"Expected `exports` to be some of {', '.join(KINDS)}, separated by commas. Received {kind!r}. "
-                f"Did you mean {nearest}?"
-            )
-    return kinds
-
-
-def _write(model: keras.Model, settings: dict, format, file: Path) -> None:
+def _write(model: keras.Model, settings: dict, kind: str, file: Path) -> None:
     """Writes one export, loads it again, and compares it with Keras."""
+    title, keras_name, *_ = FORMATS[kind]
     named = keras.Model(model.inputs[0], {"probabilities": model.outputs[0]}, name=model.name)
     signature = [keras.InputSpec(shape=(None, *model.input_shape[1:]), dtype="uint8", name="images")]
     noise = np.random.default_rng(0).integers(0, 256, (3, *model.input_shape[1:]), dtype="uint8")
+    options = {}
+    if kind == "onnx":
+        _teach_erfc()
+    if kind == "litert":  # Keras would also allow operations of TensorFlow, and LiteRT's runtime has none of them
+        options = {"target_spec": {"supported_ops": [tensorflow.lite.OpsSet.TFLITE_BUILTINS]}}
+    logging.disable(logging.ERROR)  # converters talk much: what counts is whether the export gives the same
     try:
-        with _quiet():
-            named.export(file, format=format.keras_name, verbose=False, input_signature=signature, **format.options())
-            format.add_settings(file, json.dumps(settings, ensure_ascii=False))
-            predict, _ = format.load(file)
+        with silent_stderr(), warnings.catch_warnings(action="ignore"):
+            named.export(file, format=keras_name, verbose=False, input_signature=signature, **options)
+            _add_settings(kind, file, json.dumps(settings, ensure_ascii=False))
+            predict, _ = _load(kind, file)
             # two numbers of images: some layers are exported for the one that they were first called with
             probabilities = np.concatenate([predict(noise[:1]), predict(noise[1:])])
     except OSError:
@@ -243,15 +169,68 @@ def _write(model: keras.Model, settings: dict, format, file: Path) -> None:
             if f"/{layer.name}/" in line or f"/{layer.name}_1/" in line  # TensorFlow adds a number to a taken name
         ]
         raise ValueError(
-            f"{file.name} was not written: {format.title} cannot express {' or '.join(layers) or 'this network'}: "
-            f"{line} Choose another kind."
+            f"{file.name} was not written: {title} cannot express {' or '.join(layers) or 'this network'}: {line} "
+            f"Choose another kind."
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     difference = np.abs(probabilities - _keras_runtime(model)(noise)).max()
     if not difference <= TOLERANCE:  # NaN is not
         raise ValueError(
-            f"{file.name} was not written: {format.title} gives other probabilities than Keras, by up to "
-            f"{difference:.2g}. Choose another kind."
+            f"{file.name} was not written: {title} gives other probabilities than Keras, by up to {difference:.2g}. "
+            f"Choose another kind."
         )
+
+
+def _add_settings(kind: str, file: Path, settings: str) -> None:
+    """Puts what a program needs besides the model into an export."""
+    if kind == "savedmodel":
+        (file / "assets.extra").mkdir()
+        (file / "assets.extra" / "classifier.json").write_text(settings, encoding="utf-8")
+    elif kind == "onnx":
+        import onnx
+
+        model = onnx.load(file)
+        model.metadata_props.add(key="classifier.json", value=settings)
+        onnx.save(model, file)
+    else:
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.writestr("classifier.json", settings)
+
+
+def _load(kind: str, file: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict]:
+    """Returns an export as a function from images to probabilities, and its settings."""
+    if kind == "savedmodel":
+        settings = (file / "assets.extra" / "classifier.json").read_text(encoding="utf-8")
+        model = tensorflow.saved_model.load(str(file))
+        return _on_cpu()(lambda images: model.serve(images)["probabilities"].numpy()), json.loads(settings)
+    if kind == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        settings = session.get_modelmeta().custom_metadata_map["classifier.json"]
+        return lambda images: session.run(["probabilities"], {"images": images})[0], json.loads(settings)
+    from ai_edge_litert.interpreter import Interpreter
+
+    with zipfile.ZipFile(file) as archive:
+        settings = archive.read("classifier.json")
+    run = Interpreter(str(file), num_threads=os.cpu_count()).get_signature_runner()
+    return lambda images: run(images=images)["probabilities"], json.loads(settings)
+
+
+def _teach_erfc() -> None:
+    """Has tf2onnx 1.17 know GELU's 1 - erf."""
+    from tf2onnx.handler import tf_op
+
+    @tf_op("Erfc")
+    class Erfc:
+        @classmethod
+        def version_13(cls, graph, node, **kwargs):
+            erf = graph.make_node("Erf", node.input, dtypes=[graph.get_dtype(node.output[0])])
+            one = graph.make_const(f"{node.name}/one", np.ones((), "float32"))
+            difference = graph.make_node("Sub", [one.output[0], erf.output[0]])
+            graph.replace_all_inputs(node.output[0], difference.output[0])
+            graph.remove_node(node.name)
 
 
 def _without_random_layers(model: keras.Model) -> keras.Model:
@@ -269,30 +248,6 @@ def _without_random_layers(model: keras.Model) -> keras.Model:
     return keras.models.clone_model(model, clone_function=plain)
 
 
-def _hold_arrays(model: keras.Model) -> None:
-    """Turns the tensors that layers hold besides their weights into arrays: tf2onnx takes them for inputs.
-
-    KerasHub's Vision Transformers hold the numbers of positions, for example.
-    """
-    for layer in all_layers(model):
-        held = {name: value for name, value in vars(layer).items() if isinstance(value, tensorflow.Tensor)}
-        for name, value in held.items():
-            setattr(layer, name, value.numpy())
-
-
-@contextmanager
-def _quiet():
-    """Keeps the converters' messages out of the notebook: what counts is whether the export gives the same."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with silent_stderr(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 # ---- comparing
 
 
@@ -300,18 +255,16 @@ def _quiet():
 def load_export(path: str | Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict]:
     """Returns an export as a function from images to probabilities, on the CPU, and its settings (`load_settings`).
 
-    Raises:
-        ValueError: the file is damaged, or not one that `export_model` wrote.
-        ImportError: the runtime is not installed.
+    Raises a ValueError for a file that is damaged or not one of `export_model`, and an ImportError without runtime.
     """
     path = resolve_path(path)
-    format = FORMATS[_kind_of(path)]
-    _import_packages(format)
+    kind = _kind_of(path)
+    _import_packages(kind)
     try:
         with silent_stderr():
-            return format.load(path)
+            return _load(kind, path)
     except Exception as error:  # each runtime has errors of its own
-        raise ValueError(f"{format.title} cannot load {path}: {first_line(error)} Export it again.") from None
+        raise ValueError(f"{FORMATS[kind].title} cannot load {path}: {first_line(error)} Export it again.") from None
 
 
 @_on_cpu()
@@ -332,14 +285,13 @@ def compare_exports(path: str | Path, exports: Iterable[str | Path], images: np.
     for file in map(resolve_path, exports.values() if isinstance(exports, dict) else exports):
         runtimes[file] = _kind_of(file), load_export(file)[0]
     rows, expected = [], None
-    with tqdm(total=len(runtimes) * len(images), desc="comparing exports", unit="image", **_BAR) as bar:
-        for file, (kind, predict) in runtimes.items():
-            probabilities, seconds = _time(predict, images, bar)
-            expected = probabilities if expected is None else expected
-            row = {"kind": kind, "file": file.name, "megabytes": _bytes(file) / 1e6}
-            row["largest_difference"] = float(np.abs(probabilities - expected).max())
-            row["same_class"] = float((probabilities.argmax(axis=1) == expected.argmax(axis=1)).mean())
-            rows.append(row | {"images": len(images), "seconds_per_image": seconds / len(images)})
+    for file, (kind, predict) in tqdm(runtimes.items(), desc="comparing exports", file=progress_file(), leave=False):
+        probabilities, seconds = _time(predict, images)
+        expected = probabilities if expected is None else expected
+        row = {"kind": kind, "file": file.name, "megabytes": _bytes(file) / 1e6}
+        row["largest_difference"] = float(np.abs(probabilities - expected).max())
+        row["same_class"] = float((probabilities.argmax(axis=1) == expected.argmax(axis=1)).mean())
+        rows.append(row | {"images": len(images), "seconds_per_image": seconds / len(images)})
     return pd.DataFrame(rows)
 
 
@@ -356,7 +308,7 @@ def _keras_runtime(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: forward(images).numpy()
 
 
-def _time(predict: Callable, images: np.ndarray, bar: tqdm) -> tuple[np.ndarray, float]:
+def _time(predict: Callable, images: np.ndarray) -> tuple[np.ndarray, float]:
     """Returns the probabilities, and the seconds that they took, without a first batch that only warms up."""
     predict(np.asarray(images[:32]))
     probabilities, seconds = [], 0.0
@@ -365,13 +317,11 @@ def _time(predict: Callable, images: np.ndarray, bar: tqdm) -> tuple[np.ndarray,
         started = perf_counter()
         probabilities.append(predict(batch))
         seconds += perf_counter() - started
-        bar.update(len(batch))
     return np.concatenate(probabilities), seconds
 
 
 def _bytes(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
 
 # ---- the command line

@@ -1,7 +1,7 @@
 """Predictions of a saved classifier for image files: `python -m helpers.predict MODEL FOLDER -o predictions.csv`.
 
 Images are decoded by threads, a few ahead of the network, and each batch's rows are written as soon as they are
-known. So any number of images takes the same memory, and an interrupted command resumes.
+known. So many images take little more memory than few, and an interrupted command resumes.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import io
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -47,26 +46,11 @@ def predict_folder(model: str | Path, folder: str | Path, *, output: str | Path)
         skipped, and then the other columns are empty).
 
     Raises:
-        FileNotFoundError: no such model or folder.
         ValueError: the model's file is no whole classifier, or there is no image in the folder.
-        OSError: the output cannot be written, or another process is writing it.
+        OSError: no such model or folder; the output cannot be written, or another process is writing it.
         KeyboardInterrupt: its message says where the rows so far are.
     """
-    output = resolve_path(output)
-    _predict(resolve_path(model), resolve_path(folder), output)
-    return load_predictions(output)
-
-
-def load_predictions(path: str | Path) -> pd.DataFrame:
-    """Returns a table that `predict_folder` wrote, with every name as it was ("007", "NA", "=a, b")."""
-    table = read_texts(path)
-    numbers = {name: pd.to_numeric(table[name]) for name in ("probability", "runner_up_probability")}
-    ood = table["unlike"].map({"True": True, "False": False}).astype("boolean")
-    return table.assign(**numbers, unlike=ood)
-
-
-def _predict(model: Path, folder: Path, output: Path) -> tuple["_Classifier", "_Rows"]:
-    """Writes the output, and returns the classifier and the rows, which are counted."""
+    model, folder, output = map(resolve_path, (model, folder, output))
     if not model.is_file():
         raise FileNotFoundError(f"Expected the file of a saved classifier. There is no file {model}.")
     if not folder.exists():
@@ -77,32 +61,41 @@ def _predict(model: Path, folder: Path, output: Path) -> tuple["_Classifier", "_
     with open(model, "rb") as file:
         key = hashlib.file_digest(file, "sha256").digest() + os.fsencode(folder)
     partial = output.with_name(f"{output.stem}.partial-{hashlib.sha256(key).hexdigest()[:8]}.csv")
-    lock = output.with_name(f"{partial.name}.lock")
+    lock = partial.with_name(f"{partial.name}.lock")
     try:
         with FileLock(lock, timeout=0):
-            rows = _Rows(partial)
             try:
-                besides = {stored_path(path) for path in (output, partial, lock)}
-                classifier = _predict_files(model, folder, rows, besides=besides)
+                own = {stored_path(path) for path in (output, partial, lock)}
+                files = [file for file in list_files(folder) if file[1] != "stray file" and file[0] not in own]
+                if not files:
+                    raise ValueError(f"Expected images in {folder}. It holds no file.")
+                _predict_files(model, files, partial)
+                table = load_predictions(partial)
+                if (table["problem"] != "").all():
+                    partial.unlink()
+                    reason = f"None of {len(table):,} can be read, such as {table['path'][0]}: {table['problem'][0]}"
+                    raise ValueError(f"Expected images in {folder}. {reason}")
                 os.replace(partial, output)
-            except KeyboardInterrupt:
-                where = f"{rows.images:,} images are done and kept in {partial}: the same command resumes."
-                raise KeyboardInterrupt(f"Interrupted. {where if rows.images else 'No image is done.'}") from None
             finally:
-                if not rows.images:
-                    partial.unlink(missing_ok=True)
                 with suppress(OSError):  # on Windows, where an open file cannot go, the lock removes it
                     lock.unlink()
     except Timeout:
         raise OSError(f"Another process is writing {output}. Wait for it, or name another file.") from None
-    return classifier, rows
+    return table
 
 
-def _predict_files(model: Path, folder: Path, rows: "_Rows", *, besides: set[str]) -> "_Classifier":
-    """Adds the rows of all files below the folder but those named, and returns the classifier."""
+def load_predictions(path: str | Path) -> pd.DataFrame:
+    """Returns a table that `predict_folder` wrote, with every name as it was ("007", "NA", "=a, b")."""
+    table = read_texts(path)
+    numbers = {name: pd.to_numeric(table[name]) for name in ("probability", "runner_up_probability")}
+    ood = table["unlike"].map({"True": True, "False": False}).astype("boolean")
+    return table.assign(**numbers, unlike=ood)
 
-    def files(besides: set[str]) -> Iterator[tuple[str, str, str]]:
-        return (file for file in list_files(folder) if file[1] != "stray file" and file[0] not in besides)
+
+def _predict_files(model: Path, files: list[tuple[str, str, str]], partial: Path) -> None:
+    """Adds to a file of rows those that it lacks; `files` are path, problem and reason, as of `list_files`."""
+    classifier, done = _Classifier(model), _keep_whole_rows(partial)
+    remaining = [file for file in files if file[0] not in done]
 
     def read(file: tuple[str, str, str]) -> tuple[str, np.ndarray | None, str]:
         path, problem, reason = file
@@ -115,18 +108,38 @@ def _predict_files(model: Path, folder: Path, rows: "_Rows", *, besides: set[str
             problem, reason = explain(error, path, content)
         return path, None, f"{problem}: {reason}"
 
-    total = sum(1 for _ in files(besides)) - len(rows.done)  # counted, and not kept: there may be millions
-    classifier, nothing = _Classifier(model), ("",) * (len(COLUMNS) - 2)
-    remaining = files(besides | rows.done)
-    with closing(in_parallel(read, remaining, title="predicting", chunksize=4, total=total)) as images:
-        while batch := list(itertools.islice(images, classifier.batch_size)):
-            pixels = [image for _, image, _ in batch if image is not None]
-            described = iter(classifier.describe(np.stack(pixels)) if pixels else ())
-            rows.append([(path, *(nothing if problem else next(described)), problem) for path, _, problem in batch])
-    if not rows.images:
-        reason = f"None of {rows.skipped:,} can be read, for example {rows.example}"
-        raise ValueError(f"Expected images in {folder}. {reason if rows.skipped else 'It holds no file.'}")
-    return classifier
+    try:
+        with (
+            open(partial, "a", newline="", encoding="utf-8") as file,
+            closing(in_parallel(read, remaining, title="predicting", chunksize=4)) as images,
+        ):
+            # all texts in quotes: with fewer, a name that holds nothing but a "\r" would end its row
+            rows = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+            if file.tell() == 0:
+                rows.writerow(COLUMNS)
+            while batch := list(itertools.islice(images, classifier.batch_size)):
+                pixels = [image for _, image, _ in batch if image is not None]
+                described = iter(classifier.describe(np.stack(pixels)) if pixels else ())
+                for path, _, problem in batch:
+                    rows.writerow((path, *(("",) * 5 if problem else next(described)), problem))
+                file.flush()
+                done.update(path for path, _, _ in batch)
+    except (KeyboardInterrupt, OSError) as error:
+        if not done:
+            partial.unlink(missing_ok=True)
+        kept = f"{len(done):,} images are done and kept in {partial}: the same command resumes." if done else ""
+        if isinstance(error, OSError):
+            raise OSError(f"{partial} cannot be written: {error.strerror}. {kept}") from None
+        raise KeyboardInterrupt(f"Interrupted. {kept}") from None
+
+
+def _keep_whole_rows(partial: Path) -> set[str]:
+    """Returns the paths in a file of rows, without the end of which a power cut may have written half."""
+    content = partial.read_bytes() if partial.exists() else b""
+    while content and (content.count(b'"') % 2 or not content.endswith(b"\n")):  # a name may hold a line's end
+        content = content[: content.rfind(b"\n", 0, -1) + 1]
+    partial.write_bytes(content)
+    return set(read_texts(partial)["path"]) if content else set()
 
 
 class _Classifier:
@@ -163,54 +176,6 @@ class _Classifier:
         ]
 
 
-class _Rows:
-    """Rows in a file: those of an earlier, interrupted call, and those that are added."""
-
-    def __init__(self, path: Path):
-        self.images = self.skipped = self.ood = 0
-        self.example, self.done, self._path = "", set(), path
-        whole = _whole_rows(path) if path.exists() else 0
-        with open(path, "ab") as file:
-            file.truncate(whole)
-        if whole:
-            earlier = read_texts(path)
-            self.done = set(earlier["path"])
-            self._count(earlier.itertuples(index=False, name=None))
-        else:
-            self.append([COLUMNS], count=False)
-
-    def append(self, rows: list[tuple], *, count: bool = True) -> None:
-        """Adds rows to the file."""
-        try:
-            with open(self._path, "a", newline="", encoding="utf-8") as file:
-                # all texts in quotes: with fewer, a name that holds nothing but a "\r" would end its row
-                csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n").writerows(rows)
-        except OSError as error:
-            kept = f"{self.images:,} images are done and kept in it: the same command resumes."
-            raise OSError(f"{self._path} cannot be written: {error.strerror}. {kept}") from None
-        if count:
-            self._count(rows)
-
-    def _count(self, rows: Iterable[tuple]) -> None:
-        for path, *_, ood, problem in rows:
-            self.images += not problem
-            self.skipped += bool(problem)
-            self.ood += ood in (True, "True")
-            self.example = self.example or (problem and f"{path}: {problem}")
-
-
-def _whole_rows(path: Path) -> int:
-    """Returns how many bytes of a CSV file are whole rows: a power cut may have left half of one."""
-    whole = position = quotes = 0
-    with open(path, "rb") as lines:
-        for line in lines:
-            position += len(line)
-            quotes += line.count(b'"')
-            if line.endswith(b"\n") and quotes % 2 == 0:
-                whole = position
-    return whole
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 2 refused or stopped by an error, 130 interrupted."""
     parser = argparse.ArgumentParser(
@@ -222,24 +187,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", metavar="FOLDER", help="a folder of images, one image, or an archive of images")
     parser.add_argument("-o", "--output", metavar="FILE", default="predictions.csv", help="default: predictions.csv")
     asked = parser.parse_args(arguments)
-    paths = [Path(os.path.abspath(os.path.expanduser(path))) for path in (asked.model, asked.folder, asked.output)]
+    paths = (asked.model, asked.folder, asked.output)
+    model, folder, output = (os.path.abspath(os.path.expanduser(path)) for path in paths)
     try:
-        classifier, rows = _predict(*paths)
+        table = predict_folder(model, folder, output=output)
     except (ValueError, OSError, MemoryError) as error:
         print(wrapped(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
         print("\n" + wrapped(str(interruption) or "Interrupted, before the first image."), file=sys.stderr)
         return 130
-    known = classifier.ood is not None
-    ood = f", {rows.ood:,} of them unlike the training data" if known else ""
-    print(wrapped(f"{rows.images:,} image{'s' * (rows.images != 1)} predicted{ood}: {asked.output}"))
-    if rows.skipped:
-        print(wrapped(f"{rows.skipped:,} file{'s' * (rows.skipped != 1)} skipped: the column `problem` says why."))
+    predicted = table[table["problem"] == ""]
+    images, skipped, known = len(predicted), len(table) - len(predicted), predicted["unlike"].notna().all()
+    ood = f", {predicted['unlike'].sum():,} of them unlike the training data" if known else ""
+    print(wrapped(f"{images:,} image{'s' * (images != 1)} predicted{ood}: {asked.output}"))
+    if skipped:
+        print(wrapped(f"{skipped:,} file{'s' * (skipped != 1)} skipped: the column `problem` says why."))
     if not known:
-        print(
-            wrapped("The column `unlike` is empty: the classifier was saved without enough training images to tell.")
-        )
+        print(wrapped("The column `unlike` is empty: the classifier was saved with too few training images to tell."))
     return 0
 
 

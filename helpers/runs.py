@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers import resolve_path
-from helpers.report.run_folder import RunFolder
-from helpers.report.summary import chosen_arm
+from helpers.report.run_folder import RunFolder, chosen_arm
 
 COLUMNS = ("name", "data", "backbone", "verdict", "accuracy", "low", "high", "seconds", "date", "note")
 

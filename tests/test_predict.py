@@ -1,6 +1,7 @@
 """Predictions for files: as in the training, whatever the files are, and nothing is lost when it stops."""
 
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -21,6 +22,7 @@ import helpers
 from helpers import predict as module
 from helpers._keras import keras
 from helpers.data import load_pixels, read_pixels
+from helpers.data.parallel import in_parallel
 from helpers.predict import COLUMNS, load_predictions, main, predict_folder
 from helpers.training import activations, attach_head, compute_activations, fit_head, load_classifier, save_model
 
@@ -52,21 +54,20 @@ def photos(tmp_path) -> Path:
     return folder
 
 
-def small_batches(monkeypatch, size: int = 2) -> None:
-    monkeypatch.setattr(activations, "_batch_size", lambda model: size)
+@pytest.fixture
+def computed(monkeypatch):
+    """The images that the network gets, two at a time; a function put into `hooks` is called before each batch."""
+    compute, seen, hooks = activations.Inference.__call__, [], []
 
-
-def interrupt_after(monkeypatch, batches: int) -> None:
-    """Presses Ctrl-C while the network computes the next batch."""
-    compute, calls = activations.Inference.__call__, itertools.count()
-
-    def interrupted(self, pixels):
-        if next(calls) == batches:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
+    def watched(self, pixels):
+        seen.extend(pixels)
+        for hook in hooks:
+            hook()
         return compute(self, pixels)
 
-    monkeypatch.setattr(activations.Inference, "__call__", interrupted)
+    monkeypatch.setattr(activations, "_batch_size", lambda model: 2)
+    monkeypatch.setattr(activations.Inference, "__call__", watched)
+    return seen, hooks
 
 
 def names(folder: Path) -> list[str]:
@@ -76,38 +77,29 @@ def names(folder: Path) -> list[str]:
 # ---- what is predicted
 
 
-def test_files_are_read_as_in_the_training(saved, photos, root, tmp_path, monkeypatch):
+def test_files_are_read_as_in_the_training(saved, photos, root, tmp_path, computed):
     """The same bits that `load_pixels` stores for a training, whatever the file; so the same probabilities."""
-    small_batches(monkeypatch, 3)
     table = predict_folder(saved, photos, output=tmp_path / "out.csv")
+    seen = np.stack(computed[0])
     assert list(table.columns) == list(COLUMNS) and len(table) == 7 and (table["problem"] == "").all()
-    model, _ = load_classifier(saved)
-    seen = []
-    compute = activations.Inference.__call__
-    monkeypatch.setattr(activations.Inference, "__call__", lambda self, x: (seen.extend(x), compute(self, x))[1])
     images = table[["path"]].assign(split="train")
-    images["sha256"] = [
-        module.hashlib.sha256(helpers.resolve_path(path).read_bytes()).hexdigest() for path in table["path"]
-    ]
+    contents = [helpers.resolve_path(path).read_bytes() for path in table["path"]]
+    images["sha256"] = [hashlib.sha256(content).hexdigest() for content in contents]
     pixels = load_pixels(images, image_size=(8, 8), resize="pad")["train"][:]
-    predict_folder(saved, photos, output=tmp_path / "out.csv")
     np.testing.assert_array_equal(seen, pixels)
-    probabilities = compute_activations(model, pixels)
+    assert not np.array_equal(pixels, [read_pixels(path, (8, 8)) for path in images["path"]]), "by another rule"
+    probabilities = compute_activations(load_classifier(saved)[0], pixels)
     order = np.argsort(-probabilities, axis=1)
     for rank, (label, value) in enumerate([("label", "probability"), ("runner_up", "runner_up_probability")]):
         assert table[label].tolist() == [NAMES[row[rank]] for row in order]
         expected = np.take_along_axis(probabilities, order, axis=1)[:, rank]
         np.testing.assert_allclose(table[value], expected, atol=2e-6)
     assert table["label"].nunique() > 1
-    assert not np.array_equal(pixels, [read_pixels(path, (8, 8)) for path in images["path"]]), (
-        "another rule, other pixels"
-    )
 
 
-def test_images_unlike_the_training_images_are_flagged(saved, root, tmp_path):
-    like, _ = coloured_images(100, seed=1)
-    for number, image in enumerate(like):
-        (root / "photos" / "like").mkdir(parents=True, exist_ok=True)
+def test_images_unlike_the_training_images_are_flagged(saved, root):
+    (root / "photos" / "like").mkdir(parents=True)
+    for number, image in enumerate(coloured_images(100, seed=1)[0]):
         Image.fromarray(image).save(root / "photos" / "like" / f"{number}.png")
     for shade in range(5):
         Image.new("RGB", (8, 8), (255, 50 * shade, 0)).save(root / "photos" / f"flat {shade}.png")
@@ -132,9 +124,6 @@ def test_names_come_back_as_they_were_and_archives_are_folders(saved, photos, ro
     assert [helpers.resolve_path(path).is_file() for path in table["path"]] == [True] * 7
 
 
-# ---- files that cannot be read
-
-
 def test_bad_files_have_a_row_that_says_why(saved, photos, root, tmp_path):
     good = predict_folder(saved, photos, output=tmp_path / "good.csv")
     (photos / "b" / "cut.jpg").write_bytes((photos / "b" / "c.jpg").read_bytes()[:-60])
@@ -146,15 +135,9 @@ def test_bad_files_have_a_row_that_says_why(saved, photos, root, tmp_path):
     (photos / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     table = predict_folder(saved, photos, output=tmp_path / "out.csv")
     bad = table[table["problem"] != ""]
-    found = {Path(row.path).name: row.problem.split(":")[0] for row in bad.itertuples()}
-    assert found == {
-        "cut.jpg": "truncated",
-        "empty.png": "empty file",
-        "notes.txt": "not an image",
-        "broken.png": "broken link",
-        "pipe.png": "not a file",
-        "latin-\\xe9.png": "bad name",
-    }
+    expected = {"cut.jpg": "truncated", "empty.png": "empty file", "notes.txt": "not an image"}
+    expected |= {"broken.png": "broken link", "pipe.png": "not a file", "latin-\\xe9.png": "bad name"}
+    assert {Path(row.path).name: row.problem.split(":")[0] for row in bad.itertuples()} == expected
     assert (bad[["label", "runner_up"]] == "").all(axis=None)
     assert bad[["probability", "runner_up_probability", "unlike"]].isna().all(axis=None)
     pd.testing.assert_frame_equal(table[table["problem"] == ""].reset_index(drop=True), good)
@@ -163,14 +146,19 @@ def test_bad_files_have_a_row_that_says_why(saved, photos, root, tmp_path):
 # ---- interrupted
 
 
-def test_after_an_interruption_the_same_call_goes_on(saved, photos, root, tmp_path, monkeypatch):
+def test_after_an_interruption_the_same_call_goes_on(saved, photos, root, tmp_path, computed):
     (photos / "empty.png").touch()
-    small_batches(monkeypatch)
     whole = predict_folder(saved, photos, output=tmp_path / "whole.csv")
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt, match=r"images are done and kept in .*out.partial-\w+.csv"):
-            predict_folder(saved, photos, output=tmp_path / "out.csv")
+    (seen, hooks), calls = computed, itertools.count()
+
+    def press_ctrl_c():
+        if next(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+    hooks.append(press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt, match=r"images are done and kept in .*out.partial-\w+.csv"):
+        predict_folder(saved, photos, output=tmp_path / "out.csv")
     (partial,) = tmp_path.glob("*.partial-*")
     kept = load_predictions(partial)
     assert 3 <= len(kept) <= 5 and not (tmp_path / "out.csv").exists()
@@ -178,60 +166,57 @@ def test_after_an_interruption_the_same_call_goes_on(saved, photos, root, tmp_pa
     other = Path(shutil.copy(saved, tmp_path / "other.keras"))
     with zipfile.ZipFile(other, "a") as archive:
         archive.writestr("changed", "")
-    read, read_file = [], module.read_file
-    monkeypatch.setattr(module, "read_file", lambda path: (read.append(path), read_file(path))[1])
     for model, folder in ((other, photos), (saved, photos / "b")):  # neither goes on with these rows
-        assert len(predict_folder(model, folder, output=tmp_path / "another.csv")) == len(read) > 2
-        read.clear()
+        seen.clear()
+        table = predict_folder(model, folder, output=tmp_path / "another.csv")
+        assert (table["problem"] == "").sum() == len(seen) > 2
     partial.write_bytes(partial.read_bytes()[:-9])  # as a power cut may leave it
+    seen.clear()
     pd.testing.assert_frame_equal(predict_folder(saved, photos, output=tmp_path / "out.csv"), whole)
-    assert sorted(read) == sorted(whole["path"][len(kept) - 1 :])
+    assert len(seen) == (whole["problem"][len(kept) - 1 :] == "").sum()
     assert names(tmp_path) == ["another.csv", "other.keras", "out.csv", "photos", "whole.csv"]
 
 
+def test_whole_rows_are_kept_wherever_the_file_ends(tmp_path):
+    rows = [COLUMNS, ('a"\nb.png', NAMES[0], 0.9, NAMES[2], 0.1, True, ""), ("\r", *("",) * 5, 'bad: "q"\nz')]
+    whole = [0]
+    text = io.StringIO(newline="")
+    for row in rows:
+        csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n").writerow(row)
+        whole.append(len(text.getvalue().encode()))
+    content = text.getvalue().encode()
+    for end in range(len(content) + 1):
+        (tmp_path / "rows.csv").write_bytes(content[:end])
+        done = module._keep_whole_rows(tmp_path / "rows.csv")
+        assert (tmp_path / "rows.csv").stat().st_size == max(size for size in whole if size <= end)
+    assert done == {rows[1][0], rows[2][0]}
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-def test_a_full_disk_is_an_error_that_says_what_is_kept(tmp_path):
-    rows = module._Rows(tmp_path / "rows.csv")
-    rows.append([("a.png", "ant", 0.9, "bee", 0.1, False, "")])
-    rows._path = "/dev/full"
-    with pytest.raises(OSError, match="No space left on device. 1 images are done"):
-        rows.append([("b.png", "ant", 0.9, "bee", 0.1, False, "")])
+def test_a_full_disk_is_an_error_that_names_the_file(saved, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_keep_whole_rows", lambda partial: os.symlink("/dev/full", partial) or set())
+    with pytest.raises(OSError, match="out.partial-.*No space left on device"):
+        predict_folder(saved, photos, output=tmp_path / "out.csv")
+    assert names(tmp_path) == ["photos"]
 
 
-def test_two_processes_do_not_write_the_same_file(saved, photos, root, tmp_path, monkeypatch):
-    inside = []
+def test_two_processes_do_not_write_the_same_file(saved, photos, root, tmp_path, computed):
+    def second():
+        with pytest.raises(OSError, match="Another process is writing .*out.csv"):
+            predict_folder(saved, photos, output=tmp_path / "out.csv")
 
-    def second(self, pixels):
-        if not inside:
-            inside.append(True)
-            with pytest.raises(OSError, match="Another process is writing .*out.csv"):
-                predict_folder(saved, photos, output=tmp_path / "out.csv")
-        return compute(self, pixels)
-
-    compute = activations.Inference.__call__
-    monkeypatch.setattr(activations.Inference, "__call__", second)
-    assert len(predict_folder(saved, photos, output=tmp_path / "out.csv")) == 7 and inside
+    computed[1].append(second)
+    assert len(predict_folder(saved, photos, output=tmp_path / "out.csv")) == len(computed[0]) == 7
 
 
-def test_only_a_few_images_are_read_ahead_of_the_network(saved, root, tmp_path, monkeypatch):
+def test_only_a_few_images_are_read_ahead_of_the_network(monkeypatch):
     """So memory does not grow with their number, although reading is faster than the network."""
-    (root / "many").mkdir()
-    for number in range(600):
-        Image.new("RGB", (8, 8), (number % 256, 0, 0)).save(root / "many" / f"{number:03d}.bmp")
-    read, computed, ahead = [], [], []
-    read_file, compute = module.read_file, activations.Inference.__call__
-
-    def slow(self, pixels):
-        time.sleep(0.02)
-        ahead.append(len(read) - len(computed))
-        computed.extend(pixels)
-        return compute(self, pixels)
-
-    monkeypatch.setattr(module, "read_file", lambda path: (read.append(path), read_file(path))[1])
-    monkeypatch.setattr(activations.Inference, "__call__", slow)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert len(predict_folder(saved, "many", output="out.csv")) == 600
-    assert 32 < max(ahead) <= 32 + 2 * 4 * 4 + 4
+    read, ahead = [], []
+    for done, _ in enumerate(in_parallel(read.append, range(600), title="", chunksize=4)):
+        time.sleep(0.0005)
+        ahead.append(len(read) - done)
+    assert done == 599 and 8 < max(ahead) <= 2 * 4 * 4 + 4
 
 
 # ---- the command, and bad input
@@ -257,31 +242,21 @@ def refused(capsys, *arguments) -> str:
     return " ".join(told.err.split())
 
 
-def test_models_that_are_none(saved, photos, root, tmp_path, capsys):
-    bad, out = tmp_path / "bad.keras", ("-o", tmp_path / "out.csv")
+def test_models_that_are_none_and_no_code_of_a_file_is_run(saved, photos, root, tmp_path, capsys):
+    bad, out, marker = tmp_path / "bad.keras", ("-o", tmp_path / "out.csv"), tmp_path / "was here"
     assert f"There is no file {bad}" in refused(capsys, bad, photos, *out)
     for wrong in (saved.read_bytes()[:-1000], b""):
         bad.write_bytes(wrong)
         assert f"{bad} holds no class names" in refused(capsys, bad, photos, *out)
     inputs = keras.Input((8, 8, 3))
-    keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(inputs))).save(bad)
-    with zipfile.ZipFile(bad, "a") as archive:
-        archive.writestr("classifier.json", json.dumps({"class_names": list("abc"), "resize": "crop"}))
-    assert "its 3 classes" in refused(capsys, bad, photos, *out)
-    assert names(tmp_path) == ["bad.keras", "photos"]
-
-
-def test_no_code_of_a_file_is_run(photos, root, tmp_path, capsys):
-    marker = tmp_path / "was here"
-    inputs = keras.Input((8, 8, 3))
     harmful = keras.layers.Lambda(lambda x, path=str(marker): (open(path, "w"), x)[1], output_shape=(8, 8, 3))
-    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(harmful(inputs))))
-    model.save(tmp_path / "x.keras")
-    marker.unlink(missing_ok=True)
-    with zipfile.ZipFile(tmp_path / "x.keras", "a") as archive:
-        archive.writestr("classifier.json", json.dumps({"class_names": ["a", "b"], "resize": "crop"}))
-    told = refused(capsys, tmp_path / "x.keras", photos, "-o", tmp_path / "out.csv")
-    assert "Lambda" in told and not marker.exists()
+    for first, said in ((keras.layers.ReLU(), "its 3 classes"), (harmful, "Lambda")):
+        keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(first(inputs)))).save(bad)
+        with zipfile.ZipFile(bad, "a") as archive:
+            archive.writestr("classifier.json", json.dumps({"class_names": list("abc"), "resize": "crop"}))
+        marker.unlink(missing_ok=True)
+        assert said in refused(capsys, bad, photos, *out)
+    assert names(tmp_path) == ["bad.keras", "photos"]
 
 
 def test_folders_without_images_and_outputs_that_cannot_be_written(saved, photos, root, tmp_path, capsys):

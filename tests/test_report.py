@@ -1,7 +1,6 @@
 """report.html: valid, accessible, complete, also of a run that stopped half-way."""
 
 import json
-import os
 import re
 import subprocess
 from itertools import pairwise
@@ -14,6 +13,7 @@ from bs4 import BeautifulSoup
 from fake_run import environment, executed, figure, write_run
 from nbformat.v4 import new_output
 
+from helpers.parameters import declared_parameters, validate_parameters
 from helpers.report import RunFolder, write_report
 from helpers.report.run_folder import make_command
 
@@ -67,11 +67,8 @@ def page(run) -> BeautifulSoup:
     return read_page(run)
 
 
-def test_a_whole_run_is_told_accessibly(page):
-    check_accessible(page)
-
-
 def test_the_verdict_stands_first(page):
+    check_accessible(page)
     verdict = page.main.section
     assert verdict.find(class_="statement").text == (
         "Fine-tune: take all layers, unfreeze from conv3, learning rate 0.001: 5.0 points more accurate."
@@ -174,12 +171,14 @@ def test_damaged_files_are_named_and_the_rest_is_told(tmp_path):
     assert cells(page.main.section.table)["frozen"][0] == "0.900", "from metrics.json"
 
 
-def test_doubtful_features_are_told(tmp_path):
+@pytest.mark.parametrize(
+    ("features", "doubtful"), [("5 features. Warning: they are few.", True), ("1,280 features.", False)]
+)
+def test_doubtful_features_are_told(tmp_path, features, doubtful):
     run = write_run(tmp_path / "pets")
     metrics = json.loads((run / "metrics.json").read_text())
-    for features, told in (("5 features. Warning: they are few.", True), ("1,280 features.", False)):
-        (run / "metrics.json").write_text(json.dumps(metrics | {"features": features}))
-        assert ("doubtful" in " ".join(texts(read_page(run).select("#main p.failure")))) == told
+    (run / "metrics.json").write_text(json.dumps(metrics | {"features": features}))
+    assert ("doubtful" in " ".join(texts(read_page(run).select("#main p.failure")))) == doubtful
 
 
 def test_a_folder_without_anything_has_a_report(tmp_path):
@@ -224,8 +223,6 @@ def test_every_colour_can_be_read_in_light_and_dark(page):
 
 # ---- how to repeat it
 
-ODD = {"data": '~/my #1 $HOME\'s "photos"', "word": "3", "rate": 1e-05, "maybe": None, "many": [1, 2], "flag": True}
-
 DECLARED = """\
 data: str = "digits"  # a folder
 word: str = "a"  # any
@@ -236,25 +233,27 @@ flag: bool = False  # or not
 kept: int = 5  # as it is"""
 
 
-@pytest.fixture
-def odd(tmp_path) -> RunFolder:
+def test_the_make_command_hands_the_same_values_to_the_runner(tmp_path):
+    """A `python` that prints its arguments, each on a line, stands in for the real one."""
+    odd = {
+        "data": '~/my #1 $HOME\'s "photos"',
+        "word": "3",
+        "rate": 1e-05,
+        "maybe": None,
+        "many": [1, 2],
+        "flag": True,
+    }
     (tmp_path / "my run").mkdir()
-    nbformat.write(executed("What?", DECLARED, ODD), tmp_path / "my run" / "01_load_data.ipynb")
-    return RunFolder(tmp_path / "my run")
-
-
-def test_the_make_command_hands_the_same_values_to_the_runner(odd, tmp_path):
-    from helpers.parameters import declared_parameters, validate_parameters
-
-    (tmp_path / "bin").mkdir()
-    python = tmp_path / "bin" / "python"
+    nbformat.write(executed("What?", DECLARED, odd), tmp_path / "my run" / "01_load_data.ipynb")
+    folder, python = RunFolder(tmp_path / "my run"), tmp_path / "bin" / "python"
+    python.parent.mkdir()
     python.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done\n')
     python.chmod(0o755)
     (tmp_path / ".installed").touch()
-    line = f"{make_command(odd)} --silent -o {tmp_path}/.installed VENV={tmp_path}"
-    done = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    line = f"{make_command(folder)} --silent -o {tmp_path}/.installed VENV={tmp_path}"
+    done = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     words = done.stdout.splitlines()
     assert words[words.index("-n") + 1] == "my run"
     given = {words[place + 1]: words[place + 2] for place, word in enumerate(words) if word == "-p"}
-    assert validate_parameters(given, declared_parameters(odd.notebooks["01_load_data"])) == ODD
+    assert validate_parameters(given, declared_parameters(folder.notebooks["01_load_data"])) == odd

@@ -40,9 +40,6 @@ Satterthwaite's are the pairs less one, and right; the rest is for the two looks
 def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
     """Returns the 95 % interval of an accuracy as two fractions in 0..1 (Wilson 1927, doi:10.2307/2276774).
 
-    Raises:
-        ValueError: `correct` is not within 0..total, or total is 0.
-
     >>> low, high = accuracy_interval(95, 100)
     >>> print(f"{low:.3f} {high:.3f}")
     0.888 0.978
@@ -54,8 +51,7 @@ def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
 def accuracy_over_pairs(correct: np.ndarray) -> tuple[float, float, float]:
     """Returns an arm's accuracy and the ends of its 95 % interval over images and seeds, fractions in 0..1.
 
-    Args:
-        correct: whether each test image was classified correctly, bool (pairs, images).
+    `correct` is whether each test image was classified correctly, bool (pairs, images).
     """
     table = np.asarray(correct, "float64")
     if len(table) == 1:
@@ -81,16 +77,9 @@ def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
 def compare(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     """Returns how much more often `second` is right than `first` on the same images, and how sure that is.
 
-    Args:
-        first: whether each image was classified correctly, bool (images,); or how often it was, float in 0..1.
-        second: likewise, by the other model.
-
-    Returns:
-        difference, low, high, detectable: see `compare_pairs`; only_first, only_second: on how many
-        images the one or the other is better.
-
-    Raises:
-        ValueError: the lengths differ, or there is no image.
+    Both are whether each image was classified correctly, bool (images,), or how often it was, float in 0..1. Returned
+    are difference, low, high and detectable (see `compare_pairs`), and on how many images the one or the other is
+    better, only_first and only_second.
     """
     first, second = np.asarray(first, "float64"), np.asarray(second, "float64")
     comparison = compare_pairs(first[None], second[None])
@@ -103,7 +92,7 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01
 
     Args:
         first: whether each test image was classified correctly, bool (pairs, images): a row for each split and seed.
-        second: likewise, by the other arm, from the same splits and seeds.
+        second: likewise, by the other arm, from the same splits and seeds; a ValueError for another shape.
         margin: the difference below which it does not matter, as a fraction, set before the results are known.
 
     Returns:
@@ -113,9 +102,6 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01
         rest; pairs, images: counts; differences: one for each pair; shown: "second", "first" or "" (the interval's
         position to 0); equivalent: whether the interval lies within the margin; clear: whether shown or equivalent
         also hold by the first look's wider interval; margin.
-
-    Raises:
-        ValueError: the shapes differ, there is no image, or only one with several pairs.
     """
     first, second = np.asarray(first), np.asarray(second)
     if first.shape != second.shape or first.ndim != 2 or not len(first) or first.shape[1] < min(len(first), 2):

@@ -27,6 +27,7 @@ from helpers.plots.models import (
     plot_reliability,
     plot_results,
     plot_strengths,
+    prediction_titles,
 )
 from helpers.plots.network import plot_stages
 from helpers.plots.study import plot_costs, plot_depth, plot_differences, plot_probe, plot_rates
@@ -55,4 +56,5 @@ __all__ = [
     "plot_stages",
     "plot_steps",
     "plot_strengths",
+    "prediction_titles",
 ]

@@ -41,10 +41,16 @@ def new_figure(width: float, height: float) -> DescribedFigure:
     return DescribedFigure(figsize=(width, height), dpi=80, layout="constrained")
 
 
+def new_axes(width: float, height: float) -> tuple[DescribedFigure, Axes]:
+    """Returns an empty figure of this size, in inches, and the only axes in it."""
+    figure = new_figure(width, height)
+    return figure, figure.subplots()
+
+
 def text_figure(message: str) -> DescribedFigure:
     """Returns a low figure that holds a sentence alone, where there is nothing to draw."""
-    figure = new_figure(9, 0.6)
-    figure.subplots().axis("off")  # without axes, a notebook would print no picture
+    figure, axes = new_axes(9, 0.6)
+    axes.axis("off")  # without axes, a notebook would print no picture
     figure.text(0.5, 0.5, message, ha="center", va="center")
     figure.description = message
     return figure

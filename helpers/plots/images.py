@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from helpers.data import find_white
 from helpers.data.augmentation import AUGMENTATIONS, augment
@@ -13,7 +14,7 @@ from helpers.data.checks import KINDS
 from helpers.data.parallel import quiet
 from helpers.data.reading import FULL_WHITE, read_image
 from helpers.data.tables import PARTS
-from helpers.plots.figures import DescribedFigure, image_grid, name_row, new_figure, show_image, text_figure
+from helpers.plots.figures import DescribedFigure, image_grid, name_row, new_axes, shorten, show_image, text_figure
 
 _GREYS = {"train": "0.25", "validation": "0.55", "test": "0.8"}
 
@@ -21,8 +22,7 @@ _GREYS = {"train": "0.25", "validation": "0.55", "test": "0.8"}
 def plot_counts(images: pd.DataFrame) -> DescribedFigure:
     """Returns a bar chart of how many images of each class are in each part (columns label and split)."""
     counts = pd.crosstab(images["label"], images["split"]).reindex(columns=PARTS, fill_value=0)
-    figure = new_figure(7, min(1.2 + 0.28 * len(counts), 12))
-    axes = figure.subplots()
+    figure, axes = new_axes(7, min(1.2 + 0.28 * len(counts), 12))
     start = np.zeros(len(counts))
     for part in PARTS:
         axes.barh(counts.index, counts[part], left=start, color=_GREYS[part], edgecolor="black", label=part)
@@ -58,8 +58,7 @@ def plot_examples(images: pd.DataFrame) -> DescribedFigure:
 def plot_sizes(images: pd.DataFrame) -> DescribedFigure:
     """Returns a scatter plot of the images' sizes in pixels (columns width and height)."""
     sizes = images.value_counts(["width", "height"]).reset_index()
-    figure = new_figure(5, 3.6)
-    axes = figure.subplots()
+    figure, axes = new_axes(5, 3.6)
     area = 15 + 150 * sizes["count"] / sizes["count"].max()
     axes.scatter(sizes["width"], sizes["height"], s=area, facecolor="0.7", edgecolor="black")
     axes.set(xlabel="width (pixels)", ylabel="height (pixels)", title="Image sizes; larger dots, more images")
@@ -89,38 +88,29 @@ def plot_problems(problems: pd.DataFrame, *, white: int = FULL_WHITE) -> Describ
     figure, grid = image_grid(rows, 4, width=9, height=2.4 * rows)
     for axes, row in zip(grid.flat, shown.itertuples(), strict=False):
         paths = [path for path in (row.path, row.other) if path]
-        sheet = np.full((128, 136 * len(paths) - 8, 3), 255, "uint8")
+        sheet = Image.new("RGB", (136 * len(paths) - 8, 128), "white")
         for position, path in enumerate(paths):
-            picture = _thumbnail(path, white)
-            top, left = (128 - picture.shape[0]) // 2, 136 * position + (128 - picture.shape[1]) // 2
-            sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+            thumbnail = _thumbnail(path, white)
+            sheet.paste(thumbnail, (136 * position + (128 - thumbnail.width) // 2, (128 - thumbnail.height) // 2))
         show_image(axes, sheet, textwrap.fill(row.problem, 24))
-        axes.set_xlabel("\n".join(map(_short_name, paths)), fontsize=8)
+        names = (f"{Path(path).parent.name[:14]}/{shorten(Path(path).name, most=16)}" for path in paths)
+        axes.set_xlabel("\n".join(" ".join(name.split()) for name in names), fontsize=8)
     figure.suptitle(f"{len(shown)} of {len(pictured)} findings; beside an image the one that it is like")
     counts = pictured["problem"].value_counts(sort=False)
-    figure.description = f"Grid of {len(shown)} images in which a problem was found, of " + ", ".join(
-        f"{count} {problem}" for problem, count in counts.items()
-    )
+    found = ", ".join(f"{count} {problem}" for problem, count in counts.items())
+    figure.description = f"Grid of {len(shown)} images in which a problem was found, of {found}"
     return figure
 
 
-def _thumbnail(path: str, white: int) -> np.ndarray:
-    """Returns the image at most 128 pixels high and wide; a grey field with a cross if it cannot be read."""
+def _thumbnail(path: str, white: int) -> Image.Image:
+    """Returns the image at most 128 pixels high and wide; a grey field if it cannot be read: its row says why."""
     try:
         with quiet:
             image = read_image(path, white=white)
         image.thumbnail((128, 128))
-        return np.asarray(image)
-    except Exception:  # its row in the table says why
-        field = np.full((128, 128, 3), 220, "uint8")
-        field[np.eye(128, dtype=bool) | np.eye(128, dtype=bool)[::-1]] = 120
-        return field
-
-
-def _short_name(path: str) -> str:
-    """Returns the folder, which is often the class, and the end of the name."""
-    folder, name = (" ".join(part.split()) for part in (Path(path).parent.name, Path(path).name))
-    return f"{folder[:14]}/{name if len(name) <= 16 else '…' + name[-15:]}"
+        return image
+    except Exception:  # Pillow's plugins raise many kinds
+        return Image.new("RGB", (128, 128), "gainsboro")
 
 
 def plot_image_rows(rows: dict[str, np.ndarray]) -> DescribedFigure:

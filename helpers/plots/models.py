@@ -12,6 +12,7 @@ from helpers.plots.figures import (
     image_grid,
     label_log_axis,
     name_row,
+    new_axes,
     new_figure,
     shorten,
     show_image,
@@ -26,20 +27,15 @@ def plot_strengths(losses: dict[float, float], chosen: float) -> DescribedFigure
 
     `losses` is C to mean log-loss, `chosen` the C that was taken.
     """
-    figure = new_figure(5.5, 3.2)
-    axes = figure.subplots()
+    figure, axes = new_axes(5.5, 3.2)
     axes.semilogx(list(losses), list(losses.values()), "o-", color="0.3")
     axes.semilogx([chosen], [losses[chosen]], "D", color="black", markersize=10, label=f"chosen: C = {chosen:g}")
-    axes.set(
-        xlabel="C (smaller: stronger regularisation)",
-        ylabel="log-loss, cross-validated",
-        title="How strongly to regularise the head",
-    )
+    axes.set(xlabel="C (smaller: stronger regularisation)", ylabel="log-loss, cross-validated")
+    axes.set_title("How strongly to regularise the head")
     label_log_axis(axes.xaxis, (1,))
     axes.legend()
-    figure.description = (
-        f"Curve of the cross-validated log-loss over C: lowest, {losses[chosen]:.3f}, at C = {chosen:g}."
-    )
+    lowest = f"lowest, {losses[chosen]:.3f}, at C = {chosen:g}"
+    figure.description = f"Curve of the cross-validated log-loss over C: {lowest}."
     return figure
 
 
@@ -72,8 +68,7 @@ def plot_history(history: dict[str, list[float]], start: dict[str, float], *, ti
 
 def plot_results(arms: dict[str, dict]) -> DescribedFigure:
     """Returns the arms' test accuracies with their 95 % intervals: name to test_accuracy, low and high (0..1)."""
-    figure = new_figure(7, 1 + 0.5 * len(arms))
-    axes = figure.subplots()
+    figure, axes = new_axes(7, 1 + 0.5 * len(arms))
     for row, arm in enumerate(arms.values()):
         accuracy = 100 * arm["test_accuracy"]
         axes.plot([100 * arm["low"], 100 * arm["high"]], [row, row], color="0.4", linewidth=3)
@@ -83,8 +78,8 @@ def plot_results(arms: dict[str, dict]) -> DescribedFigure:
     axes.set_ylim(len(arms) - 0.5, -0.7)
     axes.set(xlabel="test accuracy (%), with its 95 % interval")
     axes.grid(axis="x", color="0.9")
-    told = (f"{name} {describe_accuracy(arm)}" for name, arm in arms.items())
-    figure.description = f"Test accuracy with 95 % interval: {'; '.join(told)}"
+    told = "; ".join(f"{name} {describe_accuracy(arm)}" for name, arm in arms.items())
+    figure.description = f"Test accuracy with 95 % interval: {told}"
     return figure
 
 
@@ -100,8 +95,7 @@ def plot_confusion(confusion: pd.DataFrame) -> DescribedFigure:
     counts, size = shown.to_numpy(), len(shown)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = max(0.36 * size, 1.6)
-    figure = new_figure(side + 2.6, side + 1.8)
-    axes = figure.subplots()
+    figure, axes = new_axes(side + 2.6, side + 1.8)
     axes.imshow(shares, cmap="gray_r", vmin=0, vmax=1)
     for row, column in zip(*np.nonzero(counts), strict=True):
         color, text = "white" if shares[row, column] > 0.5 else "black", f"{counts[row, column]}"
@@ -116,11 +110,10 @@ def plot_confusion(confusion: pd.DataFrame) -> DescribedFigure:
         axis.set_ticks(np.arange(size - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="0.85")
     axes.tick_params(which="minor", length=0)
-    right, total = int(np.trace(confusion)), int(confusion.to_numpy().sum())
+    right = f"{np.trace(confusion)} of {confusion.to_numpy().sum()} images recognised"
     chosen = f"\nof {len(confusion)} classes, the 20 with most mistakes" if len(confusion) > 20 else ""
-    title = f"{right} of {total} images recognised{chosen}"
-    axes.set(xlabel="predicted class", ylabel="true class", title=title)
-    figure.description = f"Confusion matrix of {len(confusion)} classes: {right} of {total} images recognised."
+    axes.set(xlabel="predicted class", ylabel="true class", title=right + chosen)
+    figure.description = f"Confusion matrix of {len(confusion)} classes: {right}."
     return figure
 
 
@@ -138,6 +131,19 @@ def _with_others(confusion: pd.DataFrame, most: int) -> pd.DataFrame:
     return pd.DataFrame(member.T @ counts @ member, index=names, columns=names)
 
 
+def prediction_titles(predictions: pd.DataFrame, *, between: str = ", ") -> list[str]:
+    """Returns "cat (97 %), true: dog" for each row of `find_mistakes` or `choose_examples`."""
+    titles = []
+    for row in predictions.itertuples():
+        predicted, label = (shorten(name, most=12) for name in (row.predicted, row.label))
+        titles.append(f"{predicted} ({_percent(row.probability)}){between}true: {label}")
+    return titles
+
+
+def _percent(probability: float) -> str:
+    return "> 99 %" if probability > 0.99 else f"{100 * probability:.0f} %"  # none is rounded to a certainty
+
+
 def plot_mistakes(pixels, mistakes: pd.DataFrame) -> DescribedFigure:
     """Returns the images of mistakes (`find_mistakes`) in a grid, each with its predicted and its true class.
 
@@ -147,13 +153,11 @@ def plot_mistakes(pixels, mistakes: pd.DataFrame) -> DescribedFigure:
         return text_figure("No mistake among these images.")
     rows = -(-len(mistakes) // 6)
     figure, grid = image_grid(rows, 6, width=9.6, height=2 * rows + 0.4)
-    told = []
-    for axes, mistake in zip(grid.flat, mistakes.itertuples(), strict=False):
-        predicted, label = (shorten(name, most=14) for name in (mistake.predicted, mistake.label))
-        percent = describe_probability(mistake.probability)
-        show_image(axes, pixels[[mistake.position]][0], f"{predicted} ({percent})\ntrue: {label}")
-        told.append(f"{mistake.label} taken for {mistake.predicted} ({percent})")
+    titles = prediction_titles(mistakes, between="\n")
+    for axes, position, title in zip(grid.flat, mistakes["position"], titles, strict=False):
+        show_image(axes, pixels[[position]][0], title)
     figure.suptitle("Most confident mistakes: predicted class (probability), true class", fontsize=11)
+    told = (f"{row.label} taken for {row.predicted} ({_percent(row.probability)})" for row in mistakes.itertuples())
     figure.description = f"Grid of the {len(mistakes)} most confident mistakes: {'; '.join(told)}"
     return figure
 
@@ -183,7 +187,7 @@ def plot_predictions(
     for line, row in zip(grid, rows, strict=True):
         for axes, position in zip(line, row, strict=False):
             name, label = (str(class_names[index]) for index in (predicted[position], labels[position]))
-            percent = describe_probability(probabilities[position].max())
+            percent = _percent(probabilities[position].max())
             title = f"{shorten(name, most=14)} ({percent})"
             title += "" if name == label else f"\ntrue: {shorten(label, most=14)}"
             show_image(axes, pixels[[position]][0], title)
@@ -197,15 +201,9 @@ def plot_predictions(
     return figure
 
 
-def describe_probability(probability: float) -> str:
-    """Returns a probability in per cent; none is rounded to a certainty."""
-    return "> 99 %" if probability > 0.99 else f"{100 * probability:.0f} %"
-
-
 def plot_reliability(tables: dict[str, pd.DataFrame]) -> DescribedFigure:
     """Returns accuracy over confidence, with 95 % intervals: title to `reliability_table`."""
-    figure = new_figure(5.5, 4.8)
-    axes = figure.subplots()
+    figure, axes = new_axes(5.5, 4.8)
     lowest = min(min(table["low"].min(), table["confidence"].min()) for table in tables.values())
     low = max(np.floor(10 * lowest - 0.2) / 10, 0)
     axes.plot([low, 1], [low, 1], color="0.6", linewidth=1, label="right as often as it says")
@@ -218,13 +216,8 @@ def plot_reliability(tables: dict[str, pd.DataFrame]) -> DescribedFigure:
     images = next(iter(tables.values()))["images"]
     count = f"{images.min()}" if images.min() == images.max() else f"{images.min()} to {images.max()}"
     limits = (low, 1 + 0.03 * (1 - low))
-    axes.set(
-        xlim=limits,
-        ylim=limits,
-        xlabel="confidence: mean probability of the predicted class",
-        ylabel="accuracy, with its 95 % interval",
-        title=f"Is it right as often as it says? Bins of {count} images",
-    )
+    axes.set(xlim=limits, ylim=limits, title=f"Is it right as often as it says? Bins of {count} images")
+    axes.set(xlabel="confidence: mean probability of the predicted class", ylabel="accuracy, with its 95 % interval")
     axes.grid(color="0.9")
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     figure.description = f"Confidence and accuracy, in bins of equal numbers of images. {' '.join(told)}"
@@ -237,7 +230,8 @@ def plot_reliability(tables: dict[str, pd.DataFrame]) -> DescribedFigure:
 def plot_grad_cam(images: np.ndarray, maps: np.ndarray | None, *, titles: list[str]) -> DescribedFigure:
     """Returns each image, uint8 (images, height, width, 3), beside itself with what does not matter faded to grey.
 
-    `maps` are those of `grad_cam`, a line around what is above a half; None if the network has no feature maps.
+    `maps` are those of `locate_evidence`, with a line around what is above a half; `titles` may be those of
+    `prediction_titles`.
     """
     if not len(images):
         return text_figure("No image was chosen.")
@@ -249,7 +243,7 @@ def plot_grad_cam(images: np.ndarray, maps: np.ndarray | None, *, titles: list[s
     for axes, image, cam, title in zip(grid.flat, images, maps, titles, strict=False):
         faded = 128 + (image - 128.0) * (0.2 + 0.8 * cam[..., None])
         sheet = np.concatenate([image, np.full((height, gap, 3), 255), faded.round()], axis=1)
-        show_image(axes, sheet.astype("uint8"), shorten(title, most=36))
+        show_image(axes, sheet.astype("uint8"), shorten(title, most=40))
         axes.set_frame_on(False)
         if cam.min() < 0.5 < cam.max():
             across, down = np.arange(width) + width + gap, np.arange(height)
@@ -274,29 +268,24 @@ def _describe_map(cam: np.ndarray) -> str:
 
 
 def plot_corruptions(table: pd.DataFrame) -> DescribedFigure:
-    """Returns each arm's accuracy over severity (`corruption_table`), a panel for each corruption."""
+    """Returns each arm's accuracy over severity (`corruption_table`), a panel for each of the five corruptions."""
     unchanged = table["severity"] == 0
     kinds, arms = table.loc[~unchanged, "corruption"].unique(), table["arm"].unique()
-    columns = min(len(kinds), 3)
-    rows = -(-len(kinds) // columns)
-    figure = new_figure(3.1 * columns, 2.5 * rows + 0.7)
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    figure = new_figure(9.3, 5.7)
+    grid = figure.subplots(2, 3, sharey=True).ravel()
     told = []
     for axes, kind in zip(grid, kinds, strict=False):
-        part = table[unchanged | (table["corruption"] == kind)].sort_values("severity", kind="stable")
+        part = table[unchanged | (table["corruption"] == kind)]
         for number, (arm, style) in enumerate(zip(arms, STYLES, strict=False)):
             points = part[part["arm"] == arm]
             x = points["severity"] + 0.12 * (number - (len(arms) - 1) / 2)  # beside each other, to see both intervals
             accuracy, spans = 100 * points["accuracy"], 100 * points[["low", "high"]]
             draw_intervals(axes, x, accuracy, spans, label=arm, markersize=5, **style)
             told.append(f"{kind}, {arm}: {', '.join(f'{value:.1f}' for value in accuracy)} %.")
-        severities = sorted(part["severity"].unique())
-        axes.set(title=shorten(kind), xlabel="severity (0: unchanged)", xticks=severities)
-        axes.set_xlim(severities[0] - 0.4, severities[-1] + 0.4)
+        axes.set(title=kind, xlabel="severity (0: unchanged)", xticks=range(6), xlim=(-0.4, 5.4))
         axes.grid(axis="y", color="0.9")
-    for axes in grid[len(kinds) :]:
-        axes.axis("off")
-    for axes in grid[::columns]:
+    grid[-1].axis("off")
+    for axes in grid[::3]:
         axes.set_ylabel("accuracy (%)")
     figure.suptitle(f"Accuracy on the same {table['images'].max()} images, changed, with 95 % intervals")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(arms))

@@ -9,7 +9,7 @@ from helpers.plots.figures import (
     describe_accuracy,
     draw_intervals,
     label_log_axis,
-    new_figure,
+    new_axes,
     shorten,
     text_figure,
 )
@@ -26,19 +26,15 @@ def plot_probe(probe: pd.DataFrame, taken: str) -> DescribedFigure:
     known = probe[np.isfinite(probe["log_loss"])]
     if known.empty:
         return text_figure("With so few images of a class, nothing can be cross-validated.")
-    figure = new_figure(8, 4)
-    axes = figure.subplots()
+    figure, axes = new_axes(8, 4)
     style = {"color": "black", "marker": "o", "markerfacecolor": "white", "capsize": 3, "elinewidth": 1}
     style["label"] = "its difference to the lowest: one standard error"
     axes.errorbar(known["cost"], known["log_loss"], yerr=known["error"].fillna(0), **style)
     chosen = known[known["cut"] == taken]
     axes.plot(chosen["cost"], chosen["log_loss"], "D", color="black", markersize=10, label=f"taken: {shorten(taken)}")
-    axes.set(
-        xlabel="share of the network's cost up to the cut (1: all layers are taken)",
-        yscale="log",
-        ylabel="log-loss, cross-validated",
-        title="What each depth of the frozen network knows: lower is better",
-    )
+    axes.set(xlabel="share of the network's cost up to the cut (1: all layers are taken)")
+    axes.set(ylabel="log-loss, cross-validated", yscale="log")
+    axes.set_title("What each depth of the frozen network knows: lower is better")
     label_log_axis(axes.yaxis)
     _name_depths(axes, dict(zip(probe["cut"], probe["cost"], strict=True)), first={taken})
     figure.legend(loc="outside lower center", ncols=2, fontsize=9)
@@ -53,16 +49,13 @@ def plot_probe(probe: pd.DataFrame, taken: str) -> DescribedFigure:
 def plot_depth(probe: pd.DataFrame, race: pd.DataFrame) -> DescribedFigure:
     """Returns the accuracy on validation images over depth: cut and frozen there, and fine-tuned from there on.
 
-    Args:
-        probe: a row per cut point (`probe_depth`).
-        race: a row per arm and rung (`Study.race`). For each stage the arm with the lowest log-loss of those that
-            went through most rungs is shown.
+    `probe` has a row per cut point (`probe_depth`), `race` one per arm and rung (`Study.race`). For each stage the
+    arm with the lowest log-loss of those that went through most rungs is shown.
     """
     probe = probe.sort_values("cost", ignore_index=True)
     tuned = _rank(race).drop_duplicates("stage").sort_values("cost_before")
     diverged = race[~race["stage"].isin(tuned["stage"])].drop_duplicates("stage")
-    figure = new_figure(8, 4.5)
-    axes = figure.subplots()
+    figure, axes = new_axes(8, 4.5)
     axes.plot(probe["cost"], probe["accuracy"], "o-", color="black", label="frozen: cut here, with a linear head")
     style = {"marker": "D", "linestyle": "--", "markerfacecolor": "white"}
     style["label"] = "fine-tuned from here on, at its best rate and cut"
@@ -70,11 +63,8 @@ def plot_depth(probe: pd.DataFrame, race: pd.DataFrame) -> DescribedFigure:
     if len(diverged):
         style = {"color": "black", "clip_on": False, "transform": axes.get_xaxis_transform(), "label": "diverged"}
         axes.plot(diverged["cost_before"], np.zeros(len(diverged)), "X", **style)
-    axes.set(
-        xlabel="share of the network's cost up to here",
-        ylabel="accuracy on validation images",
-        title="Accuracy over depth: cut and frozen here, or fine-tuned from here on",
-    )
+    axes.set(xlabel="share of the network's cost up to here", ylabel="accuracy on validation images")
+    axes.set_title("Accuracy over depth: cut and frozen here, or fine-tuned from here on")
     places = dict(zip([*race["stage"], *probe["cut"]], [*race["cost_before"], *probe["cost"]], strict=True))
     _name_depths(axes, places, first=set(race["stage"]))
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
@@ -120,31 +110,24 @@ def plot_rates(race: pd.DataFrame) -> DescribedFigure:
     cuts, stages = list(race["cut"].unique()), list(race.sort_values("cost_before")["stage"].unique())
     columns = [(cut, stage) for cut in cuts for stage in stages if (cut, stage) in first.index.droplevel(2)]
     rates = sorted(race["learning_rate"].unique())
-    figure = new_figure(8, min(max(2 + 0.5 * len(rates), 3.5), 8))
-    axes = figure.subplots()
+    figure, axes = new_axes(8, min(max(2 + 0.5 * len(rates), 3.5), 8))
     _draw_cells(axes, first, last, columns, rates)
     ranked = _rank(last.reset_index())
     told = "All diverged."
     if len(ranked):
-        best = ranked.iloc[0]
-        corner = columns.index((best["cut"], best["stage"])) - 0.46, rates.index(best["learning_rate"]) - 0.46
+        loss, cut, stage, rate = ranked[["log_loss", *arm]].iloc[0]
+        corner = columns.index((cut, stage)) - 0.46, rates.index(rate) - 0.46
         for color, width in (("white", 6), ("black", 3)):  # seen on dark cells and on light ones
             axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=color, linewidth=width))
-        told = (
-            f"Best: {best['log_loss']:.3f}, cut at {best['cut']}, from {best['stage']} on at rate "
-            f"{best['learning_rate']:g}."
-        )
+        told = f"Best: {loss:.3f}, cut at {cut}, from {stage} on at rate {rate:g}."
         told += f" {len(last) - len(ranked)} diverged." if len(ranked) < len(last) else ""
     labels = [f"{shorten(stage)}\ncut at {shorten(cut)}" for cut, stage in columns]
     tilt = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, labels)) > 90 else {}
     axes.set_xticks(range(len(columns)), labels, **tilt)
     axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-    axes.set(
-        xlabel="first stage that is fine-tuned, and where the network is cut",
-        ylabel="learning rate",
-        title=f"Log-loss on validation images after {first['steps'].min()} steps: darker is better\n"
-        "framed: the best of those that raced on",
-    )
+    axes.set(xlabel="first stage that is fine-tuned, and where the network is cut", ylabel="learning rate")
+    title = f"Log-loss on validation images after {first['steps'].min()} steps: darker is better"
+    axes.set_title(f"{title}\nframed: the best of those that raced on")
     figure.description = f"Heat map of the validation log-loss by cut, stage and learning rate. {told}"
     return figure
 
@@ -170,9 +153,7 @@ def _draw_cells(axes, first: pd.DataFrame, last: pd.DataFrame, columns: list, ra
 
 
 def _describe_loss(loss: float) -> str:
-    if not np.isfinite(loss):
-        return "diverged"
-    return f"{loss:.3f}" if loss < 100 else f"{loss:.0e}"
+    return "diverged" if not np.isfinite(loss) else f"{loss:.3f}" if loss < 100 else f"{loss:.0e}"
 
 
 # ---- the final
@@ -185,8 +166,7 @@ def plot_costs(arms: pd.DataFrame) -> DescribedFigure:
         return text_figure("No arm was trained.")
     arms = arms.sort_values(["seconds", "test_accuracy"])
     efficient = pareto_front(arms)
-    figure = new_figure(8, 4.5)
-    axes = figure.subplots()
+    figure, axes = new_axes(8, 4.5)
     told = []
     for number, (name, arm) in enumerate(arms.iterrows()):
         style = {"marker": _MARKERS[number % len(_MARKERS)], "markersize": 8, "linestyle": "none"}
@@ -194,22 +174,16 @@ def plot_costs(arms: pd.DataFrame) -> DescribedFigure:
         spans = 100 * np.array([[arm["low"], arm["high"]]])
         draw_intervals(axes, [arm["seconds"]], [100 * arm["test_accuracy"]], spans, **style)
         seconds = f"{arm['seconds']:.{0 if arm['seconds'] >= 100 else 1}f} s"
-        told.append(
-            f"{name} {describe_accuracy(arm)} in {seconds} with {arm['trainable_weights']:,.0f} trainable weights"
-        )
+        learning = f"{arm['trainable_weights']:,.0f} trainable weights"
+        told.append(f"{name} {describe_accuracy(arm)} in {seconds} with {learning}")
     room = max(arms["seconds"].max() / arms["seconds"].min(), 30) ** 0.1
     low, high = arms["seconds"].min() / room, arms["seconds"].max() * room
     front = arms[efficient]
     steps = [*front["seconds"], high], [*(100 * front["test_accuracy"]), 100 * front["test_accuracy"].iloc[-1]]
     label = "efficient: no other arm is cheaper and as accurate"
     axes.step(*steps, "--", where="post", color="0.3", zorder=1, label=label)
-    axes.set(
-        xscale="log",
-        xlim=(low, high),
-        xlabel="training time (seconds, logarithmic)",
-        ylabel="test accuracy (%), with its 95 % interval",
-        title="Accuracy against cost",
-    )
+    axes.set(xscale="log", xlim=(low, high), title="Accuracy against cost")
+    axes.set(xlabel="training time (seconds, logarithmic)", ylabel="test accuracy (%), with its 95 % interval")
     label_log_axis(axes.xaxis, (1, 2, 5) if high / low < 10_000 else (1,))
     axes.grid(color="0.9")
     figure.legend(loc="outside lower center", ncols=3)
@@ -222,13 +196,11 @@ def plot_costs(arms: pd.DataFrame) -> DescribedFigure:
 
 def pareto_front(arms: pd.DataFrame) -> pd.Series:
     """Returns whether each arm is on the Pareto front: no other is as cheap and as accurate, and better in one."""
-
-    def is_efficient(arm) -> bool:
-        as_good = (arms["seconds"] <= arm.seconds) & (arms["test_accuracy"] >= arm.test_accuracy)
-        better = (arms["seconds"] < arm.seconds) | (arms["test_accuracy"] > arm.test_accuracy)
-        return not (as_good & better).any()
-
-    return pd.Series([is_efficient(arm) for arm in arms.itertuples()], arms.index, dtype=bool)
+    seconds, accuracy = arms["seconds"].to_numpy(), arms["test_accuracy"].to_numpy()
+    # [i, j]: arm j beats arm i
+    as_good = (seconds <= seconds[:, None]) & (accuracy >= accuracy[:, None])
+    better = (seconds < seconds[:, None]) | (accuracy > accuracy[:, None])
+    return pd.Series(~(as_good & better).any(axis=1), arms.index)
 
 
 def plot_differences(comparison: dict) -> DescribedFigure:
@@ -242,8 +214,7 @@ def plot_differences(comparison: dict) -> DescribedFigure:
     mean, low, high, margin = (100 * comparison[key] for key in ("difference", "low", "high", "margin"))
     values = np.array([*points, mean, low, high, 1.3 * margin, 0.5])
     reach = 1.15 * np.abs(values[np.isfinite(values)]).max()
-    figure = new_figure(7, 4)
-    axes = figure.subplots()
+    figure, axes = new_axes(7, 4)
     axes.axvspan(-margin, margin, color="0.9", label="too small to matter")
     axes.axvline(0, color="black", linewidth=1)
     rows = np.arange(1, len(points) + 1)
@@ -257,12 +228,9 @@ def plot_differences(comparison: dict) -> DescribedFigure:
     axes.set_yticks([below, *rows[::step]], ["mean", *map(str, rows[::step])])
     for side, name, align in ((0.01, "frozen", "left"), (0.99, "fine-tuned", "right")):
         axes.text(side, 0.98, f"{name} better", ha=align, va="top", style="italic", transform=axes.transAxes)
-    axes.set(
-        xlim=(-reach, reach),
-        xlabel="test accuracy: fine-tuned minus frozen, points",
-        ylabel="pair (same split, same seed)",
-        title=f"{comparison['pairs']} pairs of trainings, judged on {comparison['images']} test images",
-    )
+    axes.set(xlim=(-reach, reach), xlabel="test accuracy: fine-tuned minus frozen, points")
+    axes.set_ylabel("pair (same split, same seed)")
+    axes.set_title(f"{comparison['pairs']} pairs of trainings, judged on {comparison['images']} test images")
     figure.legend(loc="outside lower center", ncols=3)
     figure.description = (
         f"Test accuracy, fine-tuned minus frozen, of {comparison['pairs']} pairs on {comparison['images']} images: "

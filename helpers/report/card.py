@@ -10,47 +10,15 @@ import zipfile
 from pathlib import Path
 
 from helpers import write_atomically
-from helpers.report.run_folder import RunFolder, make_command
-from helpers.report.summary import chosen_arm, cost_table, headline, points_interval, result_table
+from helpers.report.run_folder import RunFolder, chosen_arm, cost_table, make_command, points_interval, result_table
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "card"
 
-_DIFFERENCE = "`difference` is fine-tuned minus frozen, `low` and `high` are its 95 % interval over images."
-
-TABLES = {
-    "classes.csv": (
-        "Class by class",
-        "`chosen.keras` on the test images. `recall_low` and `recall_high` are the recall's 95 % interval, "
-        "`taken_for` is the class that a class is most often mistaken for, and `times` how often.",
-    ),
-    "corruptions_compared.csv": (
-        "On images with drawn corruptions",
-        "Accuracies of `frozen.keras` and `fine_tuned.keras` on test images that a program blurred, darkened, and so "
-        f"on: means over five severities, in the last row over all. {_DIFFERENCE}",
-    ),
-    "shift.csv": (
-        "On shifted images",
-        f"Accuracies of `frozen.keras` and `fine_tuned.keras` on images from elsewhere, by folder. {_DIFFERENCE}",
-    ),
-}
-"""Tables of a run that go into its card where they exist: title and columns' meaning, in Markdown."""
+TABLES = ("classes.csv", "corruptions_compared.csv", "shift.csv")
+"""Tables of a run that go into its card where they exist."""
 
 MOST_CLASSES = 100
 """Classes up to which each has a row."""
-
-RULES = {
-    "crop": "the middle is kept, and what stands out along the longer side is cut off",
-    "pad": "the whole image is kept, and black is added",
-    "stretch": "the whole image is kept, and distorted",
-}
-
-LOADING = """\
-from helpers.data import read_pixels  # in the repository's folder, with .venv/bin/python
-from helpers.training import load_classifier
-
-model, settings = load_classifier({file!r})
-image = read_pixels("image.jpg", model.input_shape[1:3], resize=settings["resize"], white=settings["white"])
-dict(zip(settings["class_names"], model.predict(image[None])[0]))"""
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&#$@!{}^]|:(?=\S))")
 
@@ -58,43 +26,35 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&#$@!{}^]|:(?=\S))")
 def write_card(run: Path) -> Path:
     """Returns the path of `chosen.md`, the model card of the run's `chosen.keras`, filled from the run's files.
 
-    Raises:
-        FileNotFoundError: there is no `chosen.keras`.
-        ValueError: it is not a classifier that `helpers.training.save_model` wrote.
+    Raises a FileNotFoundError without `chosen.keras`, a ValueError if `save_model` has not written it.
     """
     from markupsafe import Markup
 
     from helpers.data import count_images  # here: pandas takes a second, and few commands need it
 
     folder = RunFolder(run)
-    file, verdict, metrics, problems = folder.run / "chosen.keras", folder.verdict, folder.metrics, folder.problems
-    model = _read_model(file)
+    file, problems = folder.run / "chosen.keras", folder.problems
     counts = [] if folder.images is None else list(count_images(folder.images).itertuples())
     found = None if problems is None else problems.groupby(["problem", "action"], sort=False).size()
-    tables = ((title, Markup(words), _read_table(folder.run / name)) for name, (title, words) in TABLES.items())
     text = _template().render(
         name=folder.run.name,
-        statement=headline(verdict),
-        explanation=verdict.get("explanation") or metrics.get("answer", ""),
-        model=model,
-        outputs=list(enumerate(model["class_names"])),
-        rule=RULES.get(model["resize"], ""),
-        verdict=verdict,
-        chosen=chosen_arm(verdict),
+        file=Markup(repr(f"runs/{folder.run.name}/{file.name}")),
+        verdict=folder.verdict,
+        metrics=folder.metrics,
+        model=_read_model(file),
+        chosen=chosen_arm(folder.verdict),
         parameters={setting.name: setting.value for setting in folder.settings} | folder.parameters,
-        features=metrics.get("features", ""),
-        fingerprint=_digest(folder.run / "images.csv") if folder.images is not None else "",
+        fingerprint=_digest(folder.run / "images.csv") if counts else "",
         counts=counts if len(counts) <= MOST_CLASSES + 1 else counts[-1:],
         smallest=min((row.test for row in counts[:-1]), default=0),
         problems=None if found is None else [(*what, count) for what, count in found.items()],
-        results=result_table(metrics),
-        costs=cost_table(metrics),
+        results=result_table(folder.metrics),
+        costs=cost_table(folder.metrics),
         interval=points_interval,
-        tables=[(title, words, *table) for title, words, table in tables if table],
+        tables={name: _read_table(folder.run / name) for name in TABLES if (folder.run / name).exists()},
         environment=(folder.environments or [{}])[-1],
         commit=folder.commit,
-        loading=Markup(fenced(LOADING.format(file=f"runs/{folder.run.name}/{file.name}"), "python")),
-        command=Markup(fenced(make_command(folder), "sh")),
+        command=Markup(make_command(folder)),
     )
     return write_atomically(folder.run / "chosen.md", text)
 
@@ -124,13 +84,6 @@ def escape_markdown(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
-def fenced(text: str, language: str) -> str:
-    """Returns the text as a block of code, between fences longer than any in it."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
-
-
 def _table(columns, rows) -> str:
     lines = [[escape_markdown(str(cell)) for cell in row] for row in (columns, *rows)]
     lines.insert(1, ["---"] * len(lines[0]))
@@ -157,12 +110,10 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_table(path: Path) -> tuple[list, list] | None:
-    """Returns columns and rows of a table that another step wrote, fractions rounded; None without it."""
+def _read_table(path: Path) -> tuple[list, list]:
+    """Returns columns and rows of a table that another step wrote, fractions rounded."""
     from helpers.data.tables import read_texts
 
-    if not path.exists():
-        return None
     table = read_texts(path)
     for name in table.columns.difference(["class", "taken_for", "corruption", "folder"]):  # a name may be "1.50"
         table[name] = [f"{float(text):.3f}" if "." in text else text for text in table[name]]

@@ -9,8 +9,7 @@ from PIL import Image
 from helpers import write_atomically
 from helpers.environment import ORDER
 from helpers.report.advice import next_steps
-from helpers.report.run_folder import RunFolder, make_command
-from helpers.report.summary import cost_table, headline, key_facts, result_table
+from helpers.report.run_folder import RunFolder, chosen_arm, cost_table, make_command, points_interval, result_table
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "report"
 
@@ -42,29 +41,27 @@ def write_report(run: Path) -> Path:
     import jinja2
 
     folder = RunFolder(run)
-    verdict, metrics = folder.verdict, folder.metrics
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    durations = {name: about.get("duration") for name, about in folder.executions.items()}
+    ends = [about["end_time"] for about in folder.executions.values() if about.get("end_time")]
     html = templates.get_template("page.html.j2").render(
         name=folder.run.name,
         style=(TEMPLATE / "style.css").read_text(encoding="utf-8"),
         folder=folder,
-        statement=headline(verdict),
-        answer=verdict.get("explanation") or metrics.get("answer"),
-        facts=key_facts(verdict),
+        chosen=chosen_arm(folder.verdict),
+        interval=points_interval,
         pictures=_figures(folder, FIRST_PAGE),
         steps=next_steps(folder),
-        results=result_table(metrics),
+        results=result_table(folder.metrics),
         figures=_figures(folder, DETAILS),
         data=_data(folder),
-        settings=folder.settings,
-        changed=any(setting.changed for setting in folder.settings),
-        costs=cost_table(metrics),
+        costs=cost_table(folder.metrics),
         environments=[_environment_rows(environment) for environment in folder.environments],
-        durations=_durations(folder.notebooks),
+        durations=_durations(durations),
         command=make_command(folder),
-        date=_date(folder.notebooks),
+        date=datetime.fromisoformat(max(ends)) if ends else None,
     )
     return write_atomically(folder.run / "report.html", html)
 
@@ -84,17 +81,14 @@ def _figures(folder: RunFolder, captions: dict[str, str]) -> list[dict]:
 
 def _data(folder: RunFolder) -> dict:
     """Returns the tables about the data as rows of texts: how many images, what was found, what was left out."""
-    found = {"counts": [], "problems": [], "left_out": [], "more": 0}
-    if folder.images is not None:
-        from helpers.data import count_images
+    from helpers.data import count_images, summarize_problems  # here: pandas takes a second
 
+    found = {"counts": [], "problems": [], "left_out": []}
+    if folder.images is not None:
         counts = count_images(folder.images)
         found["counts"] = [(name, *(f"{n:,}" for n in row)) for name, *row in counts.itertuples()]
         found["columns"] = list(counts)
-        found["images"], found["classes"] = f"{len(folder.images):,}", len(counts) - 1
     if folder.problems is not None:
-        from helpers.data import summarize_problems
-
         summary = summarize_problems(folder.problems)
         found["problems"] = [tuple(map(str, row)) for row in summary[["severity", "action", "findings"]].itertuples()]
         left_out = folder.problems[folder.problems["action"] == "left out"]
@@ -113,16 +107,8 @@ def _environment_rows(environment: dict) -> list[tuple[str, str]]:
     return rows
 
 
-def _durations(notebooks: dict) -> list[tuple[str, str]]:
+def _durations(seconds: dict[str, float | None]) -> list[tuple[str, str]]:
     """Returns how long each notebook was executed, in words, and all of them together."""
-    seconds = {name: notebook.metadata.get("papermill", {}).get("duration") for name, notebook in notebooks.items()}
     known = {name: value for name, value in seconds.items() if value}
     rows = known | {"all": sum(known.values())} if known else {}
     return [(name, f"{s:.0f} s" if s < 90 else f"{s / 60:.0f} min") for name, s in rows.items()]
-
-
-def _date(notebooks: dict) -> str:
-    """Returns the day on which the run was executed: "24 November 2026"; empty if nothing says so."""
-    ends = [notebook.metadata.get("papermill", {}).get("end_time") for notebook in notebooks.values()]
-    day = max((datetime.fromisoformat(end) for end in ends if end), default=None)
-    return f"{day.day} {day:%B %Y}" if day else ""

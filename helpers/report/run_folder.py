@@ -1,4 +1,4 @@
-"""What a run's folder holds, as far as it can be read, and how to repeat the run."""
+"""What a run's folder holds, as far as it can be read; the arms in rows of texts; and how to repeat the run."""
 
 import json
 import shlex
@@ -10,6 +10,18 @@ import yaml
 
 from helpers.execution import read_executed
 from helpers.parameters import declared_parameters
+
+# Columns of tables of arms, and what stands in them: from an arm in `metrics.json`, with its differences in points.
+_RESULTS = {"test accuracy": "{test_accuracy:.3f}", "95 % interval": "{low:.3f} to {high:.3f}"}
+_COSTS = {"seconds": "{seconds:.1f}", "trainable weights": "{trainable_weights:,.0f}"}
+_RESULTS_IN_FULL = _RESULTS | {"minus frozen, points": "{points:+.1f}"}
+_RESULTS_IN_FULL |= {"its 95 % interval": "{points_low:+.1f} to {points_high:+.1f}"}
+_COSTS_IN_FULL = {"cut at": "{cut}", "unfrozen from": "{stage}", "learning rate": "{learning_rate:g}"}
+_COSTS_IN_FULL |= _COSTS | {"memory, MB": "{memory_mb:.1f}"}
+
+COLUMNS = ("arm", *_RESULTS, *_COSTS)
+
+NOTHING = "–"
 
 
 def read_metrics(run: Path) -> dict:
@@ -101,27 +113,31 @@ class RunFolder:
         return self._read(name, read_texts, columns=columns)
 
     @property
+    def executions(self) -> dict[str, dict]:
+        """What papermill has noted about each notebook, by name."""
+        return {name: notebook.metadata.get("papermill", {}) for name, notebook in self.notebooks.items()}
+
+    @property
     def failures(self) -> dict[str, str]:
         """Why notebooks stopped, by name."""
-        found = {}
-        for name, notebook in self.notebooks.items():
-            about = notebook.metadata.get("papermill", {})
-            if about.get("exception"):
-                found[name] = _error(notebook) or about.get("stopped", "It was interrupted.")
-        return found
+        return {
+            name: _error(self.notebooks[name]) or about.get("stopped", "It was interrupted.")
+            for name, about in self.executions.items()
+            if about.get("exception")
+        }
 
     @cached_property
     def settings(self) -> list[Setting]:
         """The parameters of the run's notebooks without `run_dir`, each once."""
         settings: dict[str, Setting] = {}
-        for notebook in self.notebooks.values():
-            values = notebook.metadata.get("papermill", {}).get("parameters", {})
+        for notebook, about in zip(self.notebooks.values(), self.executions.values(), strict=True):
             try:
                 declared = declared_parameters(notebook)
             except (ValueError, SyntaxError):  # a notebook of another version
                 continue
             for name, parameter in declared.items():
-                setting = Setting(name, values.get(name, parameter.default), parameter.default, parameter.meaning)
+                value = about.get("parameters", {}).get(name, parameter.default)
+                setting = Setting(name, value, parameter.default, parameter.meaning)
                 if name != "run_dir" and (setting.changed or name not in settings):
                     settings[name] = setting
         return list(settings.values())
@@ -163,3 +179,62 @@ def make_command(folder: RunFolder) -> str:
     words = {"NAME": folder.run.name} | changed
     # make takes a "$" for the start of a variable's name
     return " ".join(["make run", *(f"{k}={shlex.quote(str(v).replace('$', '$$'))}" for k, v in words.items())])
+
+
+# ---- the arms
+
+
+def chosen_arm(verdict: dict) -> dict:
+    """Returns the results of the arm that the verdict chose; empty without one."""
+    return verdict.get("arms", {}).get(verdict.get("chosen"), {})
+
+
+def points_interval(comparison: dict) -> str:
+    """Returns a difference's interval in points."""
+    return f"95 % interval {100 * comparison['low']:+.1f} to {100 * comparison['high']:+.1f}"
+
+
+def summary_rows(metrics: dict) -> list[tuple[str, ...]]:
+    """Returns a row of texts for each arm, in the order of `ARMS`, with the columns of `COLUMNS`.
+
+    Where 04 has results over several splits and seeds, they stand for those of 02 and 03.
+    """
+    return _rows(metrics, _RESULTS | _COSTS)
+
+
+def result_table(metrics: dict) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Returns columns and rows of texts: what each arm reached, and how far from the frozen one, in points."""
+    return _without_empty(_RESULTS_IN_FULL, metrics)
+
+
+def cost_table(metrics: dict) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Returns columns and rows of texts: each arm's cut, first stage that learns, and rate; and what it costs."""
+    return _without_empty(_COSTS_IN_FULL, metrics)
+
+
+def _rows(metrics: dict, formats: dict[str, str]) -> list[tuple[str, ...]]:
+    from helpers.evaluation.metrics import ARMS  # here: SciPy takes a second, and most commands need no table
+
+    arms = metrics.get("study") or metrics.get("arms", {})
+    rows = []
+    for name in sorted(arms, key=lambda name: ARMS.index(name) if name in ARMS else len(ARMS)):
+        known = {key: value for key, value in arms[name].items() if value not in ("", None)}
+        if not known.get("learning_rate"):
+            known.pop("learning_rate", None)  # nothing is fine-tuned
+        known |= {k.replace("difference", "points"): 100 * v for k, v in known.items() if k.startswith("difference")}
+        rows.append((name, *(_filled(text, known) for text in formats.values())))
+    return rows
+
+
+def _filled(text: str, values: dict) -> str:
+    try:
+        return text.format(**values)
+    except KeyError:
+        return NOTHING
+
+
+def _without_empty(formats: dict[str, str], metrics: dict) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Returns the table without columns that say nothing."""
+    columns, rows = ["arm", *formats], _rows(metrics, formats)
+    kept = [number for number in range(len(columns)) if any(row[number] != NOTHING for row in rows)]
+    return [columns[number] for number in kept], [tuple(row[number] for number in kept) for row in rows]

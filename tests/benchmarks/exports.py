@@ -19,16 +19,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 import helpers
+from helpers import data
 from helpers.backbones import keras, load_backbone
-from helpers.data import (
-    check_images,
-    encode_labels,
-    exclude_problems,
-    find_images,
-    load_pixels,
-    open_data,
-    split_images,
-)
 from helpers.export import KINDS, compare_exports, export_model
 from helpers.training import attach_head, compute_activations, fit_head, save_model, set_seed
 
@@ -51,12 +43,12 @@ def load_vision_transformer(side: int) -> keras.Model:
         return load_backbone(f"hub:{folder}", preprocessing="tf")
 
 
-def solved_classifier(network: keras.Model, data: str, file: Path):
+def solved_classifier(network: keras.Model, source: str, file: Path):
     """Returns the test images, at most 200, after saving the network with a head solved on the others."""
-    checked, problems = check_images(find_images(open_data(data)))
-    images = split_images(exclude_problems(checked, problems), test_fraction=0.5)
-    pixels = load_pixels(images, image_size=network.input_shape[1:3])
-    labels, names = encode_labels(images)
+    found = data.find_images(data.open_data(source))
+    images = data.split_images(data.exclude_problems(*data.check_images(found)), test_fraction=0.5)
+    pixels = data.load_pixels(images, image_size=network.input_shape[1:3])
+    labels, names = data.encode_labels(images)
     head = fit_head(compute_activations(network, pixels["train"]), labels["train"])
     save_model(attach_head(network, head, class_names=names), file, class_names=names, resize="crop")
     return pixels["test"][:200]
@@ -75,13 +67,13 @@ def networks(real: str | None, side: int) -> Iterator[tuple[str, str, Callable]]
         yield "ViT-Ti/16 (KerasHub)", str(photos / "flowers"), lambda: load_vision_transformer(224)
 
 
-def compare(name: str, data: str, make: Callable) -> None:
+def compare(name: str, source: str, make: Callable) -> None:
     """Prints a line for Keras and each kind."""
     keras.backend.clear_session()
     set_seed(0)
     with tempfile.TemporaryDirectory() as empty:
         file = Path(empty) / "chosen.keras"
-        images = solved_classifier(make(), data, file)
+        images = solved_classifier(make(), source, file)
         exports, reasons = {}, {}
         for kind in KINDS:
             try:
@@ -89,7 +81,7 @@ def compare(name: str, data: str, make: Callable) -> None:
             except ValueError as error:
                 reasons[kind] = str(error)
         table = compare_exports(file, exports, images)
-    title = f"{name}, {Path(data).name}, {images.shape[1]} px"
+    title = f"{name}, {Path(source).name}, {images.shape[1]} px"
     for row in table.itertuples():
         figures = f"{row.largest_difference:>12.1e}{row.same_class:>9.3f}{row.images:>8}{row.megabytes:>8.1f}"
         tqdm.write(f"{title:<42}{row.kind:<12}{figures}{1000 * row.seconds_per_image:>10.2f}")
@@ -107,10 +99,10 @@ def main() -> None:
         print("REAL_DATA_DIR names no folder with photos and weights: only the embedded network is compared.")
     print(f"{'network':<42}{'kind':<12}{'difference':>12}{'class':>9}{'images':>8}{'MB':>8}{'ms/image':>10}")
     wanted = [row for row in networks(real, options.random) if not options.only or row[0] in options.only]
-    for name, data, make in tqdm(wanted, leave=False):
+    for row in tqdm(wanted, leave=False):
         with tempfile.TemporaryDirectory() as store:
             helpers.ROOT = Path(store)
-            compare(name, data, make)
+            compare(*row)
 
 
 if __name__ == "__main__":

@@ -20,36 +20,32 @@ import numpy as np
 from PIL import Image
 
 import helpers
-from helpers import predict
+from helpers import data, predict
 from helpers.backbones import load_backbone
-from helpers.data import (
-    check_images,
-    encode_labels,
-    exclude_problems,
-    find_images,
-    load_pixels,
-    read_pixels,
-    split_images,
-)
 from helpers.training import attach_head, fit_head, load_activations, load_classifier, save_model
 
 SIZE = (224, 224)
+PEAK = """
+import re, sys, pathlib, helpers.predict
+assert helpers.predict.main(sys.argv[1:]) == 0
+print(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+"""
 
 
 def save_classifier(real: Path, path: Path) -> None:
     """Saves ants and bees on frozen features."""
-    images = split_images(exclude_problems(*check_images(find_images(real / "data" / "hymenoptera"))))
-    labels, names = encode_labels(images)
-    pixels = load_pixels(images, image_size=SIZE)["train"]
+    checked = data.check_images(data.find_images(real / "data" / "hymenoptera"))
+    images = data.split_images(data.exclude_problems(*checked))
+    labels, names = data.encode_labels(images)
+    pixels = data.load_pixels(images, image_size=SIZE)["train"]
     weights = str(real / "weights" / "mobilenet_v2_1.0_224_notop.weights.h5")
     network = load_backbone("MobileNetV2", weights=weights, image_size=SIZE[0])
-    head = fit_head(load_activations(network, pixels), labels["train"])
-    model = attach_head(network, head, class_names=names)
+    model = attach_head(network, fit_head(load_activations(network, pixels), labels["train"]), class_names=names)
     save_model(model, path, class_names=names, resize="crop", pixels=pixels, labels=labels["train"])
 
 
-def copy_photos(real: Path, folder: Path, count: int, *, resized: bool) -> None:
-    """Writes so many JPEG files, each photo as often as needed."""
+def copy_photos(real: Path, folder: Path, count: int, *, resized: bool) -> Path:
+    """Returns the folder, with so many JPEG files in it, each photo as often as needed."""
     photos = sorted((real / "data").rglob("*.jpg"))
     folder.mkdir()
     for number in range(count):
@@ -57,9 +53,10 @@ def copy_photos(real: Path, folder: Path, count: int, *, resized: bool) -> None:
         if number >= len(photos):
             os.link(folder / f"{number % len(photos):06d}.jpg", copy)
         elif resized:
-            Image.fromarray(read_pixels(photo, SIZE)).save(copy, quality=90)
+            Image.fromarray(data.read_pixels(photo, SIZE)).save(copy, quality=90)
         else:
             copy.write_bytes(photo.read_bytes())
+    return folder
 
 
 def compare(folder: Path, model: Path, *, repeats: int) -> None:
@@ -70,32 +67,22 @@ def compare(folder: Path, model: Path, *, repeats: int) -> None:
     predict._Classifier = lambda path: classifier  # once: loading it takes the same for any number of images
     network, _ = load_classifier(model)
     forward = tf.function(lambda batch: network(batch, training=False))
-    pixels = np.stack([read_pixels(path, SIZE) for path in sorted(folder.iterdir())])
-    step, times = classifier.batch_size, {"forward": [], "predict": []}
-    classifier.describe(pixels[:step]), forward(pixels[:step])
+    pixels = np.stack([data.read_pixels(path, SIZE) for path in sorted(folder.iterdir())])
+    batches = np.split(pixels, range(classifier.batch_size, len(pixels), classifier.batch_size))
+    ways = {
+        "forward": lambda: [forward(batch).numpy() for batch in batches],
+        "predict": lambda: predict.predict_folder(model, folder, output=model.with_name("predictions.csv")),
+    }
+    classifier.describe(batches[0]), forward(batches[0]), forward(batches[-1])
+    times = {way: [] for way in ways}
     for _ in range(repeats):
-        started = perf_counter()
-        for start in range(0, len(pixels), step):
-            forward(pixels[start : start + step]).numpy()
-        times["forward"].append(perf_counter() - started)
-        started = perf_counter()
-        predict.predict_folder(model, folder, output=model.with_name("predictions.csv"))
-        times["predict"].append(perf_counter() - started)
+        for way, run in ways.items():
+            started = perf_counter()
+            run()
+            times[way].append(perf_counter() - started)
     speeds = "".join(f"{len(pixels) / median(seconds):>18.1f}" for seconds in times.values())
     ratio = median(bare / predicted for bare, predicted in zip(*times.values(), strict=True))
     print(f"{folder.name:<22}{len(pixels):>8,}{speeds}{ratio:>10.2f}", flush=True)
-
-
-def peak_memory(model: Path, folder: Path) -> float:
-    """Returns the highest resident memory of a fresh process that predicts the folder, in MB."""
-    code = (
-        "import re, sys; from pathlib import Path; from helpers.predict import main;"
-        "assert main(sys.argv[1:]) == 0;"
-        "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"
-    )
-    command = [sys.executable, "-c", code, str(model), str(folder), "-o", str(model.with_name("predictions.csv"))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.splitlines()[-1]) / 1000
 
 
 def main() -> None:
@@ -115,12 +102,14 @@ def main() -> None:
         save_classifier(real, model)
         print(f"{'JPEG files':<22}{'images':>8}{'forward, a second':>18}{'files, a second':>18}{'ratio':>10}")
         for name, resized in (("224 x 224 pixels", True), ("as they are", False)):
-            copy_photos(real, Path(scratch) / name, options.images, resized=resized)
-            compare(Path(scratch) / name, model, repeats=options.repeats)
+            folder = copy_photos(real, Path(scratch) / name, options.images, resized=resized)
+            compare(folder, model, repeats=options.repeats)
         print("target: a ratio of at least 0.9\n")
         for count in options.sizes:
-            copy_photos(real, Path(scratch) / str(count), count, resized=True)
-            print(f"{count:,} images: peak memory {peak_memory(model, Path(scratch) / str(count)):.0f} MB")
+            folder = copy_photos(real, Path(scratch) / str(count), count, resized=True)
+            command = [sys.executable, "-c", PEAK, str(model), str(folder), "-o", str(folder.with_suffix(".csv"))]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            print(f"{count:,} images: peak memory {int(done.stdout.splitlines()[-1]) / 1000:.0f} MB")
 
 
 if __name__ == "__main__":

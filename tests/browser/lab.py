@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,16 +67,11 @@ class Lab:
 
 @contextmanager
 def serve_lab(tree: Path) -> Iterator[Lab]:
-    """Yields a JupyterLab in this environment over a copied tree, with its own settings; it is ended afterwards.
-
-    Raises:
-        RuntimeError: It ended by itself, or did not answer within a minute.
-    """
+    """Yields a JupyterLab in this environment over a copied tree, with its own settings; it is ended afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    lab = Lab(tree, f"http://127.0.0.1:{port}", secrets.token_hex(16))
-    own = tree.parent / "jupyter"
+    lab, own = Lab(tree, f"http://127.0.0.1:{port}", secrets.token_hex(16)), tree.parent / "jupyter"
     for name, settings in SETTINGS.items():
         file = own / "lab" / "user-settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True)
@@ -84,36 +79,35 @@ def serve_lab(tree: Path) -> Iterator[Lab]:
     variables = environment(tree) | {f"JUPYTER_{kind}_DIR": str(own) for kind in ("CONFIG", "DATA", "RUNTIME")}
     variables["JUPYTER_TOKEN"] = lab.token
     del variables["TQDM_DISABLE"]
-    command = [
-        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"),
-        *("--ServerApp.port_retries=0", f"--ServerApp.root_dir={tree}"),
-    ]
-    with open(tree.parent / "jupyterlab.log", "w+b") as log:
-        process = subprocess.Popen(command, cwd=tree, env=variables, stdout=log, stderr=log)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
+    command += [f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={tree}"]
+    log = tree.parent / "jupyterlab.log"
+    with open(log, "wb") as output:
+        process = subprocess.Popen(command, cwd=tree, env=variables, stdout=output, stderr=output)
+    try:
+        wait_until(lambda: answers(lab), 60, f"JupyterLab did not start: {log} says why")
+        yield lab
+        lab.end_kernels()
+    finally:
+        process.terminate()
         try:
-            if not _answers(lab, process):
-                log.seek(0)
-                raise RuntimeError(f"JupyterLab did not start:\n{log.read().decode()[-5_000:]}")
-            yield lab
-            lab.end_kernels()
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
-def _answers(lab: Lab, process: subprocess.Popen) -> bool:
-    """Whether it answers within a minute."""
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            lab.ask("status")
-            return True
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.5)
-    return False
+def answers(lab: Lab) -> bool:
+    try:
+        return lab.ask("status") is not None
+    except (urllib.error.URLError, ConnectionError):
+        return False
+
+
+def wait_until(is_done: Callable[[], bool], seconds: float, failure: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_done():
+        assert time.monotonic() < deadline, failure
+        time.sleep(0.2)
 
 
 class NotebookPage:
@@ -152,10 +146,6 @@ class NotebookPage:
             self.page.keyboard.press("Shift+End")
             self.page.keyboard.type(f"{before.partition(' = ')[0]} = {json.dumps(value)}  # {comment}")
 
-    def interrupt(self) -> None:
-        """Presses the button with the square."""
-        self.page.locator('[data-jp-item-name="interrupt"]').click()
-
     def bars(self) -> dict[int, int]:
         """Returns the highest per cent of the progress bars seen so far, by number of the code cell, from 0."""
         return {int(number): percent for number, percent in self.page.evaluate("() => window.bars").items()}
@@ -174,10 +164,7 @@ class NotebookPage:
         """Returns the notebook as JupyterLab saves it."""
         before = self.file.stat().st_mtime_ns
         self.page.keyboard.press("Control+s")
-        deadline = time.monotonic() + 30
-        while self.file.stat().st_mtime_ns == before:
-            assert time.monotonic() < deadline, f"{self.file.name} was not saved within 30 s"
-            time.sleep(0.2)
+        wait_until(lambda: self.file.stat().st_mtime_ns != before, 30, f"{self.file.name} was not saved")
         return nbformat.read(self.file, as_version=4)
 
     def show_all(self, path: Path) -> None:

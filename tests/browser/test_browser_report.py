@@ -19,10 +19,11 @@ BAD = """<!DOCTYPE html><html lang="en"><head><title>A page</title></head><body>
 
 @pytest.fixture
 def run(tmp_path):
-    """The folder of a run with one notebook, as it is stored: tables, figures and text."""
+    """The folder of a run with the notebooks, as they are stored: tables, figures and text."""
     folder = tmp_path / "digits"
     folder.mkdir()
-    shutil.copy(ROOT / "notebooks" / "03_fine_tuning.ipynb", folder)
+    for path in (ROOT / "notebooks").glob("0*.ipynb"):
+        shutil.copy(path, folder)
     arms = {"majority class": {"test_accuracy": 0.1, "low": 0.08, "high": 0.12}, "frozen": ARM, "fine-tuned": ARM}
     Run(folder).update_metrics(arms=arms, answer="No difference is shown, so freeze, which is cheaper. " * 5)
     return folder
@@ -48,7 +49,7 @@ def test_names_of_parameters_are_not_broken_on_a_phone(browser, run):
 
 
 def test_a_report_of_a_stop_keeps_nobody_out(browser, run, picture):
-    (path,) = run.glob("*.ipynb")
+    path = run / "03_fine_tuning.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.papermill = {"exception": True, "parameters": {"run_dir": "x", "margin": 2.0}}
     failed = [cell for cell in notebook.cells if cell.cell_type == "code"][3]
