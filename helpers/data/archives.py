@@ -15,11 +15,8 @@ from tqdm import tqdm
 
 from helpers import progress_file, resolve_path
 
-LEAST_LIMIT = 2**30
-"""Bytes that any archive may unpack to."""
-
-MOST_RATIO = 50
-"""A larger archive may unpack to this many times its own size. Photos hardly shrink when packed: 1.0 is usual."""
+LEAST_LIMIT, MOST_RATIO = 2**30, 50
+"""Bytes that any archive may unpack to; and how many times its own size a larger one may (photos: 1.0 times)."""
 
 SPARED = 2**30
 """Bytes of the disk that unpacking leaves free."""
@@ -93,11 +90,10 @@ def _extract(archive: Path, folder: Path) -> None:
 
 def _tar_members(path: Path) -> Iterator[tuple[str, int, Callable]]:
     with tarfile.open(path) as archive:
-        while (member := archive.next()) is not None:
+        for member in archive:
             if member.size < 0:
                 raise tarfile.ReadError("a damaged header")
             yield member.name, member.size, partial(archive.extract, member, filter="data")
-            archive.members.clear()  # it would keep a kilobyte of each
         # tarfile takes a damaged header, or a file that is cut off, for the archive's end, and does not read on
         ended, rest = archive.fileobj.tell() - archive.offset, iter(partial(archive.fileobj.read, 2**20), b"")
         if ended != tarfile.BLOCKSIZE or any(chunk.strip(b"\0") for chunk in rest):

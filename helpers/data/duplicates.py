@@ -6,11 +6,7 @@ is confirmed: of what the mean of all images leaves unexplained in one thumbnail
 most, allowing for another brightness and contrast and for a small shift, stretch or turn.
 """
 
-import os
-import tempfile
-
 import numpy as np
-from PIL import Image
 from scipy.fft import dct
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
@@ -35,33 +31,6 @@ _LOT = 64
 """Thumbnails, or pairs of them, that are in memory as floats at once."""
 
 
-class Thumbnails:
-    """Grey thumbnails in a temporary file: a kilobyte an image, whatever their number."""
-
-    def __init__(self):
-        self._file = tempfile.TemporaryFile()
-
-    def append(self, thumbnail: Image.Image) -> None:
-        """Adds the next image's thumbnail, of `SIDE` pixels, grey."""
-        self._file.write(thumbnail.tobytes())
-
-    def replace(self, row: int, thumbnail: Image.Image) -> None:
-        """Puts another thumbnail in the place of an earlier one."""
-        self._file.seek(row * SIDE * SIDE)
-        self._file.write(thumbnail.tobytes())
-        self._file.seek(0, os.SEEK_END)
-
-    def array(self) -> np.ndarray:
-        """Returns all of them, uint8 (count, 32, 32), mapped from the file."""
-        self._file.flush()
-        values = np.memmap(self._file, "uint8", "r") if self._file.tell() else np.empty(0, "uint8")
-        return values.reshape(-1, SIDE, SIDE)
-
-    def close(self) -> None:
-        """Removes the file."""
-        self._file.close()
-
-
 def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
     """Returns each thumbnail's pHash, uint64 (count, 4): `imagehash.phash` with hash_size 16, but for ties.
 
@@ -78,49 +47,42 @@ def find_similar(thumbnails: np.ndarray, comparable: np.ndarray) -> np.ndarray:
     """Returns pairs of images that show the same, int64 (pairs, 3): two rows, and the bits in which they differ."""
     lots = [comparable[start : start + _LOT] for start in range(0, len(comparable), _LOT)]
     hashes = np.concatenate([np.empty((0, 4), "uint64"), *(hash_thumbnails(thumbnails[lot]) for lot in lots)])
-    starts = range(0, len(comparable), 256)
-    found = in_parallel(lambda start: _find_candidates(hashes, start), starts, title="comparing images", chunksize=1)
+    step = 1 + 2**16 // (1 + len(hashes))  # so that memory does not grow with the images
+    starts = range(0, len(hashes), step)
+    found = in_parallel(
+        lambda start: _find_candidates(hashes, start, start + step), starts, title="comparing images", chunksize=1
+    )
     pairs = np.concatenate([np.empty((0, 3), "int64"), *found])
     pairs[:, :2] = comparable[pairs[:, :2]]
-    if not len(pairs):
-        return pairs
     mean_image = _mean(thumbnails, comparable)
+
+    def confirm(lot: np.ndarray) -> np.ndarray:
+        one, other = thumbnails[lot[:, :2].T].astype("float32")
+        return lot[_explained(one, other, mean_image) >= LEAST_EXPLAINED]
+
     lots = [pairs[start : start + _LOT] for start in range(0, len(pairs), _LOT)]
-    kept = in_parallel(
-        lambda lot: lot[_explained(*thumbnails[lot[:, :2].T].astype("float32"), mean_image) >= LEAST_EXPLAINED],
-        lots,
-        title="comparing candidates",
-        chunksize=1,
-    )
-    return np.concatenate([np.empty((0, 3), "int64"), *kept])
+    confirmed = in_parallel(confirm, lots, title="comparing candidates", chunksize=1)
+    return np.concatenate([np.empty((0, 3), "int64"), *confirmed])
 
 
 def _mean(thumbnails: np.ndarray, comparable: np.ndarray) -> np.ndarray:
-    """Returns the mean, (1, 32, 32), of up to 1,000 thumbnails, each brought to one brightness and contrast."""
-    rows, total = comparable[:: -(-len(comparable) // 1000)], np.zeros((1, SIDE, SIDE))
-    for start in range(0, len(rows), _LOT):  # some at a time, so that memory does not grow with the images
+    """Returns the mean, (1, 32, 32), of up to 1,000 thumbnails, each at one brightness and contrast."""
+    rows, total = comparable[:: max(-(-len(comparable) // 1000), 1)], np.zeros((1, SIDE, SIDE))
+    for start in range(0, len(rows), _LOT):
         some = thumbnails[rows[start : start + _LOT]].astype("float32")
         some = some - some.mean(axis=(1, 2), keepdims=True)
         total += (some / some.std(axis=(1, 2), keepdims=True).clip(1)).sum(axis=0)
-    return (total / len(rows)).astype("float32")
+    return (total / max(len(rows), 1)).astype("float32")
 
 
-def _find_candidates(hashes: np.ndarray, start: int) -> np.ndarray:
-    """Returns the nearest later images of 256 images, (pairs, 3): row, row, bits."""
-    mine, found = hashes[start : start + 256], []
-    for column in range(start, len(hashes), 1024):
-        others = hashes[column : column + 1024]
-        bits = np.zeros((len(mine), len(others)), "uint16")
-        for word in range(4):
-            bits += np.bitwise_count(mine[:, None, word] ^ others[None, :, word])
-        rows, columns = np.nonzero(bits <= MOST_BITS)
-        near = np.stack([rows + start, columns + column, bits[rows, columns]], axis=1).astype("int64")
-        found.append(_nearest(near[near[:, 0] < near[:, 1]]))
-    return _nearest(np.concatenate(found))
-
-
-def _nearest(pairs: np.ndarray) -> np.ndarray:
-    """Returns at most `_NEAREST` pairs for each first row."""
+def _find_candidates(hashes: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Returns at most `_NEAREST` later images for each of some images, (pairs, 3): row, row, bits."""
+    mine, later, bits = hashes[start:stop, None], hashes[None, start:], 0
+    for word in range(4):
+        bits = bits + np.bitwise_count(mine[..., word] ^ later[..., word]).astype("uint16")
+    rows, columns = np.nonzero(bits <= MOST_BITS)
+    pairs = np.stack([rows + start, columns + start, bits[rows, columns]], axis=1).astype("int64")
+    pairs = pairs[columns > rows]
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 2], pairs[:, 0]))]
     _, first, counts = np.unique(pairs[:, 0], return_index=True, return_counts=True)
     rank = np.arange(len(pairs)) - np.repeat(first, counts)
@@ -130,8 +92,8 @@ def _nearest(pairs: np.ndarray) -> np.ndarray:
 def _explained(one: np.ndarray, other: np.ndarray, mean_image: np.ndarray) -> np.ndarray:
     """Returns how much of what the mean image leaves one explains of the other, the better of both ways round.
 
-    Between photos of all kinds the mean explains nothing. X-rays, or pages of one form, are alike before any two of
-    them are duplicates. All are float32 (pairs, 32, 32), the result (pairs,) up to 1.
+    Between photos the mean explains nothing; X-rays, or pages of one form, are alike before any two are duplicates.
+    All are float32 (pairs, 32, 32), the result (pairs,) up to 1.
     """
     return np.maximum(
         1 - (1 - _explain(one, other)) / np.maximum(1 - _explain(mean_image, other), 1e-6),

@@ -27,11 +27,9 @@ def in_parallel(
         chunksize: items that a thread takes at a time.
         total: the number of items; None for their length.
     """
-    workers = os.cpu_count() or 1
-    pool = ThreadPoolExecutor(max_workers=workers)
-    total = len(items) if total is None else total
-    iterator = iter(items)
+    workers, iterator = os.cpu_count() or 1, iter(items)
     chunks = iter(lambda: list(itertools.islice(iterator, chunksize)), [])
+    pool, total = ThreadPoolExecutor(max_workers=workers), len(items) if total is None else total
 
     def work(chunk: list) -> list:
         with quiet:  # here and not around it all, which would not end if the caller raised in between

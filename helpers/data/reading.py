@@ -77,13 +77,15 @@ def open_image(file: str | Path | io.BytesIO) -> Image.Image:
             if reason := _refuse_tiff(content, known=False):
                 raise Unsupported(reason) from None
         raise
-    if image.format == "TIFF" and (reason := _refuse_tiff(image.fp, known=True)):
+    try:
+        if image.format == "TIFF" and (reason := _refuse_tiff(image.fp, known=True)):
+            raise Unsupported(reason)
+        if image.width * image.height > MOST_PIXELS:
+            needed = f"decoding would take over {3 * MOST_PIXELS // 10**6} MB"
+            raise TooLarge(f"{image.width} x {image.height} pixels: {needed}; make it smaller")
+    except ValueError:
         image.close()
-        raise Unsupported(reason)
-    if image.width * image.height > MOST_PIXELS:
-        size = f"{image.width} x {image.height}"
-        image.close()
-        raise TooLarge(f"{size} pixels: decoding would take over {3 * MOST_PIXELS // 10**6} MB; make it smaller")
+        raise
     return image
 
 
@@ -298,15 +300,17 @@ def resize_image(image: Image.Image, image_size: tuple[int, int], *, resize: str
     "crop" is a center crop; with "pad" the whole image fits into the size, and the rest is black; "stretch" distorts
     shapes. ValueError if there is no such rule.
     """
-    size = (image_size[1], image_size[0])
-    bilinear = Image.Resampling.BILINEAR
+    check_rule(resize)
+    size, bilinear = (image_size[1], image_size[0]), Image.Resampling.BILINEAR
     if resize == "crop":
         return ImageOps.fit(image, size, bilinear)
-    if resize == "pad":
-        return ImageOps.pad(image, size, bilinear, color=(0, 0, 0))
-    if resize == "stretch":
-        return image.resize(size, bilinear)
-    raise ValueError(f'Expected `resize` to be "crop", "pad" or "stretch". Received {resize!r}.')
+    return ImageOps.pad(image, size, bilinear, color=(0, 0, 0)) if resize == "pad" else image.resize(size, bilinear)
+
+
+def check_rule(resize: str) -> None:
+    """Raises ValueError if the rule is none of `RESIZE_RULES`."""
+    if resize not in RESIZE_RULES:
+        raise ValueError(f'Expected `resize` to be "crop", "pad" or "stretch". Received {resize!r}.')
 
 
 def read_pixels(
