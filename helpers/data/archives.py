@@ -33,13 +33,10 @@ def is_archive(path: Path) -> bool:
 
 
 def unpack(archive: Path) -> Path:
-    """Returns the folder with the archive's files, below `runs/.unpacked`; it is unpacked the first time only.
+    """Returns the folder with the archive's files, below `runs/.unpacked`, named after its content; unpacked once.
 
-    The folder is named after the archive's content, so another archive of the same name gets another folder.
-
-    Raises:
-        ValueError: the archive is damaged, encrypted or empty, has names or links that lead out of its folder, or is
-            suspiciously large when unpacked, or too large for the disk. Then nothing of it is kept.
+    ValueError if it is damaged, encrypted or empty, has names or links that lead out of its folder, or is far too
+    large when unpacked. Then nothing of it is kept.
     """
     with open(archive, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]

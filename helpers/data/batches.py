@@ -66,13 +66,11 @@ def make_dataset(
 
 
 def _read(array, labels, order: Callable, batch_size: int, number: Callable[[], int]):
-    """Returns a dataset of single rows, which Python is asked for in pieces of several batches.
-
-    For a batch of small ones that would take longer than a training's step. What is augmented takes long itself, and
-    is asked for batch by batch, in parallel.
-    """
+    """Returns a dataset of single rows, which Python is asked for in pieces of several batches."""
     import tensorflow as tf
 
+    # A piece of one batch of small rows would take longer than a training's step. What is augmented takes long
+    # itself, and is asked for batch by batch, in parallel.
     view = array.at_epoch if hasattr(array, "at_epoch") else lambda epoch: array
     shape, types = view(0).shape, [tf.as_dtype(array.dtype), tf.int64][: 1 + (labels is not None)]
     batch_bytes = batch_size * math.prod(shape[1:]) * array.dtype.itemsize

@@ -87,15 +87,14 @@ def check_images(
     Every file is read once, in parallel. Nothing is left out yet: `exclude_problems` does what the table says.
 
     Args:
-        found: from `find_images`: columns path, label, split, group, problem, reason.
+        found: from `find_images`.
         on_problem: "exclude" leaves out what cannot be used or would spoil the answer, "keep" only what cannot be
             decoded, and near-duplicates may land in different parts. "stop" lets `exclude_problems` raise.
         white: the value that becomes 255 in images of 16 bits, 1 to 65535; None for the one that suits the set.
 
     Returns:
-        The images, with the added columns width and height (pixels), sha256 (of the file) and, if there are images of
-        16 bits, white; and with copies and near-duplicates joined in `group`, to stay in one part. And the problems,
-        worst first: `COLUMNS`; `other` is the path of the image that it is like.
+        The images, with width and height (pixels), sha256 (of the file), white if there are images of 16 bits, and
+        copies and near-duplicates joined in `group`. And the problems (`COLUMNS`), worst first.
     """
     check_policy(on_problem)
     known, images = found[found["problem"] != ""], found[found["problem"] == ""]
@@ -354,11 +353,7 @@ def explain(error: Exception, path: str, content: bytes = b"") -> tuple[str, str
 
 
 def _find_shortcuts(images: pd.DataFrame) -> list[_Finding]:
-    """Returns a finding for each property of the files that sets a class apart from the others (`SHORTCUT`).
-
-    Fisher's exact test, corrected for the number of classes, properties and ranges, rules chance out. Ranges of sizes
-    and shapes are those of a class's central 90 %.
-    """
+    """Returns a finding for each property of the files that sets a class apart from the others (`SHORTCUT`)."""
     bits, classes, findings = reading.find_white(images).bit_length(), images.groupby("label").indices, []
     depths = {0: "8 bits", 1: f"at most {bits - 2} bits", 2: f"{bits} bits"}  # fewer: of another detector
     kinds = {
@@ -377,13 +372,14 @@ def _find_shortcuts(images: pd.DataFrame) -> list[_Finding]:
             low, high = mine[len(mine) // 20], mine[-1 - len(mine) // 20]
             if exact:
                 low = high = np.bincount(mine).argmax()
-            has = (values >= low) & (values <= high)
+            has = (values >= low) & (values <= high)  # the most frequent value, or a class's central 90 %
             inside, everywhere = int(has[own].sum()), int(has.sum())
             share, other = inside / len(own), (everywhere - inside) / (len(values) - len(own))
             if share - other <= SHORTCUT:
                 continue
             from scipy.stats import hypergeom  # here: it takes a second, and ordinary sets do not need it
 
+            # Fisher's exact test, corrected for the number of classes, properties and ranges, rules chance out
             chance = hypergeom.sf(inside - 1, len(values), everywhere, len(own))
             if chance * len(classes) * len(kinds) * (1 if exact else len(own) ** 2) < 0.001:
                 usual = str(names[low]) if exact else f"a {name} of {names[low]:.4g} to {names[high]:.4g}"
@@ -455,11 +451,8 @@ def _group_names(images: pd.DataFrame, together: np.ndarray) -> pd.Series:
 
 
 def _compare(table: pd.DataFrame, similar: np.ndarray) -> list[_Finding]:
-    """Returns the findings about images that must stay together: for each the first that applies.
-
-    Of each image, the table has path, label, split, group; and copy, like and together: a number, the same for the
-    same image, for a chain of near-duplicates, and for all that must stay together. `similar` are pairs of its rows.
-    """
+    """Returns the findings about images that must stay together: for each the first that applies."""
+    # copy, like and together are numbers: of the same image, of a chain of near-duplicates, of all that stay together
     table = table.assign(row=table.index, rank=table["split"].map(_PRECEDENCE))
     torn = table.groupby("copy")["label"].transform("nunique") > 1
     labels = table[torn].drop_duplicates(["copy", "label"]).groupby("copy").head(2)

@@ -32,10 +32,7 @@ _LOT = 64
 
 
 def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
-    """Returns each thumbnail's pHash, uint64 (count, 4): `imagehash.phash` with hash_size 16, but for ties.
-
-    For many uint8 (count, 32, 32) at once, since one by one hashing costs as much as decoding.
-    """
+    """Returns the pHash of each, uint64 (count, 4), of uint8 (count, 32, 32): `imagehash.phash` but for ties."""
     # Whole numbers in float64 are exact, in any order: many coefficients of symmetric images are 0, and rounding
     # errors, which differ from machine to machine, would decide about their bits
     low = np.rint((_BASIS @ thumbnails.astype("float64") @ _BASIS.T) / 4096**2).reshape(len(thumbnails), _LOW * _LOW)
@@ -90,11 +87,8 @@ def _find_candidates(hashes: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 
 def _explained(one: np.ndarray, other: np.ndarray, mean_image: np.ndarray) -> np.ndarray:
-    """Returns how much of what the mean image leaves one explains of the other, the better of both ways round.
-
-    Between photos the mean explains nothing; X-rays, or pages of one form, are alike before any two are duplicates.
-    All are float32 (pairs, 32, 32), the result (pairs,) up to 1.
-    """
+    """Returns how much of what the mean image leaves one explains of the other, (pairs,) up to 1, the better way."""
+    # between photos the mean explains nothing; X-rays, or pages of one form, are alike before any two are duplicates
     return np.maximum(
         1 - (1 - _explain(one, other)) / np.maximum(1 - _explain(mean_image, other), 1e-6),
         1 - (1 - _explain(other, one)) / np.maximum(1 - _explain(mean_image, one), 1e-6),

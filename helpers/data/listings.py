@@ -14,14 +14,11 @@ _COLUMNS = ("path", "label", "split", "group")
 
 
 def read_listing(table: Path) -> pd.DataFrame:
-    """Returns the columns row (its number; a CSV's header is row 1), path, label, split and group, all but row texts.
+    """Returns the columns path, label, split and group as texts, "" where missing, and row (a CSV's header is row 1).
 
-    The table's columns may be in any letter case, and others are ignored. Missing values are "". Labels and groups
-    are in composed Unicode (NFC), and parts may have any name of `PART_NAMES`.
-
-    Raises:
-        ValueError: it is damaged, not in UTF-8, without path or label, without rows, or has a split that is none.
-        ImportError: it is a .parquet table, and pyarrow is not installed.
+    The table's columns may be in any letter case, and others are ignored. Labels and groups are in composed Unicode
+    (NFC), and parts may have any name of `PART_NAMES`. ValueError if it is damaged, not in UTF-8, without path or
+    label, without rows, or has a split that is none; ImportError for Parquet without pyarrow.
     """
     names, rows = _read_parquet(table) if table.suffix.lower() == ".parquet" else _read_csv(table)
     plain = [name.strip().lower() for name in names]

@@ -36,8 +36,7 @@ def load_pixels(images: pd.DataFrame, *, image_size: tuple[int, int], resize: st
     they are used, so a set may be larger than memory.
 
     Args:
-        images: columns path, split, sha256, and white if there are images of 16 bits, as `check_images` and
-            `split_images` made them.
+        images: columns path, split, sha256, and white if there are images of 16 bits, as `check_images` makes them.
         image_size: (height, width) in pixels.
         resize: "crop", "pad" or "stretch", as in `read_pixels`.
 

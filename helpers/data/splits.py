@@ -26,10 +26,10 @@ def split_images(
     Args:
         images: columns path, label, split ("" while undecided) and optionally group ("" for none).
         validation_fraction: share of the images that are not test images, in (0, 1).
-        test_fraction: share of all images but given validation images, in (0, 1); not used where test was given.
-        images_per_class: images of each class to keep for training and, unless it is given, validation together;
-            0 keeps all. The 10 of "10" are among the 20 of "20", in each part.
-        seed: any integer of at least 0.
+        test_fraction: share of all images but given validation images, in (0, 1).
+        images_per_class: images of each class to keep for training and drawn validation; 0 keeps all. The 10 of "10"
+            are among the 20 of "20", in each part.
+        seed: 0 or more.
 
     Raises:
         ValueError: an option is out of range, or a class has too few images (or groups) to be in every part.
@@ -91,20 +91,15 @@ def _number(count: int, thing: str) -> str:
 
 
 def _settle_given(images: pd.DataFrame) -> pd.DataFrame:
-    """Returns label, group, split and given_train.
-
-    `group` is what an image is divided with: its group, or itself. `split` is "" if it is to be drawn: of undecided
-    images, and of those given as train, which validation images are drawn from. `given_train` images are not drawn
-    for the test: those given as train, unless all are, so that nobody has decided about a test.
-    """
+    """Returns label; group, or what stands for an image of none; split, "" if it is to be drawn; and given_train."""
     given = images["group"] if "group" in images else pd.Series("", images.index)
     group = ("g" + given).where(given != "", "p" + images["path"])
     split, undecided = images["split"].copy(), images["split"] == ""
     for part in PARTS:  # an undecided image goes with the given ones of its group
         split[undecided & group.isin(set(group[images["split"] == part]))] = part
     elsewhere = group.isin(set(group[split.isin(PARTS[1:])]))
-    given_train = (split == "train") & undecided.any()
-    split = split.mask((split == "train") & ~elsewhere, "")
+    given_train = (split == "train") & undecided.any()  # not drawn for the test; if all are, nobody has decided on it
+    split = split.mask((split == "train") & ~elsewhere, "")  # validation images are drawn from these, too
     return pd.DataFrame({"label": images["label"], "group": group, "split": split, "given_train": given_train})
 
 
@@ -142,10 +137,9 @@ def _draw(table: pd.DataFrame, part: str, fraction: float, later: int) -> pd.Ind
 
 
 def _choose(groups: dict, wanted: dict, can_be_spared: dict, sizes: dict, fraction: float) -> set[str]:
-    """Returns the groups that bring a part nearest to the wanted number of images of each class.
+    """Returns the groups that bring a part nearest to the wanted number of images of each class, greedily.
 
-    `groups`, in their random order, have a number of images of each class. Of each class, there are `sizes` images,
-    of which a `fraction` is `wanted`, and so many groups `can_be_spared`: both are counted down.
+    `groups`, in random order, are {group: {class: images}}; the others {class: number}, `sizes` of images.
     """
     chosen, covered = set(), set()
 

@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -109,8 +109,7 @@ def write_store(
     Args:
         file: where it is kept. The least recently used stores in its folder are deleted if room is needed.
         batches: the rows, some at a time; they are computed meanwhile, and the time counts as the store's.
-        shape: of a row.
-        dtype: of its values.
+        shape, dtype: of a row.
         keys: of the rows, in their order.
         seconds_below: what a row's computation took before, in another store.
         hint: what a person can do if it does not fit.
@@ -155,8 +154,8 @@ def find_or_make(file: Path, find: Callable[[], Store | None], make: Callable[[]
 class StoredArray:
     """An array (rows, ...) that stays on disk, each of its rows one of the store's.
 
-    `array[i]`, `array[10:20]`, `array[[3, 1]]` and `array[mask]` read just those rows into a new NumPy array;
-    iterating reads one after the other; `np.asarray(array)` reads all, into memory.
+    `array[i]`, `array[10:20]`, `array[[3, 1]]` and `array[mask]` read just those rows into a new NumPy array; a loop
+    reads one after the other; `np.asarray(array)` reads all, into memory.
     """
 
     def __init__(self, store: Store, rows: np.ndarray):
@@ -181,9 +180,6 @@ class StoredArray:
             raise IndexError(f"Expected an index of rows alone. Received {key}: write `array[rows][...]`.")
         rows = self._rows[key]  # NumPy's own rules, errors included
         return self._store.read(rows.ravel()).reshape(*rows.shape, *self._store.row_shape)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[index] for index in range(len(self)))
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self[:], dtype)
