@@ -36,12 +36,6 @@ def images(make_images, root):
     return hashed(make_images(root / "photos", {"a": 20, "b": 22}, size=24))
 
 
-def decoded(root: Path) -> list[int]:
-    """Returns how many images each store holds, from the oldest on."""
-    files = sorted((root / "runs" / ".pixels").glob("*.npy"), key=lambda file: file.stat().st_mtime_ns)
-    return [len(np.load(file)) for file in files]
-
-
 def load(images) -> dict[str, Pixels]:
     return load_pixels(images, image_size=SIZE)
 
@@ -61,41 +55,31 @@ def test_pixels_follow_the_table_and_are_decoded_once_whatever_the_split_or_orde
     first = load(images)
     for part in PARTS:
         assert first[part].shape == ((images["split"] == part).sum(), *SIZE, 3) and first[part].dtype == np.uint8
-    other, turned = divided(images, seed=5), images[::-1].reset_index(drop=True)
-    assert not other.equals(images)
-    assert_right(first, images)
-    for table in (images, other, turned):
-        assert_right(load(table), table)
+    made = stored(root).stat().st_mtime_ns
     shutil.copy(root / images.loc[0, "path"], root / "photos" / "b" / "again.png")
     twice = hashed(root / "photos")
-    assert len(twice) == 43
-    assert_right(load(twice), twice)
-    assert decoded(root) == [42]
+    for table in (images, divided(images, seed=5), images[::-1].reset_index(drop=True), twice):
+        assert_right(load(table), table)
+    assert len(twice) == 43 and len(np.load(stored(root))) == 42 and stored(root).stat().st_mtime_ns == made
     load_pixels(images, image_size=SIZE, resize="stretch")
     load_pixels(images, image_size=(16, 12))
-    load(images[1:])
-    assert decoded(root) == [42, 42, 42, 41], "another rule, size or set is another store"
-
-
-def test_a_part_may_be_empty(images):
     empty = load(images[images["split"] != "validation"])["validation"]
+    assert len(list((root / "runs" / ".pixels").glob("*.npy"))) == 4, "another rule, size or set is another store"
     assert empty.shape == np.asarray(empty).shape == (0, *SIZE, 3) and len(list(make_dataset(empty))) == 0
 
 
-def test_a_file_that_has_changed_or_gone_is_named_and_leaves_no_store(images, root):
+def test_what_is_wrong_is_named_and_leaves_no_store(images, root):
+    for size, resize, message in (
+        (SIZE, "fit", "Expected `resize`.*'fit'"),
+        ((0, 9), "crop", "`image_size`.*(0, 9)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_pixels(images, image_size=size, resize=resize)
     for change in (lambda path: Image.new("RGB", (16, 16)).save(path), Path.unlink):
         change(root / images.loc[0, "path"])
         with pytest.raises(ValueError, match=f"{images.loc[0, 'path']} is not what it was"):
             load(images)
     assert not list((root / "runs" / ".pixels").glob("*.npy"))
-
-
-def test_an_unknown_rule_and_a_size_of_nothing_are_refused(images, root):
-    with pytest.raises(ValueError, match="Expected `resize`.*'fit'"):
-        load_pixels(images, image_size=SIZE, resize="fit")
-    with pytest.raises(ValueError, match="`image_size`.*(0, 9)"):
-        load_pixels(images, image_size=(0, 9))
-    assert not (root / "runs").exists()
 
 
 def test_a_full_disk_is_told_before_the_work_and_a_damaged_store_is_made_again(images, root, monkeypatch):
