@@ -15,11 +15,9 @@ from tqdm import tqdm
 
 from helpers import progress_file, resolve_path
 
-LEAST_LIMIT, MOST_RATIO = 2**30, 50
-"""Bytes that any archive may unpack to; and how many times its own size a larger one may (photos: 1.0 times)."""
-
-SPARED = 2**30
-"""Bytes of the disk that unpacking leaves free."""
+LEAST_LIMIT = 2**30  # bytes that any archive may unpack to
+MOST_RATIO = 50  # times its own size that a larger one may unpack to; photos: 1.0 times
+SPARED = 2**30  # bytes of the disk that unpacking leaves free
 
 
 def is_archive(path: Path) -> bool:

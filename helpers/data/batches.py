@@ -10,8 +10,7 @@ import numpy as np
 from helpers.data.augmentation import Augmented
 from helpers.data.stores import StoredArray
 
-_PIECE = 4_000_000
-"""Bytes to be read at once; at least one batch."""
+_PIECE = 4_000_000  # bytes to be read at once; at least one batch
 
 
 def make_dataset(

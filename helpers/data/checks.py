@@ -22,7 +22,6 @@ from helpers.data.splits import find_shortages
 from helpers.data.tables import to_csv
 
 COLUMNS = ("path", "label", "split", "severity", "problem", "action", "reason", "other", "group")
-
 POLICIES = ("exclude", "stop", "keep")
 
 
@@ -55,17 +54,12 @@ _KINDS = {
 KINDS = {problem: Kind(*kind) for kind, problems in _KINDS.items() for problem in problems.split("; ")}
 """Every problem, from the worst to the most harmless: its severity, and what is done about it."""
 
-FEW_IMAGES = 10
-"""Images to learn from, below which a class is reported."""
-
-IMBALANCE = 5
-"""How many times as many images the largest class has as the smallest, from which on it is reported."""
-
-SHORTCUT = 0.75
-"""How much more often a property has to be seen in one class than in the others, as a share, to be reported."""
+# what is reported of classes:
+FEW_IMAGES = 10  # images to learn from, where there are fewer
+IMBALANCE = 5  # times as many images in the largest class as in the smallest
+SHORTCUT = 0.75  # how much more often, as a share, a property is seen in one than in the others
 
 _PRECEDENCE = {"": -1, "train": 0, "validation": 1, "test": 2}
-
 _LIKE = "like "
 
 
@@ -429,11 +423,8 @@ def _same_pixels(images: pd.DataFrame, similar: np.ndarray) -> np.ndarray:
     sizes, paths, white = images[["width", "height"]].to_numpy(), images["path"].tolist(), reading.find_white(images)
 
     def equal(pair: np.ndarray) -> bool:
-        files = (reading.read_image(paths[row], white=white) for row in pair)
-        try:  # one after the other: two large ones are many bytes
-            return len({hashlib.sha256(image.tobytes()).digest() for image in files}) == 1
-        except (OSError, ValueError):  # gone since it was checked: whoever reads it next will say so
-            return False
+        files = (reading.read_image(paths[row], white=white) for row in pair)  # one by one: large ones are many bytes
+        return len({hashlib.sha256(image.tobytes()).digest() for image in files}) == 1
 
     one, other, bits = similar.T
     pairs = similar[(bits <= 32) & (sizes[one] == sizes[other]).all(axis=1), :2]

@@ -14,21 +14,13 @@ from scipy.sparse.csgraph import connected_components
 
 from helpers.data.parallel import in_parallel
 
-SIDE = 32
-"""Height and width of a thumbnail in pixels; images with a shorter side have too little detail to compare."""
-
-MOST_BITS = 60
-"""Bits of 256 in which candidates may differ. Cropping 8 of 300 pixels changes 50 of them, another photo over 80."""
-
-LEAST_EXPLAINED = 0.8
-"""Share of what the mean leaves of a thumbnail's details that the other must explain. Other photos reach 0.6."""
-
+SIDE = 32  # pixels of a thumbnail, high and wide; images with a shorter side have too little detail to compare
+MOST_BITS = 60  # of 256 in which candidates may differ: cropping 8 of 300 pixels changes 50, another photo over 80
+LEAST_EXPLAINED = 0.8  # of what the mean leaves of a thumbnail's details, by the other one; other photos reach 0.6
 _NEAREST = 16  # candidates followed up for each image: a bound on the work where all images look alike
+_LOT = 64  # thumbnails, or pairs of them, that are in memory as floats at once
 _LOW = 16
 _BASIS = np.rint(4096 * dct(np.eye(SIDE), axis=0)[:_LOW])
-
-_LOT = 64
-"""Thumbnails, or pairs of them, that are in memory as floats at once."""
 
 
 def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:

@@ -14,18 +14,14 @@ from helpers.data.reading import FULL_WHITE, check_rule, find_white, read_pixels
 from helpers.data.stores import Store, StoredArray, find_or_make, open_store, write_store
 from helpers.data.tables import PARTS
 
-_READING = 3
-"""To be raised when `helpers.data.reading` makes other pixels of the same file: older stores are then left alone."""
+_READING = 3  # to be raised when `helpers.data.reading` makes other pixels of the same file: new stores are made
 
 
 class Pixels(StoredArray):
     """The images of one part: a uint8 array (images, height, width, 3), RGB in 0..255, that stays on disk."""
 
-    white = FULL_WHITE
-    """The value of 16 bits that became 255 (`helpers.data.find_white`)."""
-
-    seconds = 0.0
-    """Decoding does not count."""
+    white = FULL_WHITE  # the value of 16 bits that became 255 (`helpers.data.find_white`)
+    seconds = 0.0  # decoding does not count
 
 
 def load_pixels(images: pd.DataFrame, *, image_size: tuple[int, int], resize: str = "crop") -> dict[str, Pixels]:

@@ -18,16 +18,10 @@ from helpers import resolve_path
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What is read, told by content. Not all that Pillow knows: some formats (EPS) are programs, some are guesses."""
 
-MOST_PIXELS = 100_000_000
-"""Width times height from which on decoding is refused: 300 MB as RGB, and as much again on the way."""
-
-MOST_BYTES = 2**30
-"""Size of a file from which on it is not read."""
-
+MOST_PIXELS = 100_000_000  # of an image that is decoded: 300 MB as RGB, and as much again on the way
+MOST_BYTES = 2**30  # of a file that is read
+FULL_WHITE = 65535  # the largest value of 16 bits: what white is where nothing else is known
 RESIZE_RULES = ("crop", "pad", "stretch")
-
-FULL_WHITE = 65535
-"""The largest value of 16 bits: what white is where nothing else is known."""
 
 # Programs store whole workflows as compressed text. Pillow's own limits, 1 MB and 64 MB, call such a file damaged.
 PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20, 128 * 2**20

@@ -25,8 +25,7 @@ from filelock import FileLock
 from helpers import whole_file, write_atomically
 from helpers.data.parallel import in_parallel
 
-_ABANDONED = 3600
-"""Seconds without a write after which an unfinished file is one that a killed process left."""
+_ABANDONED = 3600  # seconds without a write after which an unfinished file is one that a killed process left
 
 
 class Store:
