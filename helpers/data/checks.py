@@ -203,7 +203,6 @@ def _open_all(images: pd.DataFrame, white: int | None) -> tuple[pd.DataFrame, np
     if reached:  # only now it is known what is white in them
         white = white or reading.choose_white(list(reached.values()))
         look(list(reached), white, "checking images of 16 bits")
-        images = images.assign(white=white)
     findings = [
         _Finding(*remark, row.path, row.label, row.split)
         for row, one in zip(images.itertuples(), opened, strict=True)
@@ -219,6 +218,7 @@ def _open_all(images: pd.DataFrame, white: int | None) -> tuple[pd.DataFrame, np
     similar[:, :2] = (usable.cumsum() - 1)[similar[:, :2]]
     images = images.join(known.drop(columns="comparable"))[usable].reset_index(drop=True)
     if reached:
+        images["white"] = white
         half, brightest = np.median(list(reached.values())), paths[max(reached, key=reached.get)]
         reason = (
             f"{len(reached)} of {len(images)} files have 16 bits: in each, 0 is black and {white} is white, by the "
