@@ -209,11 +209,9 @@ def _open_all(images: pd.DataFrame, white: int | None) -> tuple[pd.DataFrame, np
         for remark in one.remarks
     ]
     known = pd.DataFrame(opened, columns=_Opened._fields).drop(columns="remarks")
-    known = known.astype(
-        {"width": "int64", "height": "int64", "sha256": "str", "pixels": "str", "brightest": "int64"}
-    )
+    known = known.astype({name: type(default) for name, default in _Opened._field_defaults.items() if name in known})
     usable = (known["width"] > 0).to_numpy()
-    comparable = known["comparable"].to_numpy(bool) & ~known["sha256"].duplicated().to_numpy()  # each content once
+    comparable = known["comparable"].to_numpy() & ~known["sha256"].duplicated().to_numpy()  # each content once
     similar = find_similar(thumbnails, np.flatnonzero(comparable))
     similar[:, :2] = (usable.cumsum() - 1)[similar[:, :2]]
     images = images.join(known.drop(columns="comparable"))[usable].reset_index(drop=True)
@@ -262,7 +260,10 @@ def _measure(path: str, content: bytes, white: int) -> tuple[_Opened, np.ndarray
                 pixels = f"{width}x{height} {hashlib.sha256(colour.tobytes()).hexdigest()}"
             grey = colour.convert("L")
         thumbnail = grey.resize((SIDE, SIDE), Image.Resampling.BOX)
-        blank = _is_blank(thumbnail, grey) and _is_blank_in_colour(content, white)
+        blank = _is_blank(thumbnail, grey)
+        if blank:  # colours of one brightness are the same grey
+            bands = reading.read_image(io.BytesIO(content), white=white).split()
+            blank = all(_is_blank(band.resize((SIDE, SIDE), Image.Resampling.BOX), band) for band in bands)
     if blank:
         scale = f" (its values of 16 bits reach {brightest}, and {white} is white)" if brightest else ""
         remarks.append(("blank", f"every pixel has nearly the same colour{scale}: there is nothing to learn from"))
@@ -294,11 +295,6 @@ def _is_blank(thumbnail: Image.Image, image: Image.Image) -> bool:
         return False
     shares = np.cumsum(image.histogram()) / (image.width * image.height)
     return np.searchsorted(shares, 0.9995) - np.searchsorted(shares, 0.0005) <= 32
-
-
-def _is_blank_in_colour(content: bytes, white: int) -> bool:
-    image = reading.read_image(io.BytesIO(content), white=white)  # colours of one brightness are the same grey
-    return all(_is_blank(band.resize((SIDE, SIDE), Image.Resampling.BOX), band) for band in image.split())
 
 
 _FOREIGN = {
