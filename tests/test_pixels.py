@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import helpers
-from helpers.data import load_pixels, pixels, read_pixels, shrink_pixels
+from helpers.data import load_pixels, read_pixels, shrink_pixels
 from helpers.data.batches import make_dataset
 from helpers.data.pixels import Pixels
 from helpers.data.reading import RESIZE_RULES, read_image, resize_image
@@ -36,19 +36,6 @@ def images(make_images, root):
     return hashed(make_images(root / "photos", {"a": 20, "b": 22}, size=24))
 
 
-@pytest.fixture
-def decoded(monkeypatch):
-    """A list that gets an entry for each image that is decoded."""
-    calls = []
-
-    def count(*arguments, **options):
-        calls.append(1)
-        return read_pixels(*arguments, **options)
-
-    monkeypatch.setattr(pixels, "read_pixels", count)
-    return calls
-
-
 def load(images) -> dict[str, Pixels]:
     return load_pixels(images, image_size=SIZE)
 
@@ -64,36 +51,30 @@ def stored(root: Path) -> Path:
     return file
 
 
-def test_pixels_follow_the_table_and_are_decoded_once_whatever_the_split_or_order(images, decoded):
+def test_pixels_follow_the_table_and_are_decoded_once_whatever_the_split_or_order(images, root):
     first = load(images)
     for part in PARTS:
         assert first[part].shape == ((images["split"] == part).sum(), *SIZE, 3) and first[part].dtype == np.uint8
-    other, turned = divided(images, seed=5), images[::-1].reset_index(drop=True)
-    assert not other.equals(images)
-    assert_right(first, images)
-    for table in (images, other, turned):
+    made = stored(root).stat().st_mtime_ns
+    shutil.copy(root / images.loc[0, "path"], root / "photos" / "b" / "again.png")
+    twice = hashed(root / "photos")
+    for table in (images, divided(images, seed=5), images[::-1].reset_index(drop=True), twice):
         assert_right(load(table), table)
-    assert len(decoded) == 42
+    assert len(twice) == 43 and len(np.load(stored(root))) == 42 and stored(root).stat().st_mtime_ns == made
     load_pixels(images, image_size=SIZE, resize="stretch")
     load_pixels(images, image_size=(16, 12))
-    load(images[1:])
-    assert len(decoded) == 42 + 42 + 42 + 41, "another rule, size or set is another store"
-
-
-def test_images_that_are_there_twice_are_stored_once(images, root, decoded):
-    shutil.copy(root / images.loc[0, "path"], root / "photos" / "b" / "again.png")
-    table = hashed(root / "photos")
-    assert len(table) == 43 and table["sha256"].nunique() == 42
-    assert_right(load(table), table)
-    assert len(decoded) == 42 == len(np.load(stored(root)))
-
-
-def test_a_part_may_be_empty(images):
     empty = load(images[images["split"] != "validation"])["validation"]
+    assert len(list((root / "runs" / ".pixels").glob("*.npy"))) == 4, "another rule, size or set is another store"
     assert empty.shape == np.asarray(empty).shape == (0, *SIZE, 3) and len(list(make_dataset(empty))) == 0
 
 
-def test_a_file_that_has_changed_or_gone_is_named_and_leaves_no_store(images, root):
+def test_what_is_wrong_is_named_and_leaves_no_store(images, root):
+    for size, resize, message in (
+        (SIZE, "fit", "Expected `resize`.*'fit'"),
+        ((0, 9), "crop", "`image_size`.*(0, 9)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_pixels(images, image_size=size, resize=resize)
     for change in (lambda path: Image.new("RGB", (16, 16)).save(path), Path.unlink):
         change(root / images.loc[0, "path"])
         with pytest.raises(ValueError, match=f"{images.loc[0, 'path']} is not what it was"):
@@ -101,29 +82,19 @@ def test_a_file_that_has_changed_or_gone_is_named_and_leaves_no_store(images, ro
     assert not list((root / "runs" / ".pixels").glob("*.npy"))
 
 
-def test_an_unknown_rule_and_a_size_of_nothing_are_refused(images, root):
-    with pytest.raises(ValueError, match="Expected `resize`.*'fit'"):
-        load_pixels(images, image_size=SIZE, resize="fit")
-    with pytest.raises(ValueError, match="`image_size`.*(0, 9)"):
-        load_pixels(images, image_size=(0, 9))
-    assert not (root / "runs").exists()
-
-
-def test_a_full_disk_is_told_before_the_work(images, root, monkeypatch, decoded):
-    usage = shutil.disk_usage(root)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OSError, match="takes 2.42e-05 GB.*`image_size`.*`images_per_class`"):
-        load(images)
-    assert not decoded
-
-
-def test_a_damaged_store_is_made_again(images, root, decoded):
+def test_a_full_disk_is_told_before_the_work_and_a_damaged_store_is_made_again(images, root, monkeypatch):
     load(images)
     content = bytearray(stored(root).read_bytes())
     content[len(content) // 2] ^= 1
     stored(root).write_bytes(content)
     assert_right(load(images), images)
-    assert len(decoded) == 2 * 42
+    assert stored(root).read_bytes() != content
+    usage = shutil.disk_usage(root)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    for path in images["path"]:
+        (root / path).unlink()
+    with pytest.raises(OSError, match="takes 2.42e-05 GB.*`image_size`.*`images_per_class`"):
+        load_pixels(images, image_size=SIZE, resize="pad")
 
 
 # ---- resized by one rule
@@ -141,7 +112,7 @@ def test_the_store_holds_what_the_rule_makes_of_the_file(root, resize):
     for part in PARTS:
         for array, path in zip(loaded[part], images.loc[images["split"] == part, "path"], strict=True):
             np.testing.assert_array_equal(array, read_pixels(path, SIZE, resize=resize))
-            np.testing.assert_array_equal(array, np.asarray(resize_image(read_image(path), SIZE, resize=resize)))
+            np.testing.assert_array_equal(array, resize_image(read_image(path), SIZE, resize=resize))
 
 
 @pytest.fixture

@@ -38,15 +38,16 @@ def four_kilobytes(monkeypatch):
     return lambda number: monkeypatch.setenv("CACHE_GB", str(number * 4200 / 1e9))
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
-def test_what_is_read_is_what_was_written(tmp_path, dtype):
-    values = write(tmp_path, "a", dtype=dtype)
-    store = open_store(tmp_path / "a.npy", ["a3", "a9", "a0"])
-    array = StoredArray(store, store.find(["a3", "a9", "a0"]))
-    assert array.shape == (3, 100) and array.dtype == dtype and array.keys == ["a3", "a9", "a0"]
-    np.testing.assert_array_equal(array, values[[3, 9, 0]])
-    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), values)
-    assert open_store(tmp_path / "a.npy", ["other"]) is None and open_store(tmp_path / "b.npy", []) is None
+def test_what_is_read_is_what_was_written(tmp_path):
+    for dtype in ("uint8", "float16", "float32"):
+        values = write(tmp_path, dtype, dtype=dtype)
+        keys = [f"{dtype}{row}" for row in (3, 9, 0)]
+        store = open_store(tmp_path / f"{dtype}.npy", keys)
+        array = StoredArray(store, store.find(keys))
+        assert array.shape == (3, 100) and array.dtype == dtype and array.keys == keys
+        np.testing.assert_array_equal(array, values[[3, 9, 0]])
+        np.testing.assert_array_equal(np.load(tmp_path / f"{dtype}.npy"), values)
+    assert open_store(tmp_path / "uint8.npy", ["other"]) is None and open_store(tmp_path / "b.npy", []) is None
 
 
 def test_contents_have_keys():
@@ -89,20 +90,15 @@ def test_damage_is_noticed(tmp_path, damage):
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"keys": 5}', "\xff"])
-def test_a_damaged_or_missing_side_file_is_noticed(tmp_path, text):
+def test_a_damaged_missing_or_other_side_file_is_noticed(tmp_path, text):
     write(tmp_path, "a")
     side = tmp_path / "a.json"
+    about = json.loads(side.read_text())
+    for change in ({"keys": []}, {"checksums": []}, {"checksums": about["checksums"][::-1], "stamp": [0, 0, 0]}):
+        side.write_text(json.dumps(about | change))
+        assert open_store(tmp_path / "a.npy", []) is None
     side.unlink() if text is None else side.write_bytes(text.encode("latin-1"))
     assert open_store(tmp_path / "a.npy", []) is None
-
-
-@pytest.mark.parametrize("name", ["keys", "checksums"])
-def test_a_side_file_of_something_else_is_not_believed(tmp_path, name):
-    write(tmp_path, "a")
-    side = json.loads((tmp_path / "a.json").read_text())
-    for change in ({name: []}, {"checksums": side["checksums"][::-1], "stamp": [0, 0, 0]}):
-        (tmp_path / "a.json").write_text(json.dumps(side | change))
-        assert open_store(tmp_path / "a.npy", []) is None
 
 
 def test_a_copied_store_is_checked_once_and_kept(tmp_path, monkeypatch):
@@ -159,17 +155,11 @@ assert store.read(np.arange(3)).sum() == 12
 def test_of_several_processes_and_threads_one_makes_a_store(tmp_path):
     command, made = [sys.executable, "-c", MAKE, str(tmp_path / "a.npy")], []
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: find_or_make(tmp_path / "b.npy", lambda: made, lambda: made.append("b")), range(4)))
+    assert made == ["b"]
     assert sum(process.communicate()[0].count("made") for process in processes) == 1
     assert [process.returncode for process in processes] == [0, 0, 0]
-
-    def make():
-        time.sleep(0.05)
-        made.append("b")
-        return made
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: find_or_make(tmp_path / "b.npy", lambda: made, make), range(4)))
-    assert made == ["b"]
 
 
 # ---- room
@@ -192,35 +182,27 @@ def test_for_what_cannot_fit_nothing_is_deleted(tmp_path, four_kilobytes):
         write(tmp_path, name)
     with pytest.raises(OSError, match="takes 1.6e-05 GB.*CACHE_GB"):
         write(tmp_path, "c", rows=40)
+
+    def batches():  # a disk that gets full while it is written to
+        yield np.zeros((1, 100))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="takes 1.2e-06 GB.*Use fewer"):
+        write_store(tmp_path / "d.npy", batches(), shape=(100,), dtype="float32", keys=list("abc"), hint="Use fewer.")
     assert names(tmp_path) == ["a.npy", "b.npy"]
 
 
-@pytest.mark.parametrize("given", ["much", "0", "nan"])
-def test_a_budget_that_is_none(tmp_path, monkeypatch, given):
-    monkeypatch.setenv("CACHE_GB", given)
-    with pytest.raises(ValueError, match=f"CACHE_GB.*Received '{given}'"):
-        write(tmp_path, "a")
-
-
-def test_without_a_budget_half_of_the_disk_is_left(tmp_path, monkeypatch):
-    monkeypatch.delenv("CACHE_GB", raising=False)
+def test_a_budget_that_is_none_and_without_one_half_of_the_disk_is_left(tmp_path, monkeypatch):
+    for given in ("much", "0", "nan"):
+        monkeypatch.setenv("CACHE_GB", given)
+        with pytest.raises(ValueError, match=f"CACHE_GB.*Received '{given}'"):
+            write(tmp_path, "a")
+    monkeypatch.delenv("CACHE_GB")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=9000))
     write(tmp_path, "a", used=100)  # 4,000 of 9,000
     write(tmp_path, "b", used=200)  # another 4,000 of (9,000 + 4,000) / 2
     assert names(tmp_path) == ["b.npy"]
-
-
-def test_a_disk_that_gets_full_while_writing(tmp_path):
-    write(tmp_path, "a")
-
-    def batches():
-        yield np.zeros((1, 100))
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OSError, match="takes 1.2e-06 GB.*Use fewer"):
-        write_store(tmp_path / "b.npy", batches(), shape=(100,), dtype="float32", keys=list("abc"), hint="Use fewer.")
-    assert names(tmp_path) == ["a.npy"], "what was there is kept, and no part of the new one"
 
 
 # ---- read
@@ -230,18 +212,14 @@ KEYS = [0, -1, np.int64(3), slice(2, 9), slice(None, None, -2), slice(5, 5), [3,
 KEYS += [np.array([4, 5, 6, 2]), np.arange(300) % 3 == 0, np.array([[1, 2], [3, 4]])]
 
 
-@pytest.mark.parametrize("key", KEYS, ids=str)
-def test_indices_are_numpys(root, key):
+def test_indices_are_numpys(root):
     images = counted(300)
     everything = np.asarray(images)
-    result = images[key]
-    np.testing.assert_array_equal(result, everything[key])
-    assert result.dtype == np.uint8 and result.shape == everything[key].shape and result.flags.writeable
-
-
-def test_indices_that_are_none(root):
-    images = counted(5)
-    for key in (5, -6, [0, 5], np.array([True] * 4), 1.5, "a", (0, 0), (..., 0), None, ...):
+    for key in KEYS:
+        result = images[key]
+        np.testing.assert_array_equal(result, everything[key])
+        assert result.dtype == np.uint8 and result.shape == everything[key].shape and result.flags.writeable
+    for key in (300, -301, [0, 300], np.array([True] * 4), 1.5, "a", (0, 0), (..., 0), None, ...):
         with pytest.raises(IndexError):
             images[key]
 
@@ -250,7 +228,5 @@ def test_all_as_an_array_and_one_by_one(root):
     images = counted(300)
     assert numbers(np.asarray(images)) == numbers(np.stack(list(images))) == list(range(300))
     assert np.asarray(images, dtype="float32").dtype == np.float32
-    with pytest.raises(ValueError, match="copy"):
-        np.asarray(images, copy=False)
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda row: numbers(images[[row]])[0], range(300))) == list(range(300))

@@ -15,14 +15,9 @@ from tqdm import tqdm
 
 from helpers import progress_file, resolve_path
 
-LEAST_LIMIT = 2**30
-"""Bytes that any archive may unpack to."""
-
-MOST_RATIO = 50
-"""A larger archive may unpack to this many times its own size. Photos hardly shrink when packed: 1.0 is usual."""
-
-SPARED = 2**30
-"""Bytes of the disk that unpacking leaves free."""
+LEAST_LIMIT = 2**30  # bytes that any archive may unpack to
+MOST_RATIO = 50  # times its own size that a larger one may unpack to; photos: 1.0 times
+SPARED = 2**30  # bytes of the disk that unpacking leaves free
 
 
 def is_archive(path: Path) -> bool:
@@ -36,13 +31,10 @@ def is_archive(path: Path) -> bool:
 
 
 def unpack(archive: Path) -> Path:
-    """Returns the folder with the archive's files, below `runs/.unpacked`; it is unpacked the first time only.
+    """Returns the folder with the archive's files, below `runs/.unpacked`, named after its content; unpacked once.
 
-    The folder is named after the archive's content, so another archive of the same name gets another folder.
-
-    Raises:
-        ValueError: the archive is damaged, encrypted or empty, has names or links that lead out of its folder, or is
-            suspiciously large when unpacked, or too large for the disk. Then nothing of it is kept.
+    ValueError if it is damaged, encrypted or empty, has names or links that lead out of its folder, or is far too
+    large when unpacked. Then nothing of it is kept.
     """
     with open(archive, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -93,11 +85,10 @@ def _extract(archive: Path, folder: Path) -> None:
 
 def _tar_members(path: Path) -> Iterator[tuple[str, int, Callable]]:
     with tarfile.open(path) as archive:
-        while (member := archive.next()) is not None:
+        for member in archive:
             if member.size < 0:
                 raise tarfile.ReadError("a damaged header")
             yield member.name, member.size, partial(archive.extract, member, filter="data")
-            archive.members.clear()  # it would keep a kilobyte of each
         # tarfile takes a damaged header, or a file that is cut off, for the archive's end, and does not read on
         ended, rest = archive.fileobj.tell() - archive.offset, iter(partial(archive.fileobj.read, 2**20), b"")
         if ended != tarfile.BLOCKSIZE or any(chunk.strip(b"\0") for chunk in rest):

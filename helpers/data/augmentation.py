@@ -29,13 +29,9 @@ def read_augmentation(kinds: str) -> tuple[str, ...]:
 
 
 class Augmented:
-    """Images that look different in every epoch: `at_epoch` returns a view of each.
+    """Images, uint8 (images, height, width, 3), that look different in every epoch: see `read_augmentation`."""
 
-    `pixels` are uint8 (images, height, width, 3); `kinds` are names of `AUGMENTATIONS`, separated by commas.
-    """
-
-    seconds = 0.0
-    """Nothing was computed beforehand."""
+    seconds = 0.0  # nothing was computed beforehand
 
     def __init__(self, pixels: np.ndarray | StoredArray, kinds: str, *, seed: int = 0):
         self.kinds = read_augmentation(kinds)

@@ -4,7 +4,8 @@ import hashlib
 import io
 import os
 import re
-from contextlib import closing, suppress
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,32 +14,14 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from helpers import resolve_path, write_atomically
-from helpers.data.duplicates import SIDE, Thumbnails, find_similar, group_pairs
+from helpers.data import reading
+from helpers.data.duplicates import SIDE, find_similar, group_pairs
 from helpers.data.names import PART_WORDS, find_words, fold_name
 from helpers.data.parallel import in_parallel
-from helpers.data.reading import (
-    FORMATS,
-    FULL_WHITE,
-    RAW,
-    TooLarge,
-    Unsupported,
-    choose_white,
-    convert_image,
-    find_brightest,
-    find_orientation,
-    find_white,
-    open_image,
-    read_deep,
-    read_file,
-    read_image,
-    taking_turns,
-    turn_upright,
-)
 from helpers.data.splits import find_shortages
 from helpers.data.tables import to_csv
 
 COLUMNS = ("path", "label", "split", "severity", "problem", "action", "reason", "other", "group")
-
 POLICIES = ("exclude", "stop", "keep")
 
 
@@ -50,43 +33,33 @@ class Kind(NamedTuple):
     usable: bool
 
 
-_KINDS = (
-    (
-        *("error", "left out", False),
-        "not an image; empty file; truncated; damaged; too large; unsupported; no permission; missing file; "
-        "broken link; not a file; bad name; outside; no path; no label; two parts",
-    ),
-    ("error", "stops the run", False, "too few images"),
-    # what can be used, and would spoil the answer
-    ("error", "left out", True, "two labels"),
-    (
-        *("warning", "left out", True),
-        "duplicate across parts; near-duplicate across parts; group across parts; duplicate; blank; too small",
-    ),
+_KINDS = {
+    ("error", "left out", False): "not an image; empty file; truncated; damaged; too large; unsupported; "
+    "no permission; missing file; broken link; not a file; bad name; incomplete row; contradiction",
+    ("error", "stops the run", False): "too few images",
+    ("error", "left out", True): "two labels",
+    # what would spoil the answer
+    ("warning", "left out", True): "duplicate across parts; near-duplicate across parts; group across parts; "
+    "duplicate; blank; too small",
     # what a person should look at
-    ("warning", "kept together", True, "similar, two labels"),
-    ("warning", "kept", True, "two spellings; named like a part; shortcut; too bright; too dark; few images"),
-    ("warning", "ignored", True, "empty class"),
+    ("warning", "kept together", True): "similar, two labels",
+    ("warning", "kept", True): "two spellings; named like a part; shortcut; too bright; too dark; few images",
+    ("warning", "ignored", True): "empty class",
     # what is good to know
-    ("note", "kept together", True, "near-duplicate"),
-    ("note", "kept", True, "imbalance; bit depth; animation; wrong extension; EXIF rotation"),
-    ("note", "ignored", True, "repeated row; stray file"),
-)
+    ("note", "kept together", True): "near-duplicate",
+    ("note", "kept", True): "imbalance; bit depth; animation; wrong extension; EXIF rotation",
+    ("note", "ignored", True): "repeated row; stray file",
+}
 
-KINDS = {problem: Kind(*kind) for *kind, problems in _KINDS for problem in problems.split("; ")}
+KINDS = {problem: Kind(*kind) for kind, problems in _KINDS.items() for problem in problems.split("; ")}
 """Every problem, from the worst to the most harmless: its severity, and what is done about it."""
 
-FEW_IMAGES = 10
-"""Images to learn from, below which a class is reported."""
+# what is reported of classes:
+FEW_IMAGES = 10  # images to learn from, where there are fewer
+IMBALANCE = 5  # times as many images in the largest class as in the smallest
+SHORTCUT = 0.75  # how much more often, as a share, a property is seen in one than in the others
 
-IMBALANCE = 5
-"""How many times as many images the largest class has as the smallest, from which on it is reported."""
-
-SHORTCUT = 0.75
-"""How much more often a property has to be seen in one class than in the others, as a share, to be reported."""
-
-_PRECEDENCE = {"train": 0, "validation": 1, "test": 2}
-
+_PRECEDENCE = {"": -1, "train": 0, "validation": 1, "test": 2}
 _LIKE = "like "
 
 
@@ -108,36 +81,32 @@ def check_images(
     Every file is read once, in parallel. Nothing is left out yet: `exclude_problems` does what the table says.
 
     Args:
-        found: from `find_images`: columns path, label, split, group, problem, reason.
+        found: from `find_images`.
         on_problem: "exclude" leaves out what cannot be used or would spoil the answer, "keep" only what cannot be
             decoded, and near-duplicates may land in different parts. "stop" lets `exclude_problems` raise.
         white: the value that becomes 255 in images of 16 bits, 1 to 65535; None for the one that suits the set.
 
     Returns:
-        The images, with the added columns width and height (pixels), sha256 (of the file) and, if there are images of
-        16 bits, white; and with copies and near-duplicates joined in `group`, to stay in one part. And the problems,
-        worst first: `COLUMNS`; `other` is the path of the image that it is like.
+        The images, with width and height (pixels), sha256 (of the file), white if there are images of 16 bits, and
+        copies and near-duplicates joined in `group`. And the problems (`COLUMNS`), worst first.
     """
     check_policy(on_problem)
-    known = found[found["problem"] != ""]
-    images, findings = found[found["problem"] == ""].drop(columns=["problem", "reason"]), []
-    with closing(Thumbnails()) as thumbnails:
-        images, comparable = _open_all(images.reset_index(drop=True), thumbnails, findings, white)
-        similar = find_similar(thumbnails.array(), comparable)
-    findings += _find_small(images)
-    images = _find_duplicates(images, similar, findings, join=on_problem != "keep")
-    # what the source refused was not opened: "keep" cannot keep it
-    known = _decide(known, "exclude" if on_problem == "keep" else on_problem)
-    opened = _decide(pd.DataFrame(findings, columns=_Finding._fields), on_problem)
-    problems = pd.concat([known, opened], ignore_index=True).fillna("")
-    named = found["problem"].map(lambda problem: not problem or not KINDS[problem].usable).astype(bool)
+    known, images = found[found["problem"] != ""], found[found["problem"] == ""]
+    findings = [
+        _Finding(row.problem, row.reason, row.path, row.label, row.split, "", row.group) for row in known.itertuples()
+    ]
+    images = images.drop(columns=["problem", "reason"]).reset_index(drop=True)
+    images, similar, told = _open_all(images, white)
+    findings += told + _find_shortcuts(images) + _find_small(images)
+    leaving = {finding.path for finding in findings if finding.problem in ("blank", "too small")}
+    images, told = _find_duplicates(images, similar, leaving, join=on_problem != "keep")
+    findings += told
+    images = images.drop(columns=["pixels", "format", "brightest"])
+    problems = _tabulate(findings, on_problem)
+    named = found["problem"].isin(["", *(problem for problem, kind in KINDS.items() if not kind.usable)])
     classes = sorted(set(found.loc[named, "label"]) - {""})
-    counted = _count_classes(_without(images, problems), classes, problems)
-    counted = _decide(pd.DataFrame(counted, columns=_Finding._fields), on_problem)
-    problems = pd.concat([problems, counted], ignore_index=True).astype("str")
-    order = problems["problem"].map({kind: rank for rank, kind in enumerate(KINDS)})
-    problems = problems.assign(order=order).sort_values(["order", "path"], kind="stable", ignore_index=True)
-    return images, problems[list(COLUMNS)]
+    findings += _count_classes(_without(images, problems), classes, problems)
+    return images, _tabulate(findings, on_problem)
 
 
 def check_policy(on_problem: str) -> None:
@@ -146,21 +115,29 @@ def check_policy(on_problem: str) -> None:
         raise ValueError(f'Expected `on_problem` to be "exclude", "stop" or "keep". Received {on_problem!r}.')
 
 
-def _decide(problems: pd.DataFrame, on_problem: str) -> pd.DataFrame:
-    """Returns the table with the columns severity and action."""
-    kinds = [KINDS[problem] for problem in problems["problem"]]
-    given_to_test = problems["problem"].eq("duplicate") & problems["split"].isin(["validation", "test"])
-    actions = []
-    for kind, given in zip(kinds, given_to_test, strict=True):
-        lenient = given or (on_problem == "keep" and kind.usable and kind.action != "ignored")
-        stops = on_problem == "stop" and kind.severity != "note"
-        actions.append("stops the run" if stops else "kept" if lenient else kind.action)
-    return problems.assign(severity=[kind.severity for kind in kinds], action=actions)
+def _tabulate(findings: list[_Finding], on_problem: str) -> pd.DataFrame:
+    """Returns the table of problems, the worst first."""
+    problems = pd.DataFrame(findings, columns=_Finding._fields, dtype="str")
+    decided = [(KINDS[finding.problem].severity, _decide(finding, on_problem)) for finding in findings]
+    problems[["severity", "action"]] = pd.DataFrame(decided, columns=["severity", "action"], dtype="str")
+    order = problems["problem"].map(list(KINDS).index)
+    problems = problems.assign(order=order).sort_values(["order", "path"], kind="stable", ignore_index=True)
+    return problems[list(COLUMNS)]
+
+
+def _decide(finding: _Finding, on_problem: str) -> str:
+    """Returns what is done about it."""
+    kind = KINDS[finding.problem]
+    if on_problem == "stop" and kind.severity != "note":
+        return "stops the run"
+    given_to_test = finding.problem == "duplicate" and finding.split in ("validation", "test")
+    keep = on_problem == "keep" and kind.usable and kind.action != "ignored"
+    return "kept" if given_to_test or keep else kind.action
 
 
 def _without(images: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
-    # by path, but not by rows about what was never opened: another row of a table may give the same file a label
-    usable = problems["problem"].map(lambda problem: KINDS[problem].usable).astype(bool)
+    # not by rows about what was never opened: another row of a table may give the same file a label
+    usable = problems["problem"].isin([problem for problem, kind in KINDS.items() if kind.usable])
     return images[~images["path"].isin(problems.loc[usable & (problems["action"] == "left out"), "path"])]
 
 
@@ -200,129 +177,115 @@ def summarize_problems(problems: pd.DataFrame) -> pd.DataFrame:
 
 
 class _Opened(NamedTuple):
-    problem: str = ""
-    reason: str = ""
-    width: int = 0
+    remarks: tuple = ()  # (problem, reason), ...
+    width: int = 0  # 0 for what cannot be decoded
     height: int = 0
     sha256: str = ""
     pixels: str = ""  # a hash of them, of a small image
-    thumbnail: Image.Image | None = None
     comparable: bool = False
-    remarks: tuple = ()  # (problem, reason) of an image that can be used
     format: str = ""
     brightest: int = 0  # of 16 bits; 0 for an image of 8
 
 
-def _open_all(
-    images: pd.DataFrame, thumbnails: Thumbnails, findings: list, white: int | None
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """Returns the images that can be decoded, measured, and which of them are to be compared: each content once."""
-    paths, results = images["path"].tolist(), []
-    for result in in_parallel(_open, paths, title="checking images"):
-        if not result.problem:
-            thumbnails.append(result.thumbnail)
-        results.append(result._replace(thumbnail=None))
-    usable = np.array([not result.problem for result in results], bool)
-    deep = [row for row, result in enumerate(results) if result.brightest]
-    if deep:  # only now it is known what is white in them
-        reached = {paths[row]: results[row].brightest for row in deep}
-        white = white or choose_white(list(reached.values()))
-        place = usable.cumsum() - 1
-        again = in_parallel(lambda row: _open(paths[row], white), deep, title="checking images of 16 bits")
-        for row, result in zip(deep, again, strict=True):
-            if not result.problem:
-                thumbnails.replace(int(place[row]), result.thumbnail)
-                results[row] = result._replace(thumbnail=None)
-    for path, label, split, result in zip(paths, images["label"], images["split"], results, strict=True):
-        told = [*result.remarks, (result.problem, result.reason)]
-        if deep and 4 * result.brightest > 5 * white:
-            told.append(("too bright", f"its values reach {result.brightest}, and {white} is white in this set"))
-        findings += [_Finding(*one, path, label, split) for one in told if one[0]]
-    images = images[usable].reset_index(drop=True)
-    results = [result for result in results if not result.problem]
-    for name, dtype in (("width", "int64"), ("height", "int64"), ("sha256", "str"), ("pixels", "str")):
-        images[name] = pd.array([getattr(result, name) for result in results], dtype=dtype)
-    if deep:
+def _open_all(images: pd.DataFrame, white: int | None) -> tuple[pd.DataFrame, np.ndarray, list[_Finding]]:
+    """Returns the images that can be decoded, with what is known of each; their similar pairs; and findings."""
+    paths, opened = images["path"].tolist(), [_Opened()] * len(images)
+    with tempfile.TemporaryFile() as file:  # a kilobyte an image, and none of it in memory
+        thumbnails = np.memmap(file, "uint8", "w+", shape=(len(paths) + 1, SIDE, SIDE))
+
+    def look(rows, white: int, title: str) -> None:
+        results = in_parallel(lambda row: _open(paths[row], white), rows, title=title)
+        for row, result in zip(rows, results, strict=True):
+            opened[row], thumbnails[row] = result
+
+    look(range(len(paths)), reading.FULL_WHITE, "checking images")
+    reached = {row: one.brightest for row, one in enumerate(opened) if one.brightest}
+    if reached:  # only now it is known what is white in them
+        white = white or reading.choose_white(list(reached.values()))
+        look(list(reached), white, "checking images of 16 bits")
+    findings = [
+        _Finding(*remark, row.path, row.label, row.split)
+        for row, one in zip(images.itertuples(), opened, strict=True)
+        for remark in one.remarks
+    ]
+    known = pd.DataFrame(opened, columns=_Opened._fields).drop(columns="remarks")
+    known = known.astype({name: type(default) for name, default in _Opened._field_defaults.items() if name in known})
+    usable = (known["width"] > 0).to_numpy()
+    comparable = known["comparable"].to_numpy() & ~known["sha256"].duplicated().to_numpy()  # each content once
+    similar = find_similar(thumbnails, np.flatnonzero(comparable))
+    similar[:, :2] = (usable.cumsum() - 1)[similar[:, :2]]
+    images = images.join(known.drop(columns="comparable"))[usable].reset_index(drop=True)
+    if reached:
         images["white"] = white
-        findings += _describe_depth(reached, white, len(results))
-    findings += _find_shortcuts(images, results)
-    comparable = np.array([result.comparable for result in results], bool) & ~images["sha256"].duplicated().to_numpy()
-    return images, np.flatnonzero(comparable)
-
-
-def _describe_depth(reached: dict[str, int], white: int, images: int) -> list[_Finding]:
-    """Returns what to know of files with 16 bits; `reached` is the largest value of each, by path."""
-    reason = f"{len(reached)} of {images} files have 16 bits: in each of them 0 is black and {white} is white"
-    findings = [_Finding("bit depth", f"{reason}, by the largest values in the set")]
-    if 4 * (half := np.median(list(reached.values()))) < white:
+        half, brightest = np.median(list(reached.values())), paths[max(reached, key=reached.get)]
         reason = (
-            f"half of the files with 16 bits reach {half:.0f} at most, less than a quarter of what is white in this "
-            f"set, {white}, so they look dark: leave out the few that are brighter, such as "
-            f"{max(reached, key=reached.get)}, if these are faulty or of another detector"
+            f"{len(reached)} of {len(images)} files have 16 bits: in each, 0 is black and {white} is white, by the "
+            f"largest values in the set. Half of them reach {half:.0f} at most; {brightest} is the brightest"
         )
-        findings.append(_Finding("too dark", reason))
-    return findings
+        findings.append(_Finding("too dark" if 4 * half < white else "bit depth", reason))
+    return images, similar, findings
 
 
-def _open(path: str, white: int = FULL_WHITE) -> _Opened:
+def _open(path: str, white: int) -> tuple[_Opened, np.ndarray | int]:
+    """Returns what is known of one file, and its thumbnail."""
     content = b""
     try:
-        content = read_file(path)
+        content = reading.read_file(path)
         return _measure(path, content, white)
     except Exception as error:  # Pillow's plugins raise many kinds; each is a row in the table, with its file
-        return _Opened(*explain(error, path, content))
+        return _Opened((explain(error, path, content),)), 0
 
 
-def _measure(path: str, content: bytes, white: int) -> _Opened:
+def _measure(path: str, content: bytes, white: int) -> tuple[_Opened, np.ndarray]:
     # Few calls that wait for Python's lock: with two threads, waiting took as long as decoding
-    with open_image(io.BytesIO(content)) as image, taking_turns(image):
+    with reading.open_image(io.BytesIO(content)) as image, reading.taking_turns(image):
         format = "JPEG" if image.format == "MPO" else image.format
-        remarks = [*_wrong_extension(os.path.splitext(path)[1].lower(), format), *_animation(image)]
+        remarks = _remark(path, image, format)
         width, height = image.size
-        turned = find_orientation(image)
-        if turned != 1:
-            remarks.append(("EXIF rotation", "it is turned, or mirrored, as its EXIF data say; some programs do not"))
         pixels, brightest, small = "", 0, min(width, height) < SIDE
         if format == "JPEG" and image.mode in ("RGB", "L") and not small:
             # All of the file is decoded, but only to grey and small: twice as fast, and enough to compare
+            turned = reading.find_orientation(image)
             image.draft("L", (2 * SIDE, 2 * SIDE))
             image.load()
-            grey = turn_upright(image, turned)
+            grey = reading.turn_upright(image, turned)
             if turned in (5, 6, 7, 8):  # on its side
                 width, height = height, width
         else:
-            deep = read_deep(image)
-            if deep is not None:
-                brightest = max(find_brightest(deep), 1)
-            colour = convert_image(image, deep, white=white)
+            deep = reading.read_deep(image)
+            brightest = 0 if deep is None else max(reading.find_brightest(deep), 1)
+            colour = reading.convert_image(image, deep, white=white)
             width, height = colour.size
             if small:  # too small to compare, so that only the very same pixels are found
                 pixels = f"{width}x{height} {hashlib.sha256(colour.tobytes()).hexdigest()}"
             grey = colour.convert("L")
         thumbnail = grey.resize((SIDE, SIDE), Image.Resampling.BOX)
-        blank = _is_blank(thumbnail, grey) and _is_blank_in_colour(content, white)
+        blank = _is_blank(thumbnail, grey)
+        if blank:  # colours of one brightness are the same grey
+            bands = reading.read_image(io.BytesIO(content), white=white).split()
+            blank = all(_is_blank(band.resize((SIDE, SIDE), Image.Resampling.BOX), band) for band in bands)
     if blank:
         scale = f" (its values of 16 bits reach {brightest}, and {white} is white)" if brightest else ""
         remarks.append(("blank", f"every pixel has nearly the same colour{scale}: there is nothing to learn from"))
+    if 4 * brightest > 5 * white:
+        remarks.append(("too bright", f"its values reach {brightest}, and {white} is white in this set"))
     sha256, comparable = hashlib.sha256(content).hexdigest(), not small and not blank
-    measured = (width, height, sha256, pixels, thumbnail, comparable, tuple(remarks), format, brightest)
-    return _Opened("", "", *measured)
+    opened = _Opened(tuple(remarks), width, height, sha256, pixels, comparable, format, brightest)
+    return opened, np.asarray(thumbnail)
 
 
-def _animation(image: Image.Image) -> list[tuple[str, str]]:
-    try:
-        if getattr(image, "is_animated", False) and image.format != "MPO":  # two lenses of one telephone
-            return [("animation", f"it has {image.n_frames} frames or pages, and only the first is used")]
-    except Exception:  # a later frame is damaged: the first may be whole, and will be decoded next
-        pass
-    return []
-
-
-def _wrong_extension(extension: str, format: str) -> list[tuple[str, str]]:
+def _remark(path: str, image: Image.Image, format: str) -> list[tuple[str, str]]:
+    """Returns problem and reason of what is worth knowing about an opened image."""
+    remarks, extension = [], os.path.splitext(path)[1].lower()
     meant = Image.registered_extensions().get(extension, "")
-    if not extension or meant == format or (meant, format) == ("MPO", "JPEG"):
-        return []
-    return [("wrong extension", f"its content is {format}: it is read as that, other programs may fail")]
+    if extension and meant != format and (meant, format) != ("MPO", "JPEG"):
+        remarks.append(("wrong extension", f"its content is {format}: it is read as that, other programs may fail"))
+    with suppress(Exception):  # a later frame is damaged: the first may be whole, and will be decoded next
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # two lenses of one telephone
+            remarks.append(("animation", f"it has {image.n_frames} frames or pages, and only the first is used"))
+    if reading.find_orientation(image) != 1:
+        remarks.append(("EXIF rotation", "it is turned, or mirrored, as its EXIF data say; some programs do not"))
+    return remarks
 
 
 def _is_blank(thumbnail: Image.Image, image: Image.Image) -> bool:
@@ -334,19 +297,15 @@ def _is_blank(thumbnail: Image.Image, image: Image.Image) -> bool:
     return np.searchsorted(shares, 0.9995) - np.searchsorted(shares, 0.0005) <= 32
 
 
-def _is_blank_in_colour(content: bytes, white: int) -> bool:
-    image = read_image(io.BytesIO(content), white=white)  # colours of one brightness are the same grey
-    return all(_is_blank(band.resize((SIDE, SIDE), Image.Resampling.BOX), band) for band in image.split())
-
-
-_FOREIGN = (
-    ((b"ftyphe", b"ftypmif1"), "a HEIC photo, which is not read: convert it to JPEG"),
-    ((b"ftypcrx", b"fujifilmccd-raw", b"iiro\x08\0", b"iirs\x08\0", b"iiu\0\x18\0\0\0"), RAW),
-    ((b"%pdf",), "a PDF document: export its pages as PNG"),
-    ((b"<svg",), "an SVG drawing: export it as PNG"),
-    ((b"<html", b"<!doctype html"), "a web page, as a failed download leaves behind"),
-    ((b"version https://git-lfs",), "a Git LFS pointer and not the image itself: run git lfs pull"),
-)
+_FOREIGN = {
+    "a HEIC photo, which is not read: convert it to JPEG": (b"ftyphe", b"ftypmif1"),
+    reading.RAW: (b"ftypcrx", b"fujifilmccd-raw", b"iiro\x08\0", b"iirs\x08\0", b"iiu\0\x18\0\0\0"),
+    "a PDF document: export its pages as PNG": (b"%pdf",),
+    "an SVG drawing: export it as PNG": (b"<svg",),
+    "a web page, as a failed download leaves behind": (b"<html", b"<!doctype html"),
+    "a Git LFS pointer and not the image itself: run git lfs pull": (b"version https://git-lfs",),
+}
+"""What a file is that is no image, by what stands near its beginning, in lower case."""
 
 _STARTS = rb"\xff\xd8\xff|\x89PNG|GIF8|BM|II[*+]\0|MM\0[*+]|RIFF....WEBP|....ftypavi[fs]"
 
@@ -354,16 +313,14 @@ _STARTS = rb"\xff\xd8\xff|\x89PNG|GIF8|BM|II[*+]\0|MM\0[*+]|RIFF....WEBP|....fty
 def explain(error: Exception, path: str, content: bytes = b"") -> tuple[str, str]:
     """Returns the problem (a key of `KINDS`) and the reason why a file of this content raised this error."""
     message = " ".join(str(error).split()) or type(error).__name__
-    for kinds, problem, reason in (
-        (FileNotFoundError, "missing file", "it was there a moment ago, and is not any more"),
-        (PermissionError, "no permission", "this account may not read it"),
-        ((TooLarge, MemoryError, Image.DecompressionBombError), "too large", message),
-        (Unsupported, "unsupported", message),
-    ):
-        if isinstance(error, kinds):
-            return problem, reason
-    if "PngImagePlugin.MAX_TEXT" in message:
-        return "too large", "a PNG with more text in it than any picture needs: save it without metadata"
+    if isinstance(error, FileNotFoundError):
+        return "missing file", "it was there a moment ago, and is not any more"
+    if isinstance(error, PermissionError):
+        return "no permission", "this account may not read it"
+    if isinstance(error, (reading.TooLarge, MemoryError, Image.DecompressionBombError)):
+        return "too large", message
+    if isinstance(error, reading.Unsupported):
+        return "unsupported", message
     if isinstance(error, OSError) and error.errno is not None:
         return "damaged", f"it cannot be read: {error.strerror or message}"
     if not content:  # it was not read as a whole
@@ -375,8 +332,8 @@ def explain(error: Exception, path: str, content: bytes = b"") -> tuple[str, str
         if re.match(_STARTS, content, re.DOTALL):
             return "damaged", "it begins like an image and does not go on like one"
         start = content[:512].lower()
-        foreign = (reason for magics, reason in _FOREIGN if any(magic in start for magic in magics))
-        return "not an image", next(foreign, f"its content is none of {', '.join(FORMATS)}")
+        foreign = (reason for reason, magics in _FOREIGN.items() if any(magic in start for magic in magics))
+        return "not an image", next(foreign, f"its content is none of {', '.join(reading.FORMATS)}")
     if "truncated" in message.lower() or "not enough" in message.lower() or isinstance(error, EOFError):
         return "truncated", f"the file is cut off: {message}"
     return "damaged", f"it cannot be decoded: {message}"
@@ -385,44 +342,42 @@ def explain(error: Exception, path: str, content: bytes = b"") -> tuple[str, str
 # ---- all files
 
 
-def _find_shortcuts(images: pd.DataFrame, results: list[_Opened]) -> list[_Finding]:
-    """Returns a finding for each property of the files that sets a class apart from the others (`SHORTCUT`).
-
-    Fisher's exact test, corrected for the number of classes, properties and ranges, rules chance out. Ranges of sizes
-    and shapes are those of a class's central 90 %.
-    """
-    width, height = (images[name].to_numpy("float64") for name in ("width", "height"))
-    bits = find_white(images).bit_length()
+def _find_shortcuts(images: pd.DataFrame) -> list[_Finding]:
+    """Returns a finding for each property of the files that sets a class apart from the others (`SHORTCUT`)."""
+    bits, classes, findings = reading.find_white(images).bit_length(), images.groupby("label").indices, []
     depths = {0: "8 bits", 1: f"at most {bits - 2} bits", 2: f"{bits} bits"}  # fewer: of another detector
     kinds = {
-        "bit depth": [depths[(one.brightest > 0) + (one.brightest.bit_length() > bits - 2)] for one in results],
-        "file format": [one.format for one in results],
-        "size (root of width x height)": np.sqrt(width * height),
-        "shape (width / height)": width / height,
+        "bit depth": [
+            depths[(value > 0) + (value.bit_length() > bits - 2)] for value in images["brightest"].tolist()
+        ],
+        "file format": images["format"].tolist(),
+        "size (root of width x height)": np.sqrt(images["width"] * images["height"]),
+        "shape (width / height)": images["width"] / images["height"],
     }
-    classes, findings = images.groupby("label").indices, []
     for name, values in kinds.items() if len(classes) > 1 else ():
         names, values = np.unique(values, return_inverse=True)
-        exact, best = names.dtype.kind == "U", (SHORTCUT, "", "")
+        exact, telling = names.dtype.kind == "U", []
         for label, own in classes.items():
             mine = np.sort(values[own])
             low, high = mine[len(mine) // 20], mine[-1 - len(mine) // 20]
             if exact:
                 low = high = np.bincount(mine).argmax()
-            has = (values >= low) & (values <= high)
+            has = (values >= low) & (values <= high)  # the most frequent value, or a class's central 90 %
             inside, everywhere = int(has[own].sum()), int(has.sum())
             share, other = inside / len(own), (everywhere - inside) / (len(values) - len(own))
-            if share - other <= best[0]:
+            if share - other <= SHORTCUT:
                 continue
             from scipy.stats import hypergeom  # here: it takes a second, and ordinary sets do not need it
 
+            # Fisher's exact test, corrected for the number of classes, properties and ranges, rules chance out
             chance = hypergeom.sf(inside - 1, len(values), everywhere, len(own))
             if chance * len(classes) * len(kinds) * (1 if exact else len(own) ** 2) < 0.001:
                 usual = str(names[low]) if exact else f"a {name} of {names[low]:.4g} to {names[high]:.4g}"
                 told = f"{100 * share:.0f} % of its images have {usual}, {100 * other:.0f} % of the others"
-                best = (share - other, label, f"{told}: a classifier can tell it by its {name} alone")
-        if best[1]:
-            findings.append(_Finding("shortcut", best[2], label=best[1]))
+                reason = f"{told}: a classifier can tell it by its {name} alone"
+                telling.append((share - other, _Finding("shortcut", reason, label=label)))
+        if telling:
+            findings.append(max(telling, key=lambda one: one[0])[1])
     return findings
 
 
@@ -435,59 +390,41 @@ def _find_small(images: pd.DataFrame) -> list[_Finding]:
     return findings
 
 
-def _find_duplicates(images: pd.DataFrame, similar: np.ndarray, findings: list, *, join: bool) -> pd.DataFrame:
-    """Returns the images, with `join` near-duplicates in groups; adds a finding for each image like another."""
-    count = len(images)
-    small = _links(images["pixels"][images["pixels"] != ""])
-    images = images.drop(columns="pixels")
-    copies = np.concatenate([_links(images["sha256"]), small, _same_pixels(images, similar)])
-    alike = np.concatenate([copies, similar[:, :2]])
-    grouped = _links(images["group"][images["group"] != ""])
-    together = group_pairs(count, np.concatenate([alike, grouped]))
-    groups = {"copy": group_pairs(count, copies), "like": group_pairs(count, alike), "together": together}
-    table = images.assign(group=_group_names(images, together), **groups)
-    if not join:
-        together = group_pairs(count, np.concatenate([copies, grouped]))
-    images = images.assign(group=_group_names(images, together))
+def _find_duplicates(
+    images: pd.DataFrame, similar: np.ndarray, leaving: set[str], *, join: bool
+) -> tuple[pd.DataFrame, list[_Finding]]:
+    """Returns the images, with `join` near-duplicates in groups; and a finding for each image like another."""
+    copies = np.concatenate([_links(images["sha256"]), _links(images["pixels"]), _same_pixels(images, similar)])
+    alike, grouped = np.concatenate([copies, similar[:, :2]]), _links(images["group"])
+    copy, like, together, apart = (
+        group_pairs(len(images), pairs)
+        for pairs in (copies, alike, np.concatenate([alike, grouped]), np.concatenate([copies, grouped]))
+    )
+    table = images.assign(group=_group_names(images, together), copy=copy, like=like, together=together)
     if join:  # what is left out anyhow costs no other image its place
-        leaving = {finding.path for finding in findings if finding.problem in ("blank", "too small")}
         table = table[~table["path"].isin(leaving)]
-    table = table[table["together"].duplicated(keep=False)]
-    rows = dict(zip(table.index.tolist(), table.itertuples(index=False), strict=True))
-    partners = _nearest_first(similar)
-    for members in table.groupby("together").groups.values():
-        findings.extend(_compare(members.tolist(), rows, partners))
-    return images
+    images = images.assign(group=_group_names(images, together if join else apart))
+    return images, _compare(table[table["together"].duplicated(keep=False)], similar)
 
 
 def _links(names: pd.Series) -> np.ndarray:
-    """Returns a pair of rows, int64 (pairs, 2), for each row after the first with the same name."""
-    names = names[names.duplicated(keep=False)]  # few, and the rest would cost memory
+    """Returns pairs of rows, int64 (pairs, 2), that connect the rows of each name; "" is none."""
+    names = names[(names != "") & names.duplicated(keep=False)]
     rows = names.index.to_series()
-    first = rows.groupby(names).transform("first")
-    return np.stack([first, rows], axis=1).astype("int64")[(first != rows).to_numpy()]
+    return np.stack([rows.groupby(names).transform("first"), rows], axis=1).astype("int64")
 
 
 def _same_pixels(images: pd.DataFrame, similar: np.ndarray) -> np.ndarray:
     """Returns those of the pairs that are the same to the last bit, once decoded: other metadata, another format."""
-    sizes = images[["width", "height"]].to_numpy()
+    sizes, paths, white = images[["width", "height"]].to_numpy(), images["path"].tolist(), reading.find_white(images)
+
+    def equal(pair: np.ndarray) -> bool:
+        files = (reading.read_image(paths[row], white=white) for row in pair)  # one by one: large ones are many bytes
+        return len({hashlib.sha256(image.tobytes()).digest() for image in files}) == 1
+
     one, other, bits = similar.T
     pairs = similar[(bits <= 32) & (sizes[one] == sizes[other]).all(axis=1), :2]
-    paths = images["path"].tolist()
-    white = find_white(images)
-    same = in_parallel(lambda pair: _equal(*(paths[row] for row in pair), white), pairs, title="comparing pixels")
-    return pairs[np.fromiter(same, bool, len(pairs))]
-
-
-def _equal(one: str, other: str, white: int) -> bool:
-    try:
-        return _hash_pixels(one, white) == _hash_pixels(other, white)
-    except (OSError, ValueError):  # gone since it was checked: whoever reads it next will say so
-        return False
-
-
-def _hash_pixels(path: str, white: int) -> bytes:  # one after the other: two large ones are many bytes
-    return hashlib.sha256(read_image(path, white=white).tobytes()).digest()
+    return pairs[np.fromiter(in_parallel(equal, pairs, title="comparing pixels"), bool, len(pairs))]
 
 
 def _group_names(images: pd.DataFrame, together: np.ndarray) -> pd.Series:
@@ -500,67 +437,49 @@ def _group_names(images: pd.DataFrame, together: np.ndarray) -> pd.Series:
     return names.reindex(images.index).fillna(images["group"])
 
 
-def _nearest_first(similar: np.ndarray) -> dict[int, list[int]]:
-    partners: dict[int, list[int]] = {}
-    for one, other, _ in similar[np.argsort(similar[:, 2], kind="stable")].tolist():
-        partners.setdefault(one, []).append(other)
-        partners.setdefault(other, []).append(one)
-    return partners
+def _compare(table: pd.DataFrame, similar: np.ndarray) -> list[_Finding]:
+    """Returns the findings about images that must stay together: for each the first that applies."""
+    # copy, like and together are numbers: of the same image, of a chain of near-duplicates, of all that stay together
+    table = table.assign(row=table.index, rank=table["split"].map(_PRECEDENCE))
+    torn = table.groupby("copy")["label"].transform("nunique") > 1
+    labels = table[torn].drop_duplicates(["copy", "label"]).groupby("copy").head(2)
+    labels = table[torn].merge(labels, on="copy", suffixes=("", "_other"))
+    labels = labels[labels["label"] != labels["label_other"]].set_index("row")["row_other"]
+    staying = table[~torn]  # images with two labels are left out, and cost no other image its place
+    rank, label, copy = staying["rank"], staying["label"], staying["copy"]
+    best = staying.sort_values("rank", ascending=False, kind="stable")
+    # of each row another one: the first of the highest part in all that it belongs to, and those it is like
+    original, chain, group = (best.groupby(name)["row"].transform("first") for name in ("copy", "like", "together"))
+    both_ways = np.stack([similar, similar[:, [1, 0, 2]]], axis=1).reshape(-1, 3)
+    both_ways = both_ways[np.isin(both_ways[:, :2], staying.index).all(axis=1)]
+    one, other, _ = both_ways[np.argsort(both_ways[:, 2], kind="stable")].T
+    near = pd.Series(other, one)[copy.loc[one].to_numpy() != copy.loc[other].to_numpy()]
+    earlier = near[near < near.index]
 
+    def across(others: pd.Series) -> pd.Series:
+        mine, theirs = rank.loc[others.index].to_numpy(), rank.loc[others].to_numpy()
+        return others[(mine >= 0) & (theirs > mine)]
 
-def _compare(members: list[int], images: dict, partners: dict[int, list[int]]) -> list[_Finding]:
-    """Returns the findings about images that must stay together: at most one for each.
-
-    `members` are their rows, ascending. Of each row, `images` has path, label, split, group; copy and like, the same
-    number for the same image and for a chain of near-duplicates; `partners` its near-duplicates, the nearest first.
-    """
-    labels: dict[int, dict[str, int]] = {}  # of each image: its labels, with the first row of each
-    for row in members:
-        labels.setdefault(images[row].copy, {}).setdefault(images[row].label, row)
-    # images with two labels are left out, and cost no other image its place
-    staying = [row for row in members if len(labels[images[row].copy]) == 1]
-    rank = {row: _PRECEDENCE.get(images[row].split, -1) for row in staying}
-    # the row of the highest part, the first of several: of each image, of each chain, and of all
-    highest: dict[tuple, int] = {}
-    for row in sorted(staying, key=lambda row: (-rank[row], row)):
-        for key in (("copy", images[row].copy), ("like", images[row].like), ("group",)):
-            highest.setdefault(key, row)
-    findings = []
-    for row in members:
-        one = images[row]
-        if found := _compare_one(row, images, labels[one.copy], partners.get(row, ()), rank, highest):
-            problem, reason, other = found
-            findings.append(_Finding(problem, reason, one.path, one.label, one.split, images[other].path, one.group))
-    return findings
-
-
-def _compare_one(row, images, labels, partners, rank, highest) -> tuple[str, str, int] | None:
-    """Returns problem, reason and the row of the other image."""
-    image = images[row]
-    if len(labels) > 1:
-        names = ", ".join(repr(label) for label in sorted(labels) if label != image.label)
-        other = next(other for label, other in labels.items() if label != image.label)
-        return "two labels", f"the same image is also filed under {names}: one is wrong", other
-    near = [other for other in partners if other in rank and images[other].copy != image.copy]
-    chain, group = [highest["like", image.like]], [highest["group",]]
-    if rank[row] >= 0:
-        for problem, words, others in (
-            ("duplicate across parts", "the same image is in", [highest["copy", image.copy]]),
-            ("near-duplicate across parts", "nearly the same image is in", near),
-            ("near-duplicate across parts", "a series of nearly the same images leads into", chain),
-            ("group across parts", f"its group {image.group!r} is also in", group),
-        ):
-            for other in others:
-                if rank[other] > rank[row]:
-                    return problem, f"{words} the given part {images[other].split}", other
-    if row != (original := highest["copy", image.copy]):
-        return "duplicate", "the same image again", original
-    earlier = [other for other in near if other < row]
-    for other in earlier:
-        if images[other].label != image.label:
-            reason = f"nearly the same image is filed under {images[other].label!r}"
-            return "similar, two labels", reason, other
-    return ("near-duplicate", "nearly the same image", earlier[0]) if earlier else None
+    rows, found = {row.row: row for row in table.itertuples()}, {}
+    for problem, reason, others in (
+        ("two labels", "the same image is also filed under {1.label!r}: one is wrong", labels),
+        ("duplicate across parts", "the same image is in the given part {1.split}", across(original)),
+        ("near-duplicate across parts", "nearly the same image is in the given part {1.split}", across(near)),
+        ("near-duplicate across parts", "a series of nearly the same images leads into {1.split}", across(chain)),
+        ("group across parts", "its group {0.group!r} is also in the given part {1.split}", across(group)),
+        ("duplicate", "the same image again", original[original != original.index]),
+        (
+            *("similar, two labels", "nearly the same image is filed under {1.label!r}"),
+            earlier[label.loc[earlier.index].to_numpy() != label.loc[earlier].to_numpy()],
+        ),
+        ("near-duplicate", "nearly the same image", earlier),
+    ):
+        for row, other in others[~others.index.duplicated()].items():
+            if row not in found:
+                one, two = rows[row], rows[other]
+                text = reason.format(one, two)
+                found[row] = _Finding(problem, text, one.path, one.label, one.split, two.path, one.group)
+    return list(found.values())
 
 
 def _count_classes(images: pd.DataFrame, classes: list[str], problems: pd.DataFrame) -> list[_Finding]:
@@ -577,8 +496,6 @@ def _count_classes(images: pd.DataFrame, classes: list[str], problems: pd.DataFr
         found = " and ".join(f"{name!r} with {counts.get(name, 0)} images" for name in (label, *others))
         reason = f"{found}: if they are one class, give them one name"
         findings.append(_Finding("two spellings", reason, label=label))
-        for name in shortages.keys() & {label, *others}:
-            shortages[name] += f"; perhaps {name!r} is meant by {(others[0] if name == label else label)!r}"
     for label, reason in sorted(shortages.items()):
         lost = problems[(problems["label"] == label) & (problems["action"] == "left out")]
         if len(lost):

@@ -6,11 +6,7 @@ is confirmed: of what the mean of all images leaves unexplained in one thumbnail
 most, allowing for another brightness and contrast and for a small shift, stretch or turn.
 """
 
-import os
-import tempfile
-
 import numpy as np
-from PIL import Image
 from scipy.fft import dct
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
@@ -18,55 +14,17 @@ from scipy.sparse.csgraph import connected_components
 
 from helpers.data.parallel import in_parallel
 
-SIDE = 32
-"""Height and width of a thumbnail in pixels; images with a shorter side have too little detail to compare."""
-
-MOST_BITS = 60
-"""Bits of 256 in which candidates may differ. Cropping 8 of 300 pixels changes 50 of them, another photo over 80."""
-
-LEAST_EXPLAINED = 0.8
-"""Share of what the mean leaves of a thumbnail's details that the other must explain. Other photos reach 0.6."""
-
+SIDE = 32  # pixels of a thumbnail, high and wide; images with a shorter side have too little detail to compare
+MOST_BITS = 60  # of 256 in which candidates may differ: cropping 8 of 300 pixels changes 50, another photo over 80
+LEAST_EXPLAINED = 0.8  # of what the mean leaves of a thumbnail's details, by the other one; other photos reach 0.6
 _NEAREST = 16  # candidates followed up for each image: a bound on the work where all images look alike
+_LOT = 64  # thumbnails, or pairs of them, that are in memory as floats at once
 _LOW = 16
 _BASIS = np.rint(4096 * dct(np.eye(SIDE), axis=0)[:_LOW])
 
-_LOT = 64
-"""Thumbnails, or pairs of them, that are in memory as floats at once."""
-
-
-class Thumbnails:
-    """Grey thumbnails in a temporary file: a kilobyte an image, whatever their number."""
-
-    def __init__(self):
-        self._file = tempfile.TemporaryFile()
-
-    def append(self, thumbnail: Image.Image) -> None:
-        """Adds the next image's thumbnail, of `SIDE` pixels, grey."""
-        self._file.write(thumbnail.tobytes())
-
-    def replace(self, row: int, thumbnail: Image.Image) -> None:
-        """Puts another thumbnail in the place of an earlier one."""
-        self._file.seek(row * SIDE * SIDE)
-        self._file.write(thumbnail.tobytes())
-        self._file.seek(0, os.SEEK_END)
-
-    def array(self) -> np.ndarray:
-        """Returns all of them, uint8 (count, 32, 32), mapped from the file."""
-        self._file.flush()
-        values = np.memmap(self._file, "uint8", "r") if self._file.tell() else np.empty(0, "uint8")
-        return values.reshape(-1, SIDE, SIDE)
-
-    def close(self) -> None:
-        """Removes the file."""
-        self._file.close()
-
 
 def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
-    """Returns each thumbnail's pHash, uint64 (count, 4): `imagehash.phash` with hash_size 16, but for ties.
-
-    For many uint8 (count, 32, 32) at once, since one by one hashing costs as much as decoding.
-    """
+    """Returns the pHash of each, uint64 (count, 4), of uint8 (count, 32, 32): `imagehash.phash` but for ties."""
     # Whole numbers in float64 are exact, in any order: many coefficients of symmetric images are 0, and rounding
     # errors, which differ from machine to machine, would decide about their bits
     low = np.rint((_BASIS @ thumbnails.astype("float64") @ _BASIS.T) / 4096**2).reshape(len(thumbnails), _LOW * _LOW)
@@ -78,49 +36,42 @@ def find_similar(thumbnails: np.ndarray, comparable: np.ndarray) -> np.ndarray:
     """Returns pairs of images that show the same, int64 (pairs, 3): two rows, and the bits in which they differ."""
     lots = [comparable[start : start + _LOT] for start in range(0, len(comparable), _LOT)]
     hashes = np.concatenate([np.empty((0, 4), "uint64"), *(hash_thumbnails(thumbnails[lot]) for lot in lots)])
-    starts = range(0, len(comparable), 256)
-    found = in_parallel(lambda start: _find_candidates(hashes, start), starts, title="comparing images", chunksize=1)
+    step = 1 + 2**16 // (1 + len(hashes))  # so that memory does not grow with the images
+    starts = range(0, len(hashes), step)
+    found = in_parallel(
+        lambda start: _find_candidates(hashes, start, start + step), starts, title="comparing images", chunksize=1
+    )
     pairs = np.concatenate([np.empty((0, 3), "int64"), *found])
     pairs[:, :2] = comparable[pairs[:, :2]]
-    if not len(pairs):
-        return pairs
     mean_image = _mean(thumbnails, comparable)
+
+    def confirm(lot: np.ndarray) -> np.ndarray:
+        one, other = thumbnails[lot[:, :2].T].astype("float32")
+        return lot[_explained(one, other, mean_image) >= LEAST_EXPLAINED]
+
     lots = [pairs[start : start + _LOT] for start in range(0, len(pairs), _LOT)]
-    kept = in_parallel(
-        lambda lot: lot[_explained(*thumbnails[lot[:, :2].T].astype("float32"), mean_image) >= LEAST_EXPLAINED],
-        lots,
-        title="comparing candidates",
-        chunksize=1,
-    )
-    return np.concatenate([np.empty((0, 3), "int64"), *kept])
+    confirmed = in_parallel(confirm, lots, title="comparing candidates", chunksize=1)
+    return np.concatenate([np.empty((0, 3), "int64"), *confirmed])
 
 
 def _mean(thumbnails: np.ndarray, comparable: np.ndarray) -> np.ndarray:
-    """Returns the mean, (1, 32, 32), of up to 1,000 thumbnails, each brought to one brightness and contrast."""
-    rows, total = comparable[:: -(-len(comparable) // 1000)], np.zeros((1, SIDE, SIDE))
-    for start in range(0, len(rows), _LOT):  # some at a time, so that memory does not grow with the images
+    """Returns the mean, (1, 32, 32), of up to 1,000 thumbnails, each at one brightness and contrast."""
+    rows, total = comparable[:: max(-(-len(comparable) // 1000), 1)], np.zeros((1, SIDE, SIDE))
+    for start in range(0, len(rows), _LOT):
         some = thumbnails[rows[start : start + _LOT]].astype("float32")
         some = some - some.mean(axis=(1, 2), keepdims=True)
         total += (some / some.std(axis=(1, 2), keepdims=True).clip(1)).sum(axis=0)
-    return (total / len(rows)).astype("float32")
+    return (total / max(len(rows), 1)).astype("float32")
 
 
-def _find_candidates(hashes: np.ndarray, start: int) -> np.ndarray:
-    """Returns the nearest later images of 256 images, (pairs, 3): row, row, bits."""
-    mine, found = hashes[start : start + 256], []
-    for column in range(start, len(hashes), 1024):
-        others = hashes[column : column + 1024]
-        bits = np.zeros((len(mine), len(others)), "uint16")
-        for word in range(4):
-            bits += np.bitwise_count(mine[:, None, word] ^ others[None, :, word])
-        rows, columns = np.nonzero(bits <= MOST_BITS)
-        near = np.stack([rows + start, columns + column, bits[rows, columns]], axis=1).astype("int64")
-        found.append(_nearest(near[near[:, 0] < near[:, 1]]))
-    return _nearest(np.concatenate(found))
-
-
-def _nearest(pairs: np.ndarray) -> np.ndarray:
-    """Returns at most `_NEAREST` pairs for each first row."""
+def _find_candidates(hashes: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Returns at most `_NEAREST` later images for each of some images, (pairs, 3): row, row, bits."""
+    mine, later, bits = hashes[start:stop, None], hashes[None, start:], 0
+    for word in range(4):
+        bits = bits + np.bitwise_count(mine[..., word] ^ later[..., word]).astype("uint16")
+    rows, columns = np.nonzero(bits <= MOST_BITS)
+    pairs = np.stack([rows + start, columns + start, bits[rows, columns]], axis=1).astype("int64")
+    pairs = pairs[columns > rows]
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 2], pairs[:, 0]))]
     _, first, counts = np.unique(pairs[:, 0], return_index=True, return_counts=True)
     rank = np.arange(len(pairs)) - np.repeat(first, counts)
@@ -128,11 +79,8 @@ def _nearest(pairs: np.ndarray) -> np.ndarray:
 
 
 def _explained(one: np.ndarray, other: np.ndarray, mean_image: np.ndarray) -> np.ndarray:
-    """Returns how much of what the mean image leaves one explains of the other, the better of both ways round.
-
-    Between photos of all kinds the mean explains nothing. X-rays, or pages of one form, are alike before any two of
-    them are duplicates. All are float32 (pairs, 32, 32), the result (pairs,) up to 1.
-    """
+    """Returns how much of what the mean image leaves one explains of the other, (pairs,) up to 1, the better way."""
+    # between photos the mean explains nothing; X-rays, or pages of one form, are alike before any two are duplicates
     return np.maximum(
         1 - (1 - _explain(one, other)) / np.maximum(1 - _explain(mean_image, other), 1e-6),
         1 - (1 - _explain(other, one)) / np.maximum(1 - _explain(mean_image, one), 1e-6),

@@ -14,18 +14,23 @@ _COLUMNS = ("path", "label", "split", "group")
 
 
 def read_listing(table: Path) -> pd.DataFrame:
-    """Returns the columns row (its number; a CSV's header is row 1), path, label, split and group, all but row texts.
+    """Returns the columns path, label, split and group as texts, "" where missing, and row (a CSV's header is row 1).
 
-    The table's columns may be in any letter case, and others are ignored. Missing values are "". Labels and groups
-    are in composed Unicode (NFC), and parts may have any name of `PART_NAMES`.
-
-    Raises:
-        ValueError: it is damaged, not in UTF-8, without path or label, without rows, or has a split that is none.
-        ImportError: it is a .parquet table, and pyarrow is not installed.
+    The table's columns may be in any letter case, and others are ignored. Labels and groups are in composed Unicode
+    (NFC), and parts may have any name of `PART_NAMES`. ValueError if it is damaged, not in UTF-8, without path or
+    label, without rows, or has a split that is none; ImportError for Parquet without pyarrow.
     """
-    rows = _read_parquet(table) if table.suffix.lower() == ".parquet" else _read_csv(table)
+    names, rows = _read_parquet(table) if table.suffix.lower() == ".parquet" else _read_csv(table)
+    plain = [name.strip().lower() for name in names]
+    if not {"path", "label"} <= set(plain) or any(plain.count(name) > 1 for name in _COLUMNS):
+        raise ValueError(
+            f"Expected the columns path and label, once each, in the first row of {table}. Received "
+            f"{', '.join(map(repr, names)) or 'no names at all'}."
+        )
     if rows.empty:
         raise ValueError(f"Expected a row for each image in {table}. Received only the names of its columns.")
+    rows.columns = plain
+    rows = pd.DataFrame({name: rows[name] if name in rows else "" for name in _COLUMNS}).assign(row=rows.index + 1)
     for name in ("label", "group"):  # the path as it is: a file's name may begin or end with a space
         rows[name] = rows[name].map(lambda text: unify_name(text.strip()))
     split = rows["split"].map(lambda text: text.strip().lower())
@@ -58,7 +63,8 @@ def _separator(table: Path, text: str) -> str:
     return "\t" if table.suffix.lower() == ".tsv" else next((mark for mark in ",;\t" if mark in line), ",")
 
 
-def _read_csv(table: Path) -> pd.DataFrame:
+def _read_csv(table: Path) -> tuple[list[str], pd.DataFrame]:
+    """Returns the columns' names, and the rows that are not blank, all texts."""
     try:
         text = table.read_bytes().decode("utf-8-sig")
         if "\0" in text:
@@ -68,12 +74,11 @@ def _read_csv(table: Path) -> pd.DataFrame:
         rows = pd.read_csv(io.StringIO(text, newline=""), sep=_separator(table, text), **options).fillna("")
     except ValueError as error:  # pandas' own kinds, and what is not UTF-8
         raise ValueError(f"Expected a CSV table in UTF-8. Received {table}: {error}. Save it as CSV.") from error
-    rows.columns = _names(table, rows.iloc[0].tolist())
-    rows = rows[1:][(rows[1:] != "").any(axis=1)]  # without blank lines
-    return _used(rows).assign(row=rows.index + 1)
+    return rows.iloc[0].tolist(), rows[1:][(rows[1:] != "").any(axis=1)]
 
 
-def _read_parquet(table: Path) -> pd.DataFrame:
+def _read_parquet(table: Path) -> tuple[list[str], pd.DataFrame]:
+    """Returns the names of all columns, or of ours, and these as texts."""
     try:
         from pyarrow import parquet
     except ImportError:
@@ -84,13 +89,12 @@ def _read_parquet(table: Path) -> pd.DataFrame:
     try:
         with parquet.ParquetFile(table) as file:
             names = file.schema_arrow.names
-            data = file.read(columns=[name for name in names if name.strip().lower() in _COLUMNS]).to_pydict()
+            ours = [name for name in names if name.strip().lower() in _COLUMNS]
+            values = file.read(columns=ours).to_pydict()
     except Exception as error:  # pyarrow raises many kinds
         raise ValueError(f"Expected a Parquet table. Received {table}: {error}.") from error
-    _names(table, names)
-    texts = {name.strip().lower(): [_to_text(value, table) for value in values] for name, values in data.items()}
-    rows = _used(pd.DataFrame(texts, dtype="str"))
-    return rows.assign(row=rows.index + 1)
+    rows = pd.DataFrame({name: [_to_text(value, table) for value in values[name]] for name in ours}, dtype="str")
+    return ours or names, rows
 
 
 def _to_text(value: object, table: Path) -> str:
@@ -99,18 +103,3 @@ def _to_text(value: object, table: Path) -> str:
     if "\0" in text or "\ufffd" in text or isinstance(value, (list, dict)):
         raise ValueError(f"Expected texts or numbers in {table}. Received {value!r}.")
     return "" if value is None or value != value else text
-
-
-def _names(table: Path, names: list[str]) -> list[str]:
-    """Returns the columns' names in lower case; ValueError if path or label is missing, or one is there twice."""
-    plain = [name.strip().lower() for name in names]
-    if not {"path", "label"} <= set(plain) or any(plain.count(name) > 1 for name in _COLUMNS):
-        raise ValueError(
-            f"Expected the columns path and label, once each, in the first row of {table}. Received "
-            f"{', '.join(map(repr, names)) or 'no names at all'}."
-        )
-    return plain
-
-
-def _used(rows: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame({name: rows[name] if name in rows else "" for name in _COLUMNS}, rows.index)

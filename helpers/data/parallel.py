@@ -20,18 +20,12 @@ def in_parallel(
 ) -> Iterator:
     """Yields function(item) for each item, in their order; threads, since Pillow works without Python's lock.
 
-    Args:
-        function: called with one item, in several threads at once.
-        items: of any kind; they are taken a few chunks ahead of those that are yielded.
-        title: of the progress bar.
-        chunksize: items that a thread takes at a time.
-        total: the number of items; None for their length.
+    Items are taken a few chunks of `chunksize` ahead. `title` is the progress bar's; `total` is needed where items
+    have no length.
     """
-    workers = os.cpu_count() or 1
-    pool = ThreadPoolExecutor(max_workers=workers)
-    total = len(items) if total is None else total
-    iterator = iter(items)
+    workers, iterator = os.cpu_count() or 1, iter(items)
     chunks = iter(lambda: list(itertools.islice(iterator, chunksize)), [])
+    pool, total = ThreadPoolExecutor(max_workers=workers), len(items) if total is None else total
 
     def work(chunk: list) -> list:
         with quiet:  # here and not around it all, which would not end if the caller raised in between

@@ -1,8 +1,4 @@
-"""The table's images as arrays: decoded and resized once, kept below `runs/.pixels`, read back when they are used.
-
-A store has one row for each distinct content (sha256) among the table's images, in the order of the hashes: so
-another split, seed or order of the same images finds it again.
-"""
+"""The table's images as arrays: decoded and resized once, kept below `runs/.pixels`, read back when they are used."""
 
 import hashlib
 import io
@@ -14,34 +10,29 @@ from PIL import Image
 
 from helpers import resolve_path
 from helpers.data.parallel import in_parallel
-from helpers.data.reading import FULL_WHITE, RESIZE_RULES, find_white, read_pixels
+from helpers.data.reading import FULL_WHITE, check_rule, find_white, read_pixels
 from helpers.data.stores import Store, StoredArray, find_or_make, open_store, write_store
 from helpers.data.tables import PARTS
 
-_READING = 3
-"""To be raised when `helpers.data.reading` makes other pixels of the same file: older stores are then left alone."""
+_READING = 3  # to be raised when `helpers.data.reading` makes other pixels of the same file: new stores are made
 
 
 class Pixels(StoredArray):
     """The images of one part: a uint8 array (images, height, width, 3), RGB in 0..255, that stays on disk."""
 
-    white = FULL_WHITE
-    """The value of 16 bits that became 255 (`helpers.data.find_white`)."""
-
-    seconds = 0.0
-    """Decoding does not count."""
+    white = FULL_WHITE  # the value of 16 bits that became 255 (`helpers.data.find_white`)
+    seconds = 0.0  # decoding does not count
 
 
 def load_pixels(images: pd.DataFrame, *, image_size: tuple[int, int], resize: str = "crop") -> dict[str, Pixels]:
     """Returns each part's images, in the table's order, brought to one size.
 
-    Every image is decoded and resized once, into a file below `runs/.pixels` that later notebooks and runs with
-    the same images, size and rule open again, however they divide them. A damaged file is made again. Rows are read
-    when they are used, so a set may be larger than memory.
+    Every content is decoded and resized once, into a file below `runs/.pixels` that later notebooks and runs with the
+    same images, size and rule open again, however they divide them. A damaged file is made again. Rows are read when
+    they are used, so a set may be larger than memory.
 
     Args:
-        images: columns path, split, sha256, and white if there are images of 16 bits, as `check_images` and
-            `split_images` made them.
+        images: columns path, split, sha256, and white if there are images of 16 bits, as `check_images` makes them.
         image_size: (height, width) in pixels.
         resize: "crop", "pad" or "stretch", as in `read_pixels`.
 
@@ -54,45 +45,36 @@ def load_pixels(images: pd.DataFrame, *, image_size: tuple[int, int], resize: st
         raise ValueError(f"Expected `image_size` (height, width) of at least 1 pixel. Received {image_size}.")
     check_rule(resize)
     hashes, first, rows = np.unique(images["sha256"].to_numpy("S64"), return_index=True, return_inverse=True)
-    paths, hashes = images["path"].to_numpy()[first], hashes.astype("str")
+    files = list(zip(images["path"].to_numpy()[first], hashes.astype("str"), strict=True))
     white = find_white(images)
     # Pillow is part of the key, since its releases differ in how they decode and scale.
-    keys = [f"{sha256}-{height}x{width}-{resize}-{white}-{_READING}-{PIL.__version__}" for sha256 in hashes]
+    keys = [f"{sha256}-{height}x{width}-{resize}-{white}-{_READING}-{PIL.__version__}" for _, sha256 in files]
     digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
     file = resolve_path("runs/.pixels") / f"{digest}-{height}x{width}-{resize}.npy"
-    options = {"image_size": (height, width), "resize": resize, "white": white}
 
-    def decode() -> Store:
+    def decode(file: tuple[str, str]) -> np.ndarray:
+        path, sha256 = file
+        try:
+            content = resolve_path(path).read_bytes()
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise ValueError("its content has changed")
+            return read_pixels(io.BytesIO(content), (height, width), resize=resize, white=white)[None]
+        except Exception as error:
+            raise ValueError(
+                f"{path} is not what it was when images.csv was made: {error}. Bring it back, or start again at "
+                f"01_load_data with another run_dir."
+            ) from error
+
+    def make() -> Store:
+        decoded = in_parallel(decode, files, title="decoding images", chunksize=4)
         hint = "Choose a smaller `image_size` or fewer images (`images_per_class`)."
-        files = list(zip(paths, hashes, strict=True))
-        decoded = in_parallel(lambda one: _decode(*one, **options)[None], files, title="decoding images", chunksize=4)
         return write_store(file, decoded, shape=(height, width, 3), dtype="uint8", keys=keys, hint=hint)
 
-    store = find_or_make(file, lambda: open_store(file, keys), decode)
+    store = find_or_make(file, lambda: open_store(file, keys), make)
     pixels = {part: Pixels(store, rows[images["split"].to_numpy() == part]) for part in PARTS}
     for part in PARTS:
         pixels[part].white = white
     return pixels
-
-
-def _decode(path: str, sha256: str, **options) -> np.ndarray:
-    try:
-        content = resolve_path(path).read_bytes()
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError("its content has changed")
-        return read_pixels(io.BytesIO(content), **options)
-    except Exception as error:
-        raise ValueError(
-            f"{path} is not what it was when images.csv was made: {error}. Bring it back, or start "
-            f"again at 01_load_data with another run_dir."
-        ) from error
-
-
-def check_rule(resize: str) -> None:
-    """Raises ValueError if the rule is none of `RESIZE_RULES`."""
-    if resize not in RESIZE_RULES:
-        rules = ", ".join(f'"{rule}"' for rule in RESIZE_RULES)
-        raise ValueError(f"Expected `resize` to be one of {rules}. Received {resize!r}.")
 
 
 def shrink_pixels(pixels: np.ndarray | Pixels, *, side: int) -> np.ndarray:

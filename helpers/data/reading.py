@@ -18,16 +18,10 @@ from helpers import resolve_path
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What is read, told by content. Not all that Pillow knows: some formats (EPS) are programs, some are guesses."""
 
-MOST_PIXELS = 100_000_000
-"""Width times height from which on decoding is refused: 300 MB as RGB, and as much again on the way."""
-
-MOST_BYTES = 2**30
-"""Size of a file from which on it is not read."""
-
+MOST_PIXELS = 100_000_000  # of an image that is decoded: 300 MB as RGB, and as much again on the way
+MOST_BYTES = 2**30  # of a file that is read
+FULL_WHITE = 65535  # the largest value of 16 bits: what white is where nothing else is known
 RESIZE_RULES = ("crop", "pad", "stretch")
-
-FULL_WHITE = 65535
-"""The largest value of 16 bits: what white is where nothing else is known."""
 
 # Programs store whole workflows as compressed text. Pillow's own limits, 1 MB and 64 MB, call such a file damaged.
 PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20, 128 * 2**20
@@ -41,13 +35,8 @@ for _order, _end in ((b"II", "L"), (b"MM", "B")):  # three bands that do not say
 def read_image(file: str | Path | io.BytesIO, *, white: int = FULL_WHITE) -> Image.Image:
     """Returns the file's (first) image as RGB, as a viewer would show it: upright, and white where transparent.
 
-    Args:
-        file: path, or the file's content.
-        white: the value that becomes 255 in images of 16 bits, 1 to 65535: one for a whole set (`find_white`).
-
-    Raises:
-        OSError, ValueError: it is missing, no image, cut off, too large to decode, or of a kind that is not read,
-            such as a camera raw file.
+    `white` becomes 255 in images of 16 bits, 1 to 65535: one for a whole set (`find_white`). Raises OSError or
+    ValueError if the file is missing, no image, cut off, too large to decode, or of a kind that is not read.
     """
     with open_image(file) as image, taking_turns(image):
         return convert_image(image, read_deep(image), white=white)
@@ -70,20 +59,20 @@ def open_image(file: str | Path | io.BytesIO) -> Image.Image:
     file = file if isinstance(file, io.BytesIO) else resolve_path(file)
     try:
         image = Image.open(file, formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise TooLarge(str(error)) from None
     except UnidentifiedImageError:
         with nullcontext(file) if isinstance(file, io.BytesIO) else open(file, "rb") as content:
             if reason := _refuse_tiff(content, known=False):
                 raise Unsupported(reason) from None
         raise
-    if image.format == "TIFF" and (reason := _refuse_tiff(image.fp, known=True)):
+    try:
+        if image.format == "TIFF" and (reason := _refuse_tiff(image.fp, known=True)):
+            raise Unsupported(reason)
+        if image.width * image.height > MOST_PIXELS:
+            needed = f"decoding would take over {3 * MOST_PIXELS // 10**6} MB"
+            raise TooLarge(f"{image.width} x {image.height} pixels: {needed}; make it smaller")
+    except ValueError:
         image.close()
-        raise Unsupported(reason)
-    if image.width * image.height > MOST_PIXELS:
-        size = f"{image.width} x {image.height}"
-        image.close()
-        raise TooLarge(f"{size} pixels: decoding would take over {3 * MOST_PIXELS // 10**6} MB; make it smaller")
+        raise
     return image
 
 
@@ -161,14 +150,11 @@ def find_white(images: pd.DataFrame) -> int:
 
 
 def choose_white(brightest: list[int]) -> int:
-    """Returns the value that is white in all files of 16 bits of a set.
+    """Returns the value that is white in all files of 16 bits of a set, from each file's (`find_brightest`).
 
     Detectors have 10, 12 or 14 bits, and their files do not say so. White is the largest number of as few bits as
     hold the set's largest value; or, if the exposure left a quarter of that unused or more, the set's largest value
     itself, so that no set is dark. Up to 255, values stay as they are.
-
-    Args:
-        brightest: of each file, from `find_brightest`.
     """
     # Of ten or more, the brightest 1 % do not count: one odd file would leave a few grey levels to all others
     largest = sorted(brightest)[-1 - max(len(brightest) // 100, int(len(brightest) >= 10))]
@@ -232,13 +218,6 @@ def _eight_bits(white: int) -> np.ndarray:
     return ((np.minimum(np.arange(2**16), white) * 255 + white // 2) // white).astype("uint8")
 
 
-def _scale(values: np.ndarray, white: int) -> np.ndarray:
-    scaled = _eight_bits(white)[values]
-    if values.shape[2:] == (4,) and values[..., 3].max() > white:  # whatever colours have, transparency has 16 bits
-        scaled[..., 3] = _eight_bits(FULL_WHITE)[values[..., 3]]
-    return scaled
-
-
 # ---- as a viewer shows it
 
 
@@ -247,8 +226,10 @@ def convert_image(image: Image.Image, deep: np.ndarray | None, *, white: int) ->
     image.load()
     orientation = find_orientation(image)
     if deep is not None:
+        scaled = _eight_bits(white)[deep]
+        if deep.shape[2:] == (4,) and deep[..., 3].max() > white:  # whatever colours have, transparency has 16 bits
+            scaled[..., 3] = _eight_bits(FULL_WHITE)[deep[..., 3]]
         inverted = image.format == "TIFF" and deep.ndim == 2 and image.tag_v2.get(_PHOTOMETRIC) == 0  # 0 is white
-        scaled = _scale(deep, white)
         image = Image.fromarray(255 - scaled if inverted else scaled)
     image = turn_upright(image, orientation)
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -298,26 +279,24 @@ def resize_image(image: Image.Image, image_size: tuple[int, int], *, resize: str
     "crop" is a center crop; with "pad" the whole image fits into the size, and the rest is black; "stretch" distorts
     shapes. ValueError if there is no such rule.
     """
-    size = (image_size[1], image_size[0])
-    bilinear = Image.Resampling.BILINEAR
+    check_rule(resize)
+    size, bilinear = (image_size[1], image_size[0]), Image.Resampling.BILINEAR
     if resize == "crop":
         return ImageOps.fit(image, size, bilinear)
-    if resize == "pad":
-        return ImageOps.pad(image, size, bilinear, color=(0, 0, 0))
-    if resize == "stretch":
-        return image.resize(size, bilinear)
-    raise ValueError(f'Expected `resize` to be "crop", "pad" or "stretch". Received {resize!r}.')
+    return ImageOps.pad(image, size, bilinear, color=(0, 0, 0)) if resize == "pad" else image.resize(size, bilinear)
+
+
+def check_rule(resize: str) -> None:
+    """Raises ValueError if the rule is none of `RESIZE_RULES`."""
+    if resize not in RESIZE_RULES:
+        raise ValueError(f'Expected `resize` to be "crop", "pad" or "stretch". Received {resize!r}.')
 
 
 def read_pixels(
     file: str | Path | io.BytesIO, image_size: tuple[int, int], *, resize: str = "crop", white: int = FULL_WHITE
 ) -> np.ndarray:
-    """Returns one image file as a uint8 array (height, width, 3), resized as everywhere in this project.
+    """Returns an image file as a uint8 array (height, width, 3), resized as everywhere in this project.
 
-    Args:
-        file: path, or the file's content.
-        image_size: (height, width) in pixels.
-        resize: as `resize_image`; a saved classifier knows its own, and `white`, too (`load_settings`).
-        white: as `read_image`.
+    A saved classifier knows its own `resize` (`resize_image`) and `white` (`read_image`): see `load_settings`.
     """
     return np.asarray(resize_image(read_image(file, white=white), image_size, resize=resize))

@@ -19,18 +19,17 @@ def split_images(
     """Returns the table, sorted by path, with every image in exactly one part: train, validation or test.
 
     Stratified: each class is permuted on its own, from a sorted list, with a seed made of `seed` and its name, and
-    cut. So the same files give the same split on any machine, and without groups no class's split depends on
-    another's. Images of one group come into one part. Given parts are kept, and only what is missing is drawn: test
-    images from undecided ones (from all, where all are given as train), validation images also from those given as
-    train. An undecided image goes with the given ones of its group.
+    cut. So the same files give the same split on any machine. Images of one group come into one part. Given parts are
+    kept, and only what is missing is drawn: test images from undecided ones (from all, where all are given as train),
+    validation images also from those given as train. An undecided image goes with the given ones of its group.
 
     Args:
         images: columns path, label, split ("" while undecided) and optionally group ("" for none).
         validation_fraction: share of the images that are not test images, in (0, 1).
-        test_fraction: share of all images but given validation images, in (0, 1); not used where test was given.
-        images_per_class: images of each class to keep for training and, unless it is given, validation together;
-            0 keeps all. The 10 of "10" are among the 20 of "20", in each part.
-        seed: any integer of at least 0.
+        test_fraction: share of all images but given validation images, in (0, 1).
+        images_per_class: images of each class to keep for training and drawn validation; 0 keeps all. The 10 of "10"
+            are among the 20 of "20", in each part.
+        seed: 0 or more.
 
     Raises:
         ValueError: an option is out of range, or a class has too few images (or groups) to be in every part.
@@ -70,20 +69,17 @@ def find_shortages(images: pd.DataFrame) -> dict[str, str]:
     """Returns, for each class that cannot be in every part, how many images it has and how many are missing."""
     table, given, shortages = _settle_given(images), set(images["split"]), {}
     for label, rows in table.groupby("label"):
-        have = set(rows["split"])
+        have, pool = set(rows["split"]), rows[rows["split"] == ""]
         needed = [part for part in PARTS if part not in (have if part == "train" else given)]
-        pool = rows[rows["split"] == ""]
-        count = pool["group"].nunique()
-        for_test = pool.loc[~pool["given_train"], "group"].nunique()
-        if (missing := len(needed) - count) > 0:
-            many, kind, where = len(pool), "image", ""
-            if count < many:
-                kind, where = "group", f" in {_number(count, 'group')} (nearly equal images are one)"
+        many, count = len(pool), pool["group"].nunique()
+        missing = len(needed) - count
+        if missing > 0:
+            where = f" in {_number(count, 'group')} (nearly equal images are one)" if count < many else ""
             shortages[label] = (
                 f"{_number(many, 'usable image')}{where} to draw from, and needs at least {len(needed)}, one for "
-                f"each of {', '.join(needed)}: {_number(missing, kind)} missing"
+                f"each of {', '.join(needed)}: {_number(missing, 'group' if where else 'image')} missing"
             )
-        elif "test" in needed and not for_test:
+        elif "test" in needed and pool["given_train"].all():
             shortages[label] = "no undecided image to draw test images from, as others have: 1 image missing"
         elif absent := [part for part in PARTS[1:] if part in given and part not in have]:
             shortages[label] = f"no usable image in the given part {absent[0]}: 1 image missing"
@@ -95,20 +91,15 @@ def _number(count: int, thing: str) -> str:
 
 
 def _settle_given(images: pd.DataFrame) -> pd.DataFrame:
-    """Returns label, group, split and given_train.
-
-    `group` is what an image is divided with: its group, or itself. `split` is "" if it is to be drawn: of undecided
-    images, and of those given as train, which validation images are drawn from. `given_train` images are not drawn
-    for the test: those given as train, unless all are, so that nobody has decided about a test.
-    """
+    """Returns label; group, or what stands for an image of none; split, "" if it is to be drawn; and given_train."""
     given = images["group"] if "group" in images else pd.Series("", images.index)
     group = ("g" + given).where(given != "", "p" + images["path"])
     split, undecided = images["split"].copy(), images["split"] == ""
     for part in PARTS:  # an undecided image goes with the given ones of its group
         split[undecided & group.isin(set(group[images["split"] == part]))] = part
     elsewhere = group.isin(set(group[split.isin(PARTS[1:])]))
-    given_train = (split == "train") if undecided.any() else pd.Series(False, images.index)
-    split = split.mask((split == "train") & ~elsewhere, "")
+    given_train = (split == "train") & undecided.any()  # not drawn for the test; if all are, nobody has decided on it
+    split = split.mask((split == "train") & ~elsewhere, "")  # validation images are drawn from these, too
     return pd.DataFrame({"label": images["label"], "group": group, "split": split, "given_train": given_train})
 
 
@@ -138,8 +129,7 @@ def _draw(table: pd.DataFrame, part: str, fraction: float, later: int) -> pd.Ind
         pool = pool[~pool["given_train"]]
     # groups in their random order, by the place of their first image in its class, so that no class comes first
     place = pool.groupby("label").cumcount() / pool["label"].map(sizes)
-    order = place.groupby(pool["group"]).min().sort_values(kind="stable").index
-    groups = {group: {} for group in order}
+    groups = {group: {} for group in place.groupby(pool["group"]).min().sort_values(kind="stable").index}
     for (group, label), count in pool.groupby(["group", "label"]).size().items():
         groups[group][label] = count
     chosen = _choose(groups, wanted, can_be_spared, sizes.to_dict(), fraction)
@@ -147,54 +137,45 @@ def _draw(table: pd.DataFrame, part: str, fraction: float, later: int) -> pd.Ind
 
 
 def _choose(groups: dict, wanted: dict, can_be_spared: dict, sizes: dict, fraction: float) -> set[str]:
-    """Returns the groups that bring a part nearest to the wanted number of images of each class.
+    """Returns the groups that bring a part nearest to the wanted number of images of each class, greedily.
 
-    Args:
-        groups: of each, in their random order, the number of images of each class.
-        wanted: images of each class, which is counted down.
-        can_be_spared: groups of each class, which is counted down, too.
-        sizes: images of each class.
-        fraction: of all images.
+    `groups`, in random order, are {group: {class: images}}; the others {class: number}, `sizes` of images.
     """
+    chosen, covered = set(), set()
+
+    def take(group: str) -> bool:
+        """Takes the group, if each of its classes can spare it."""
+        if any(can_be_spared[label] < 1 for label in groups[group]):
+            return False
+        chosen.add(group)
+        covered.update(groups[group])
+        for label, count in groups[group].items():
+            wanted[label] -= count
+            can_be_spared[label] -= 1
+        return True
+
     mixed = {group: counts for group, counts in groups.items() if len(counts) > 1}
     share = dict.fromkeys(wanted, 0.0)  # of the mixed groups: the others are to fill theirs
     for counts in mixed.values():
         for label, count in counts.items():
             share[label] += fraction * count
-    chosen = {}
-
-    def can_be_taken(group: str) -> bool:
-        return all(can_be_spared[label] > 0 for label in groups[group])
-
-    def take(group: str) -> None:
-        chosen[group] = groups.pop(group)
-        for label, count in chosen[group].items():
-            wanted[label] -= count
-            can_be_spared[label] -= 1
-
     for group, counts in mixed.items():
         # nearer to the wanted sizes with it than without, each class by its own size
         gain = sum((share[c] ** 2 - (share[c] - count) ** 2) / sizes[c] for c, count in counts.items())
-        if gain > 0 and can_be_taken(group):
-            take(group)
+        if gain > 0 and take(group):
             for label, count in counts.items():
                 share[label] -= count
-    for group, counts in list(groups.items()):
-        fits = group not in mixed and all(count <= wanted[label] for label, count in counts.items())
-        if fits and can_be_taken(group):
+    for group, counts in groups.items():
+        if group not in mixed and all(count <= wanted[label] for label, count in counts.items()):
             take(group)
-    for label in sorted(sizes):
-        if any(label in counts for counts in chosen.values()):
-            continue
+    for label in sorted(sizes.keys() - covered):
         smallest = sorted((sum(counts.values()), group) for group, counts in groups.items() if label in counts)
-        fitting = next((group for _, group in smallest if can_be_taken(group)), None)
-        if fitting is None:
+        if label not in covered and not any(take(group) for _, group in smallest):
             raise ValueError(
                 f"The class {label!r} cannot be in every part without dividing a group: its images lie in "
                 f"{len(smallest)} groups that it shares with other classes. Add images of other groups, or remove it."
             )
-        take(fitting)
-    return set(chosen)
+    return chosen
 
 
 def _limit(table: pd.DataFrame, images_per_class: int, validation_fraction: float) -> pd.DataFrame:
@@ -202,17 +183,13 @@ def _limit(table: pd.DataFrame, images_per_class: int, validation_fraction: floa
     validation = 0
     if validation_fraction:
         if images_per_class < 2:
-            raise ValueError(
-                f"Expected `images_per_class` of at least 2: one to train, one to validate. Received "
-                f"{images_per_class}."
-            )
+            raise ValueError("Expected `images_per_class` of at least 2: one to train, one to validate. Received 1.")
         validation = min(max(1, round(validation_fraction * images_per_class)), images_per_class - 1)
-    kept = {"train": images_per_class - validation, "validation": validation}
     split = table["split"].copy()
-    for part, count in kept.items():
+    for part, count in {"train": images_per_class - validation, "validation": validation}.items():
+        rows = table[table["split"] == part]
+        rows = rows[::-1] if part == "validation" else rows
         if part == "train" or validation_fraction:
-            rows = table[table["split"] == part]
-            rows = rows[::-1] if part == "validation" else rows
             split[rows.index[rows.groupby("label").cumcount() >= count]] = ""
     return table.assign(split=split)
 

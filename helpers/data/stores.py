@@ -14,11 +14,10 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 from filelock import FileLock
@@ -26,8 +25,7 @@ from filelock import FileLock
 from helpers import whole_file, write_atomically
 from helpers.data.parallel import in_parallel
 
-_ABANDONED = 3600
-"""Seconds without a write after which an unfinished file is one that a killed process left."""
+_ABANDONED = 3600  # seconds without a write after which an unfinished file is one that a killed process left
 
 
 class Store:
@@ -66,15 +64,15 @@ class Store:
         now = _stamp(os.fstat(self.opened.fileno()))
         if self.stamp == now:
             return True
-        checksums = in_parallel(self._checksum, range(len(self.keys)), title="checking stored rows")
+        rows = range(len(self.keys))
+        checksums = in_parallel(
+            lambda row: zlib.crc32(self.read(np.array([row]))), rows, title="checking stored rows"
+        )
         if list(checksums) != self.checksums:
             return False
         about = json.loads(_side_file(self.file).read_text(encoding="utf-8"))
         write_atomically(_side_file(self.file), json.dumps(about | {"stamp": now}))
         return True
-
-    def _checksum(self, row: int) -> int:
-        return zlib.crc32(self.read(np.array([row])))
 
     def find(self, keys: Sequence[str]) -> np.ndarray:
         """Returns the numbers of the rows with these keys, int64 (keys,)."""
@@ -110,16 +108,14 @@ def write_store(
     Args:
         file: where it is kept. The least recently used stores in its folder are deleted if room is needed.
         batches: the rows, some at a time; they are computed meanwhile, and the time counts as the store's.
-        shape: of a row.
-        dtype: of its values.
+        shape, dtype: of a row.
         keys: of the rows, in their order.
         seconds_below: what a row's computation took before, in another store.
         hint: what a person can do if it does not fit.
     """
-    size, checksums = len(keys) * math.prod(shape) * np.dtype(dtype).itemsize, []
+    size, checksums, started = len(keys) * math.prod(shape) * np.dtype(dtype).itemsize, [], time.perf_counter()
     file.parent.mkdir(parents=True, exist_ok=True)
     _make_room(file.parent, size, hint)
-    started = perf_counter()
     try:
         with whole_file(file) as partial, open(partial, "wb") as opened:
             header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (len(keys), *shape)}
@@ -134,7 +130,7 @@ def write_store(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(_no_room(file.parent, size, hint)) from None
         raise
-    seconds = seconds_below + (perf_counter() - started) / max(len(keys), 1)
+    seconds = seconds_below + (time.perf_counter() - started) / max(len(keys), 1)
     about = {"keys": list(keys), "checksums": checksums, "seconds_per_row": seconds, "stamp": _stamp(file.stat())}
     write_atomically(_side_file(file), json.dumps(about))
     return Store(file)
@@ -157,8 +153,8 @@ def find_or_make(file: Path, find: Callable[[], Store | None], make: Callable[[]
 class StoredArray:
     """An array (rows, ...) that stays on disk, each of its rows one of the store's.
 
-    `array[i]`, `array[10:20]`, `array[[3, 1]]` and `array[mask]` read just those rows into a new NumPy array;
-    iterating reads one after the other; `np.asarray(array)` reads all, into memory.
+    `array[i]`, `array[10:20]`, `array[[3, 1]]` and `array[mask]` read just those rows into a new NumPy array; a loop
+    reads one after the other; `np.asarray(array)` reads all, into memory.
     """
 
     def __init__(self, store: Store, rows: np.ndarray):
@@ -184,16 +180,8 @@ class StoredArray:
         rows = self._rows[key]  # NumPy's own rules, errors included
         return self._store.read(rows.ravel()).reshape(*rows.shape, *self._store.row_shape)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[index] for index in range(len(self)))
-
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        if copy is False:
-            raise ValueError("Expected `copy` of None or True. Received False, and reading the rows makes a copy.")
-        return self[:] if dtype is None else self[:].astype(dtype, copy=False)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.shape} {self.dtype}>"
+        return np.asarray(self[:], dtype)
 
 
 def content_keys(array) -> list[str]:
@@ -213,25 +201,17 @@ def _stamp(info: os.stat_result) -> list[int]:
     return [info.st_size, info.st_mtime_ns, info.st_ctime_ns]
 
 
-# ---- room
-
-
-def _taken(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.npy"))
-
-
-def _allowed(folder: Path) -> float:
-    """Returns how many bytes the stores in a folder may take: the variable CACHE_GB, else half of what is free."""
+def _room(folder: Path) -> tuple[int, int, float]:
+    """Returns how many bytes the stores in a folder take, how many are free, and how many the stores may take."""
+    taken, free = sum(file.stat().st_size for file in folder.glob("*.npy")), shutil.disk_usage(folder).free
     given = os.environ.get("CACHE_GB", "")
-    if not given:
-        return (shutil.disk_usage(folder).free + _taken(folder)) / 2
     try:
-        gigabytes = float(given)
+        allowed = 1e9 * float(given) if given else (free + taken) / 2
     except ValueError:
-        gigabytes = 0.0
-    if not gigabytes > 0:
+        allowed = 0.0
+    if given and not allowed > 0:
         raise ValueError(f"Expected the environment variable CACHE_GB to be a number above 0. Received {given!r}.")
-    return gigabytes * 1e9
+    return taken, free, allowed
 
 
 def _make_room(folder: Path, needed: int, hint: str) -> None:
@@ -240,10 +220,8 @@ def _make_room(folder: Path, needed: int, hint: str) -> None:
         with suppress(OSError):
             if time.time() - partial.stat().st_mtime > _ABANDONED:
                 partial.unlink()
-    allowed = _allowed(folder)
-    sides = sorted(folder.glob("*.json"), key=lambda side: side.stat().st_mtime)
-    for side in (*sides, None):
-        taken, free = _taken(folder), shutil.disk_usage(folder).free
+    for side in (*sorted(folder.glob("*.json"), key=lambda side: side.stat().st_mtime), None):
+        taken, free, allowed = _room(folder)
         if taken + needed <= allowed and needed <= free:
             return
         if side is None or needed > min(allowed, free + taken):  # in vain, whatever is deleted
@@ -254,9 +232,8 @@ def _make_room(folder: Path, needed: int, hint: str) -> None:
 
 
 def _no_room(folder: Path, needed: int, hint: str) -> str:
-    free = shutil.disk_usage(folder).free
+    _, free, allowed = _room(folder)
     return (
-        f"What is to be stored takes {needed / 1e9:.3g} GB. {free / 1e9:.3g} GB are free for "
-        f"{folder}, and the stores there may take {_allowed(folder) / 1e9:.3g} GB in all (the environment variable "
-        f"CACHE_GB sets another number). {hint}"
+        f"What is to be stored takes {needed / 1e9:.3g} GB. {free / 1e9:.3g} GB are free for {folder}, and the "
+        f"stores there may take {allowed / 1e9:.3g} GB (or what the environment variable CACHE_GB says). {hint}"
     ).strip()

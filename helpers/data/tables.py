@@ -2,20 +2,24 @@
 
 import csv
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from helpers import resolve_path, write_atomically
+import helpers
+from helpers import write_atomically
 
 PARTS = ("train", "validation", "test")
 
 
-def stored_path(path: Path) -> str:
-    """Returns the path as tables name it: relative to the repository's root where it lies below, else absolute."""
-    root = resolve_path(".")
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+def stored_path(path: str | Path) -> str:
+    """Returns an absolute path as tables name it: relative to the repository's root where it lies below that."""
+    stored = str(path).removeprefix(f"{helpers.ROOT}{os.sep}")
+    if stored.startswith("~"):  # `resolve_path` would take it for somebody's home
+        stored = str(path)
+    return stored.replace(os.sep, "/")
 
 
 def count_images(images: pd.DataFrame) -> pd.DataFrame:

@@ -25,8 +25,8 @@ from helpers.data import check_images, find_images, summarize_problems
 SIZE, LOT = 256, 16
 
 
-def write_photos(folder: Path, count: int) -> None:
-    """Writes `count` photo-like JPEG files into ten class folders, those that are missing."""
+def write_photos(folder: Path, count: int) -> Path:
+    """Writes `count` photo-like JPEG files into ten class folders, those that are missing, and returns the folder."""
 
     def write(number: int) -> None:
         path = folder / f"class {number % 10}" / f"{number:06d}.jpg"
@@ -43,6 +43,7 @@ def write_photos(folder: Path, count: int) -> None:
         (folder / f"class {label}").mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(write, range(count)))
+    return folder
 
 
 def decode(paths: list[str]) -> None:
@@ -61,18 +62,16 @@ def timed(function, *arguments) -> float:
     return perf_counter() - started
 
 
-def peak_memory(folder: Path) -> int:
-    """Returns the highest resident memory of a process that checks the images of a folder, in kB.
+def peak_memory(code: str, *arguments: object) -> float:
+    """Returns the highest resident memory, in MB, of a process that runs the code (`sys.argv` are its arguments)."""
+    # from /proc, since `ru_maxrss` begins with that of the process which starts it
+    code += "\nprint(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | {"TQDM_DISABLE": "1"})
+    return int(done.stdout.split()[-1]) / 1000
 
-    From /proc, since `ru_maxrss` begins with that of the process which starts it.
-    """
-    code = (
-        "import re, sys; from pathlib import Path; from helpers.data import check_images, find_images;"
-        "check_images(find_images(sys.argv[1]));"
-        "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
-    return int(done.stdout.splitlines()[-1])
+
+CHECK = "import sys; from helpers.data import check_images, find_images; check_images(find_images(sys.argv[1]))"
 
 
 def main() -> None:
@@ -82,9 +81,7 @@ def main() -> None:
     asked = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "photos"
-        write_photos(folder, asked.images)
-        found = find_images(folder)
+        found = find_images(write_photos(Path(scratch) / "photos", asked.images))
         paths = found["path"].tolist()
         print(f"{len(paths)} JPEG files, {sum(map(os.path.getsize, paths)) / len(paths) / 1000:.1f} kB each")
         decode(paths), check_images(found)  # once, so that all files are in the system's cache
@@ -95,13 +92,12 @@ def main() -> None:
             print(f"decoding {plain:.2f} s, the gate {gate:.2f} s: {gate / plain:.2f} times as long")
         print(f"median ratio {median(ratios):.2f} (target: at most 1.5)")
         print(summarize_problems(check_images(found)[1]).to_string())
-
-        peaks = {}
+        peaks = []
         for count in (2_000, 20_000):
-            write_photos(Path(scratch) / str(count), count)
-            peaks[count] = median(peak_memory(Path(scratch) / str(count)) for _ in range(3))
-            print(f"{count} images: peak memory {peaks[count] / 1000:.0f} MB")
-        print(f"growth {100 * (peaks[20_000] / peaks[2_000] - 1):.1f} % (target: below 10 %)")
+            folder = write_photos(Path(scratch) / str(count), count)
+            peaks.append(median(peak_memory(CHECK, folder) for _ in range(3)))
+            print(f"{count} images: peak memory {peaks[-1]:.0f} MB")
+        print(f"growth {100 * (peaks[1] / peaks[0] - 1):.1f} % (target: below 10 %)")
 
 
 if __name__ == "__main__":
