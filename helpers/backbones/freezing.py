@@ -1,5 +1,7 @@
 """Stages frozen or free to learn, and the proof: every weight compared before and after."""
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 
@@ -48,9 +50,10 @@ def copy_weights(model: keras.Model) -> dict[str, np.ndarray]:
 
 def _weights_by_path(model: keras.Model) -> dict:
     """Returns the variables by path, which is unique among a model's layers, but not among those inside a layer."""
-    named, seen = {}, {}
+    named, seen = {}, Counter()
     for variable in model.weights:
-        count = seen[variable.path] = seen.get(variable.path, 0) + 1
+        seen[variable.path] += 1
+        count = seen[variable.path]
         named[variable.path if count == 1 else f"{variable.path}#{count}"] = variable
     return named
 
@@ -67,38 +70,34 @@ def audit_weights(model: keras.Model, before: dict[str, np.ndarray]) -> pd.DataF
         BatchNormalization layers that learn), changed (in any bit), frozen_changed (a fault) and trainable_unchanged
         (no gradient arrived there, or nothing was trained); and with faults, a text that names their paths.
     """
-    named = _weights_by_path(model)
-    if other := sorted(named.keys() ^ before.keys()):
+    now = _weights_by_path(model)
+    if other := sorted(now.keys() ^ before.keys()):
         raise ValueError(f"Expected `before` to be a copy of this model's weights. Only one of them has {other[0]}.")
-    paths = {id(variable): path for path, variable in named.items()}
+    paths = {id(variable): path for path, variable in now.items()}
+    changed = {path for path, variable in now.items() if before[path].tobytes() != np.array(variable).tobytes()}
     rows = {}
     for name, stage in find_stages(model).items():
-        trainable = {
-            id(weight) for layer in stage.layers for weight in [*layer.trainable_weights, *_statistics(layer)]
-        }
-        weights = {paths[id(weight)]: weight for layer in stage.layers for weight in layer.weights}
-        learns = {path for path, weight in weights.items() if id(weight) in trainable}
-        changed = {path for path, w in weights.items() if before[path].tobytes() != np.array(w).tobytes()}
+        weights = [paths[id(weight)] for layer in stage.layers for weight in layer.weights]
+        learns = {paths[id(weight)] for layer in stage.layers for weight in _meant_to_learn(layer)}
         wrong = [path for path in weights if path in changed - learns]
         idle = [path for path in weights if path in learns - changed]
         faults = {"frozen but changed": wrong, "trainable but unchanged": idle}
         rows[name] = {
             "tensors": len(weights),
             "trainable": len(learns),
-            "changed": len(changed),
+            "changed": len(changed.intersection(weights)),
             "frozen_changed": len(wrong),
             "trainable_unchanged": len(idle),
-            "faults": "; ".join(f"{fault}: {_listed(those)}" for fault, those in faults.items() if those),
+            "faults": "; ".join(f"{fault}: {_first_three(those)}" for fault, those in faults.items() if those),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stage")
 
 
-def _statistics(layer: keras.Layer) -> list:
-    """Returns the means and variances that are meant to move: Keras never calls them trainable."""
+def _meant_to_learn(layer: keras.Layer) -> list:
+    """Returns trainable weights, and statistics that are meant to move: Keras never calls them trainable."""
     norms = [inner for inner in all_layers(layer) if isinstance(inner, keras.layers.BatchNormalization)]
-    return [weight for norm in norms if norm.trainable for weight in norm.weights]
+    return [*layer.trainable_weights, *(weight for norm in norms if norm.trainable for weight in norm.weights)]
 
 
-def _listed(paths: list[str], most: int = 3) -> str:
-    more = len(paths) - most
-    return ", ".join(paths[:most]) + (f" and {more} more" if more > 0 else "")
+def _first_three(paths: list[str]) -> str:
+    return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")

@@ -43,7 +43,7 @@ def grad_cam(
     import tensorflow as tf  # here: tables do not wait for it
 
     from helpers._keras import keras
-    from helpers.backbones.loading import logits_tensor
+    from helpers.backbones.features import logits_tensor
 
     boundary = _find_map(model, stage)
     prefix, suffix = keras.Model(model.inputs[0], boundary), keras.Model(boundary, logits_tensor(model))

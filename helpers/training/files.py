@@ -15,8 +15,8 @@ import yaml
 from helpers import resolve_path, whole_file, write_atomically
 from helpers._keras import keras, on_all_devices
 from helpers.backbones import features_tensor, load_model
-from helpers.backbones.files import existing_file, first_line
 from helpers.backbones.graphs import check_graph
+from helpers.backbones.loading import existing_file, first_line
 from helpers.data.reading import FULL_WHITE, RESIZE_RULES
 from helpers.data.stores import StoredArray
 from helpers.training.activations import compute_activations, load_activations
