@@ -124,8 +124,8 @@ def _interpret(mode: str, distances: dict[str, float]) -> PreprocessingCheck:
     if distances[best] <= FITS:
         given, wanted = PREPROCESSING.get(mode, "other"), PREPROCESSING[best]
         message = (
-            f"This looks like {given} input to a network trained on {wanted}: its first BatchNormalization layers see "
-            f"values at distance {here:.2f} from those they remember, and at {distances[best]:.2f} with "
+            f"This looks like {given} input to a network trained on {wanted}: its first BatchNormalization layers "
+            f"see values at distance {here:.2f} from those they remember, and at {distances[best]:.2f} with "
             f'preprocessing="{best}" (up to {FITS} fits).'
         )
         return PreprocessingCheck(False, message, distances)

@@ -22,8 +22,7 @@ from helpers.data.stores import StoredArray
 from helpers.training.activations import compute_activations, load_activations
 from helpers.training.ood import OODDetector, fit_ood_detector
 
-_SETTINGS, _DETECTOR = "classifier.json", "familiarity.npz"
-"""Members of a classifier's file, which Keras does not look at."""
+_SETTINGS, _DETECTOR = "classifier.json", "familiarity.npz"  # in a classifier's file; Keras does not look at them
 
 
 def save_model(
@@ -43,12 +42,10 @@ def save_model(
         path: of the `.keras` file.
         class_names: in the order of the probabilities.
         resize: how images were brought to the model's size: "crop", "pad" or "stretch".
-        white: the value that became 255 in images of 16 bits, 1 to 65535. None for that of `pixels`, if `load_pixels`
-            made them, else 65535.
+        white: the value that became 255 in images of 16 bits, 1 to 65535; None for that of `pixels`, else 65535.
         pixels: the images that it learned from, uint8 (images, height, width, 3), for the file's `OODDetector`; and
             of 100 of them, the file has to give the same probabilities. None leaves out both.
-        labels: of these images, int (images,), where pixels are given.
-
+        labels: of these images, int (images,).
     """
     white = getattr(pixels, "white", FULL_WHITE) if white is None else white
     settings = {"class_names": class_names, "resize": resize, "white": white}
@@ -107,9 +104,7 @@ def _saving(model: keras.Model, path: Path):
 def load_classifier(path: str | Path) -> tuple[keras.Model, dict]:
     """Returns a classifier and its settings (`load_settings`), made for all GPUs of this machine.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is not one that `save_model` wrote, or it is damaged.
+    A FileNotFoundError if there is no such file, a ValueError if it is damaged or not one that `save_model` wrote.
     """
     settings = load_settings(path)
     with on_all_devices():
@@ -125,12 +120,11 @@ def load_classifier(path: str | Path) -> tuple[keras.Model, dict]:
 
 
 def load_settings(path: str | Path) -> dict:
-    """Returns what `save_model` kept with a classifier, besides the model.
+    """Returns what `save_model` kept with a classifier, besides the model; raises as `load_classifier` does.
 
     Returns:
         class_names, a list in the order of the model's probabilities; resize, the rule by which images have to be
         brought to its size; and white, the value that becomes 255 in images of 16 bits (`helpers.data.read_pixels`).
-        Raises as `load_classifier` does.
     """
     path = existing_file("path", path)
     try:
