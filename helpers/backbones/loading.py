@@ -5,7 +5,7 @@ import inspect
 import re
 import warnings
 import zipfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -88,27 +88,20 @@ def _load_application(name: str, weights: str | None, image_size: int) -> tuple[
     known = {key.lower(): key for key in application_names()}
     if name not in known.values():
         nearest = known[difflib.get_close_matches(name.lower(), known, n=1, cutoff=0)[0]]
-        hint = f"Did you mean {nearest!r}?"
-        if name.endswith((".h5", ".hdf5")):
-            hint = "Weights go to `weights`; a whole model, loaded by Keras, can be saved again as .keras."
+        of_h5 = "Weights go to `weights`; a whole model, loaded by Keras, can be saved again as .keras."
+        hint = of_h5 if name.endswith((".h5", ".hdf5")) else f"Did you mean {nearest!r}?"
         raise ValueError(
             f"Expected `backbone` to be a network of keras.applications, a .keras file or a preset of KerasHub "
             f'("hub:..."). Received {name!r}. {hint}'
         )
     size = image_size or _SIZES.get(name, 224)
     build = partial(getattr(keras.applications, name), include_top=False, input_shape=(size, size, 3))
-    try:
+    with explained(f"{name} does not take `image_size` {size} (0: its own)"):
         network = build(weights=None)
-    except ValueError as error:
-        raise ValueError(f"{name} does not take `image_size` {size} (0: its own). Keras says: {error}") from None
     if weights == "imagenet":
-        try:
+        advice = 'Offline, name a file that was downloaded elsewhere: weights="path/to/file.weights.h5".'
+        with explained(f"The ImageNet weights of {name} could not be downloaded", advice):
             network = build(weights="imagenet")
-        except Exception as error:  # Keras raises a plain Exception where the download fails
-            raise ValueError(
-                f"The ImageNet weights of {name} could not be downloaded ({first_line(error)}). Offline, name a file "
-                f'that was downloaded elsewhere: weights="path/to/file.weights.h5" (make run WEIGHTS=path).'
-            ) from None
     elif weights not in (None, "None"):
         _load_weights(network, name, weights)
     return network, application_preprocessing(name)
@@ -118,23 +111,16 @@ def _load_weights(network: keras.Model, name: str, weights: str) -> None:
     """Loads a weights file, and makes sure that it was all there and for this network."""
     path = existing_file("weights", weights)
     before = [np.array(variable) for variable in network.weights]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            network.load_weights(path)
-    except Exception as error:  # h5py and Keras raise many kinds
-        raise ValueError(
-            f"Expected `weights` to be a weights file of {name}. {path} cannot be loaded: {first_line(error)} "
-            f"Perhaps it is another network's or of another width (alpha), or cut off: download it again."
-        ) from None
+    wrong = f"Expected `weights` to be a weights file of {name}. Received {path}"
+    advice = "It may be another network's, of another width (alpha), or cut off: download it again."
+    with explained(wrong, advice), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network.load_weights(path)
     # Keras only warns where a file lacks a layer. A random kernel equals no pretrained one by chance; a bias may.
     pairs = zip(network.weights, before, strict=True)
     same = [variable.path for variable, old in pairs if old.ndim > 1 and np.array_equal(old, variable)]
     if same:
-        raise ValueError(
-            f"Expected `weights` to be a weights file of {name}. {path} brings nothing for {len(same)} of its "
-            f"kernels, among them {same[0]}: it is another network's."
-        )
+        raise ValueError(f"{wrong}: it brings nothing for {len(same)} of its kernels, among them {same[0]}.")
 
 
 # ---- networks of one's own: Keras files and presets of KerasHub
@@ -152,22 +138,17 @@ def load_model(path: str | Path, *, parameter: str = "path") -> keras.Model:
     with suppress(OSError, KeyError, zipfile.BadZipFile), zipfile.ZipFile(path) as file:  # loading says what is wrong
         if b"keras_hub" in file.read("config.json"):  # Keras finds its classes only once it is imported
             _import_hub(f"{path} has layers of KerasHub")
-    try:
+    advice = (
+        "It may be cut off, made by a newer Keras, or have Lambda layers or own classes: no code from files is run."
+    )
+    with explained(f"Expected `{parameter}` to be a Keras model. {path} cannot be loaded", advice):
         return _mend_layers(keras.models.load_model(path, compile=False, safe_mode=True))
-    except Exception as error:
-        raise ValueError(
-            f"Expected `{parameter}` to be a Keras model. {path} cannot be loaded: {first_line(error)} It may be cut "
-            f"off, made by a newer Keras, or have Lambda layers or own classes, which would run code from the file."
-        ) from None
 
 
 def _import_hub(reason: str):
-    try:
-        with silent_stderr():  # TensorFlow's text library greets, too
-            import keras_hub
-    except ImportError as error:
-        install = 'python -m pip install -c requirements.txt -e ".[hub]"'
-        raise ValueError(f"{reason}, which is not installed ({error}). Install it: {install}") from None
+    install = 'Install it: python -m pip install -c requirements.txt -e ".[hub]"'
+    with explained(f"{reason}, which is not installed", install), silent_stderr():  # TensorFlow's text library greets
+        import keras_hub
     return keras_hub
 
 
@@ -192,15 +173,11 @@ def _load_preset(backbone: str) -> tuple[keras.Model, tuple | None]:
     preset = backbone.removeprefix("hub:")
     hub = _import_hub(f"{backbone} is a network of KerasHub")
     preset = str(resolve_path(preset)) if resolve_path(preset).is_dir() else preset
-    try:
+    nearest = difflib.get_close_matches(preset, hub.models.Backbone.presets, n=1)
+    advice = f"Did you mean {nearest[0]!r}? " if nearest and nearest[0] != preset else ""
+    advice += 'Offline, name the folder of one that was downloaded elsewhere: "hub:path/to/folder".'
+    with explained(f"The preset {preset!r} of KerasHub could not be loaded", advice):
         network = hub.models.Backbone.from_preset(preset)
-    except Exception as error:  # of the download, of KerasHub, of Keras
-        nearest = difflib.get_close_matches(preset, hub.models.Backbone.presets, n=1)
-        hint = f"Did you mean {nearest[0]!r}? " if nearest and nearest[0] != preset else ""
-        raise ValueError(
-            f"The preset {preset!r} of KerasHub could not be loaded: {first_line(error)} {hint}Offline, name the "
-            f'folder of one that was downloaded elsewhere (config.json, model.weights.h5): "hub:path/to/folder".'
-        ) from None
     try:
         converter = hub.layers.ImageConverter.from_preset(preset)
     except Exception:  # KerasHub has no question for it, and its errors are of many kinds
@@ -214,10 +191,8 @@ def _load_own(name: str, weights: str | None, image_size: int) -> tuple[keras.Mo
         raise ValueError(f"{name} brings its own weights. Received `weights` {weights!r}; leave it out.")
     hub = name.startswith("hub:")
     network, converter = _load_preset(name) if hub else (load_model(name, parameter="backbone"), None)
-    try:
+    with explained(f"{name} cannot be used as `backbone`"):
         check_graph(network)
-    except ValueError as error:
-        raise ValueError(f"{name} cannot be used as `backbone`. {error}") from None
     shape = network.inputs[0].shape
     if len(shape) != 4 or shape[-1] not in (3, None):
         raise ValueError(f"Expected `backbone` to take RGB images (height, width, 3). {name} takes {shape[1:]}.")
@@ -339,6 +314,15 @@ def existing_file(parameter: str, path: str | Path) -> Path:
     if not resolved.is_file():
         raise FileNotFoundError(f"The parameter `{parameter}` should name a file. There is no file {resolved}.")
     return resolved
+
+
+@contextmanager
+def explained(problem: str, advice: str = ""):
+    """Makes any error in the block a ValueError: the problem, the error's first line, the advice."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{problem}: {first_line(error)} {advice}".rstrip()) from None
 
 
 def first_line(error: Exception) -> str:

@@ -2,10 +2,11 @@
 
     REAL_DATA_DIR=... python tests/benchmarks/recipe.py [flowers scans ...] [--folds 3]
 
-One choice at a time is changed from the defaults of `Recipe`, on folds of the images that are not test images: each training learns from four fifths of them and is judged on the fifth. A row of recipe.csv is a
-training: its log-loss (at the best temperature) and accuracy at the end and in the best epoch, and of the frozen
-network that it starts from. Test images are not looked at. What is in the table is not done again; `--part 0/2` and
-`--part 1/2` share the work between two processes.
+One choice at a time is changed from the defaults of `Recipe`, on folds of the images that are not test images: each
+training learns from four fifths of them and is judged on the fifth. A row of recipe.csv is a training: its log-loss
+(at the best temperature) and accuracy at the end and in the best epoch, and of the frozen network that it starts
+from. Test images are not looked at. What is in the table is not done again; `--part 0/2` and `--part 1/2` share the
+work between two processes.
 
 REAL_DATA_DIR names a folder with the photos and the weights.
 """
