@@ -26,6 +26,44 @@ def residual_network(*, size: int = 8, classes: int = 0, dtype: str = "float32")
     return keras.Model(images, x)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Pair(keras.layers.Layer):
+    """A layer that holds layers: a convolution and BatchNormalization, with a shortcut."""
+
+    def build(self, shape):
+        self.conv = keras.layers.Conv2D(shape[-1], 1, name="conv")
+        self.norm = keras.layers.BatchNormalization(name="norm")
+        self.conv.build(shape)
+        self.norm.build(shape)
+
+    def call(self, x, training=None):
+        return x + self.norm(self.conv(x), training=training)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Stack(keras.layers.Layer):
+    """Blocks in a layer, as in a transformer's encoder; with `scale`, a weight that is not theirs."""
+
+    def __init__(self, names=("block_0", "block_1", "block_2"), scale: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.names, self.scaled = list(names), scale
+
+    def get_config(self):
+        return super().get_config() | {"names": self.names, "scale": self.scaled}
+
+    def build(self, shape):
+        self.blocks = [Pair(name=name) for name in self.names]
+        for block in self.blocks:
+            block.build(shape)
+        around_one = keras.initializers.RandomNormal(1.0, 0.1)
+        self.scale = self.add_weight(shape=(shape[-1],), name="scale", initializer=around_one) if self.scaled else 1.0
+
+    def call(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x * self.scale
+
+
 def random_images(count: int = 4, size: int = 8) -> np.ndarray:
     """Noise, each image darker than the one before: also what averages over positions tells them apart."""
     noise = np.random.default_rng(0).integers(0, 256, (count, size, size, 3))

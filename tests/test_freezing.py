@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from networks import call, random_images, residual_network, train
+from networks import Stack, call, random_images, residual_network, train
 
 from helpers.backbones import audit_weights, copy_weights, cut, freeze, keras
 
@@ -80,37 +80,13 @@ def test_the_audit_tells_bits_apart_and_other_networks(network):
         audit_weights(network, before)
 
 
-class TransformerBlock(keras.layers.Layer):
-    """A layer with layers inside it, and a weight of its own, as in a transformer."""
-
-    def build(self, shape):
-        self.inner = [Pair(name="pair"), Pair(name="pair")]  # their weights have the same paths
-        self.token = self.add_weight(shape=(1, 1, 1, shape[-1]), name="token", initializer="ones")
-        for pair in self.inner:
-            pair.build(shape)
-
-    def call(self, x):
-        for pair in self.inner:
-            x = pair(x * self.token)
-        return x
-
-
-class Pair(keras.layers.Layer):
-    def build(self, shape):
-        self.conv = keras.layers.Conv2D(shape[-1], 1, name="conv")
-        self.norm = keras.layers.BatchNormalization(name="norm")
-        self.conv.build(shape)
-        self.norm.build(shape)
-
-    def call(self, x, training=None):
-        return self.norm(self.conv(x), training=training)
-
-
 @pytest.fixture
 def composite() -> keras.Model:
     keras.utils.set_random_seed(0)
-    images = keras.Input((8, 8, 3))
-    return keras.Model(images, TransformerBlock(name="block_2")(TransformerBlock(name="block_1")(images)))
+    images = x = keras.Input((8, 8, 3))
+    for name in ("block_1", "block_2"):
+        x = Stack(["pair", "pair"], scale=True, name=name)(x)  # their weights have the same paths
+    return keras.Model(images, x)
 
 
 def test_weights_with_the_same_path_do_not_hide_each_other(composite):
@@ -135,7 +111,7 @@ def test_layers_inside_layers_are_frozen_too(composite, batch_norm):
     train(composite, IMAGES / 255)
     changed = changed_paths(composite, before)
     assert not any(path.startswith("block_1") for path in changed)
-    assert {"block_2/token", "block_2/pair/conv/kernel", "block_2/pair/conv/kernel#2"} <= changed
+    assert {"block_2/scale", "block_2/pair/conv/kernel", "block_2/pair/conv/kernel#2"} <= changed
     assert any("moving_mean" in path for path in changed) == (batch_norm == "train")
     assert audit_weights(composite, before)["faults"].tolist() == ["", "", ""]
 

@@ -5,7 +5,7 @@ import sys
 import keras_hub
 import numpy as np
 import pytest
-from networks import call, random_images, residual_network, train
+from networks import Stack, call, random_images, residual_network, train
 from PIL import Image
 
 from helpers.backbones import (
@@ -249,43 +249,10 @@ def test_inner_networks_of_inner_networks_and_sequential_ones(tmp_path):
     close(network, random_images(), call(own, random_images() / 255).mean(axis=(1, 2)))
 
 
-@keras.saving.register_keras_serializable("tests")
-class Pair(layers.Layer):
-    def build(self, shape):
-        self.dense = layers.Dense(shape[-1])
-        self.dense.build(shape)
-
-    def call(self, x):
-        return x + self.dense(x)
-
-
-@keras.saving.register_keras_serializable("tests")
-class Stack(layers.Layer):
-    """Blocks in a layer; with `scale`, a weight that is not theirs."""
-
-    def __init__(self, scale: bool = False, **kwargs):
-        super().__init__(**kwargs)
-        self.scale = scale
-
-    def get_config(self):
-        return super().get_config() | {"scale": self.scale}
-
-    def build(self, shape):
-        self.blocks = [Pair(name=f"block_{index}") for index in range(3)]
-        for block in self.blocks:
-            block.build(shape)
-        self.weight = self.add_weight(shape=(shape[-1],), initializer="random_normal") if self.scale else None
-
-    def call(self, x):
-        for block in self.blocks:
-            x = block(x)
-        return x * self.weight if self.scale else x
-
-
 @pytest.mark.parametrize("scale", [False, True])
 def test_a_stack_is_taken_apart_where_its_blocks_are_all_of_it(tmp_path, scale):
     images = keras.Input((8, 8, 3))
-    own = keras.Model(images, Stack(scale, name="blocks")(layers.Conv2D(4, 1, name="stem_conv")(images)))
+    own = keras.Model(images, Stack(scale=scale, name="blocks")(layers.Conv2D(4, 1, name="stem_conv")(images)))
     network = load(own, tmp_path, preprocessing="unit")
     blocks = ["blocks"] if scale else ["block_0", "block_1", "block_2"]
     assert list(describe_stages(network).index) == ["input", "stem", *blocks]

@@ -3,7 +3,6 @@
 import io
 import json
 import zipfile
-import zlib
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ from helpers import resolve_path, whole_file, write_atomically
 from helpers._keras import keras, on_all_devices
 from helpers.backbones import features_tensor, load_model
 from helpers.backbones.graphs import check_graph
-from helpers.backbones.loading import existing_file, first_line
+from helpers.backbones.loading import existing_file, explained
 from helpers.data.reading import FULL_WHITE, RESIZE_RULES
 from helpers.data.stores import StoredArray
 from helpers.training.activations import compute_activations, load_activations
@@ -127,37 +126,22 @@ def load_settings(path: str | Path) -> dict:
         brought to its size; and white, the value that becomes 255 in images of 16 bits (`helpers.data.read_pixels`).
     """
     path = existing_file("path", path)
-    try:
-        settings = json.loads(_read_member(path, _SETTINGS))
+    wrong = f"Expected a classifier that 02, 03 or 04 saved. {path} holds no class names"
+    with explained(wrong, "It was cut off, or is another file."), zipfile.ZipFile(path) as archive:
+        settings = json.loads(archive.read(_SETTINGS))
         class_names, resize = list(settings["class_names"]), settings["resize"]
         white = int(settings.get("white", FULL_WHITE))
         "".join(class_names).encode()  # texts, and such as a file can hold
         if resize not in RESIZE_RULES or not 0 < white <= FULL_WHITE:
-            raise ValueError(resize, white)
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(
-            f"Expected a classifier that 02, 03 or 04 saved. {path} holds no class names: it was cut off, or is "
-            f"another file."
-        ) from None
+            raise ValueError(f"resize {resize!r}, white {white}")
     return {"class_names": class_names, "resize": resize, "white": white}
 
 
 def load_ood_detector(path: str | Path) -> OODDetector | None:
     """Returns the detector in a classifier's file; None if it has none. Raises as `load_classifier` does."""
     path = existing_file("path", path)
-    try:
-        with np.load(io.BytesIO(_read_member(path, _DETECTOR)), allow_pickle=False) as arrays:
+    with explained(f"Expected a whole file of a classifier. {path} is damaged"), zipfile.ZipFile(path) as archive:
+        if _DETECTOR not in archive.namelist():
+            return None
+        with np.load(io.BytesIO(archive.read(_DETECTOR)), allow_pickle=False) as arrays:
             return OODDetector(arrays["centres"], arrays["threshold"])
-    except KeyError:
-        return None
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"Expected a whole file of a classifier. {path} is damaged: {first_line(error)}") from None
-
-
-def _read_member(path: Path, name: str) -> bytes:
-    """Returns a member of a `.keras` file; raises KeyError if there is none, ValueError if it cannot be read."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last one if it is encrypted
-        raise ValueError(f"{name} cannot be read: {error}") from None
