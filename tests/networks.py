@@ -1,5 +1,8 @@
 """Small networks and images that several test files share."""
 
+import os
+import signal
+
 import numpy as np
 
 import helpers
@@ -49,19 +52,43 @@ class Stack(keras.layers.Layer):
         self.names, self.scaled = list(names), scale
 
     def get_config(self):
-        return super().get_config() | {"names": self.names, "scale": self.scaled}
+        return super().get_config() | {"names": list(self.names), "scale": self.scaled}
 
     def build(self, shape):
         self.blocks = [Pair(name=name) for name in self.names]
         for block in self.blocks:
             block.build(shape)
-        around_one = keras.initializers.RandomNormal(1.0, 0.1)
-        self.scale = self.add_weight(shape=(shape[-1],), name="scale", initializer=around_one) if self.scaled else 1.0
+        if self.scaled:
+            around_one = keras.initializers.RandomNormal(1.0, 0.1)
+            self.scale = self.add_weight(shape=(shape[-1],), name="scale", initializer=around_one)
 
     def call(self, x):
         for block in self.blocks:
             x = block(x)
-        return x * self.scale
+        return x * self.scale if self.scaled else x
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Presses Ctrl-C after so many batches of an epoch, at the end of an epoch, or (-1) of the training."""
+
+    def __init__(self, epoch: int, *, batch: int = 0, at_end: bool = False):
+        super().__init__()
+        self.wanted, self.batch, self.at_end = epoch, batch, at_end
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.epoch == self.wanted and batch == self.batch and not self.at_end:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.wanted and self.at_end:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def on_train_end(self, logs=None):
+        if self.wanted == -1:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def random_images(count: int = 4, size: int = 8) -> np.ndarray:

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from networks import coloured_images, stage_network
+from networks import Interrupt, coloured_images, stage_network
 
 from helpers.backbones import keras
 from helpers.training import (
@@ -135,29 +135,6 @@ def test_a_rate_that_diverges_is_stopped_and_the_start_stays(root):
 
 
 # ---- interrupted
-
-
-class Interrupt(keras.callbacks.Callback):
-    """Presses Ctrl-C after so many batches of an epoch, at the end of an epoch, or (-1) of the training."""
-
-    def __init__(self, epoch: int, *, batch: int = 0, at_end: bool = False):
-        super().__init__()
-        self.wanted, self.batch, self.at_end = epoch, batch, at_end
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if self.epoch == self.wanted and batch == self.batch and not self.at_end:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def on_epoch_end(self, epoch, logs=None):
-        if epoch == self.wanted and self.at_end:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def on_train_end(self, logs=None):
-        if self.wanted == -1:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize(
