@@ -25,10 +25,7 @@ from helpers.backbones.graphs import find_nodes
 from helpers.backbones.stages import find_stages
 from helpers.data.stores import Store, StoredArray, content_keys, find_or_make, open_store, write_store
 
-_VERSION = (
-    "1"  # to be raised when the same layers and images give other activations: older stores are then left alone
-)
-
+_VERSION = "1"  # to be raised when the same layers and images give other activations
 _HINT = (
     "Let a later stage be the first that learns (`unfreeze_from`), whose activations are smaller, or use fewer "
     "images (`images_per_class`)."
@@ -274,6 +271,5 @@ def _without_names(config):
 
 def _find(cut_point: CutPoint, keys: list[str]) -> Store | None:
     """Returns a store that holds the cut point's activations of these images, and perhaps of others; else None."""
-    exact = cut_point.file(keys)
-    files = sorted(_folder().glob(f"{cut_point.digest}-*.npy"), key=lambda file: (file != exact, file))
+    files = [cut_point.file(keys), *sorted(_folder().glob(f"{cut_point.digest}-*.npy"))]
     return next(filter(None, (open_store(file, keys) for file in files)), None)
