@@ -6,8 +6,6 @@ from contextlib import suppress
 from helpers._keras import keras
 from helpers.backbones.graphs import all_layers, run_graph
 
-_TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
-
 
 def count_multiply_adds(node) -> int:
     """Returns the multiplications with an addition that a node of the graph makes for one image.
@@ -31,9 +29,8 @@ def _count(operation, args: tuple, kwargs: dict, output) -> int:
     entering = next(value for value in keras.tree.flatten((args, kwargs)) if _is_tensor(value))
     if isinstance(operation, keras.layers.EinsumDense):
         return _einsum(operation.equation, [entering, *kernels])
-    tensor = entering if isinstance(operation, _TRANSPOSED) else output
-    axis = 1 if getattr(operation, "data_format", None) == "channels_first" else -1
-    return sum(math.prod(kernel.shape) for kernel in kernels) * _size(tensor) // tensor.shape[axis]
+    tensor = entering if isinstance(operation, keras.layers.Conv2DTranspose) else output
+    return sum(math.prod(kernel.shape) for kernel in kernels) * _size(tensor) // tensor.shape[-1]
 
 
 def _count_inside(layer: keras.Layer, args: tuple, kwargs: dict) -> int:
@@ -67,9 +64,6 @@ def _count_operation(operation, values: list, output) -> int:
     if name == "DotProductAttention":
         query, key = values[:2]
         return 2 * _size(query) * key.shape[1]  # (batch, tokens, heads, numbers): with the keys, with the values
-    if name in ("Conv", "DepthwiseConv"):
-        kernel = values[1].shape
-        return math.prod(kernel) * _size(output) // (kernel[-1] * (kernel[-2] if name == "DepthwiseConv" else 1))
     return 0
 
 

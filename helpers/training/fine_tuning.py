@@ -230,12 +230,11 @@ def fine_tune(
 def seed_training(model: keras.Model, seed: int) -> None:
     """Makes all that is random in a training of the model repeat itself, whatever it was trained for before.
 
-    Keras' layers keep their random states among the model's variables. Only other layers may need TensorFlow's own
-    generators; to seed those (`set_seed`) has TensorFlow prepare every function again, a third of a small training.
+    Keras' layers keep their random states among the model's variables.
     """
     layers = all_layers(model)
     if any(not type(x).__module__.startswith("keras.") or isinstance(x, keras.layers.Lambda) for x in layers):
-        set_seed(seed)
+        set_seed(seed)  # TensorFlow's own generators, too: it then prepares every function again, which takes long
     compute_deterministically()
     for number, variable in enumerate(model.variables):
         if variable.path.endswith("seed_generator_state"):

@@ -127,7 +127,7 @@ def weigh_classes(labels: np.ndarray, class_weight: str | None = "balanced") -> 
 
     Args:
         labels: int (images,), of the training images.
-        class_weight: "balanced" for n / (classes * n of the class), as scikit-learn's; "" or None for none.
+        class_weight: scikit-learn's "balanced", n / (classes * n of the class); "" or None for none.
     """
     check_class_weight(class_weight)
     if not class_weight:
