@@ -8,12 +8,9 @@ import numpy as np
 from helpers._keras import keras
 from helpers.backbones.graphs import call, find_nodes, find_segments, has_kernel
 
-FEW_FEATURES = 32
-"""Fewer than these are rather a classifier's outputs than a description of an image."""
+FEW_FEATURES = 32  # fewer are rather a classifier's outputs than a description of an image
 
-_OURS = re.compile(r"(avg_pool|class_token|features)(_\d+)?")
-"""Names of the layers that `load_backbone` puts behind a network."""
-
+_OURS = re.compile(r"(avg_pool|class_token|features)(_\d+)?")  # layers that `load_backbone` puts behind a network
 _PROBABILITIES = {"softmax", "logsoftmax", "sigmoid", "logsigmoid", "hardsigmoid", "sparsemax"}
 
 

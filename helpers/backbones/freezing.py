@@ -11,19 +11,16 @@ from helpers.backbones.stages import find_stage, find_stages
 
 
 def freeze(model: keras.Model, *, unfreeze_from: str | None = None, batch_norm: str = "frozen") -> pd.DataFrame:
-    """Marks layers as frozen or trainable and returns how many weights of each stage will learn.
+    """Marks layers as frozen or trainable, in place; a DataFrame by stage counts weights and those that will learn.
 
     Call it before `compile`: what is trainable is read there, and Keras ignores later changes without a word.
 
     Args:
-        model: a functional model with one input and one output; changed in place.
+        model: a functional model with one input and one output.
         unfreeze_from: the first stage that learns; None freezes all.
         batch_norm: "frozen" keeps every BatchNormalization layer as it was pretrained, scale, shift and statistics,
             also in the stages that learn; "train" lets those learn too. The choice is made layer by layer, since
             calling a network with `training=False` does not protect its statistics in `fit`.
-
-    Returns:
-        A DataFrame indexed by stage with the columns weights and trainable (counts of numbers).
     """
     if batch_norm not in ("frozen", "train"):
         raise ValueError(f'Expected `batch_norm` "frozen" or "train". Received {batch_norm!r}.')
@@ -61,14 +58,9 @@ def _weights_by_path(model: keras.Model) -> dict:
 def audit_weights(model: keras.Model, before: dict[str, np.ndarray]) -> pd.DataFrame:
     """Returns, for each stage, how many tensors were meant to learn, how many changed, and which are at fault.
 
-    Args:
-        model: the network after training.
-        before: `copy_weights(model)` from before it.
-
-    Returns:
-        A DataFrame indexed by stage with counts of tensors: all of them, trainable (with the statistics of
-        BatchNormalization layers that learn), changed (in any bit), frozen_changed (a fault) and trainable_unchanged
-        (no gradient arrived there, or nothing was trained); and with faults, a text that names their paths.
+    `before` is `copy_weights(model)` from before the training. The DataFrame by stage counts tensors: all of them,
+    trainable (with the statistics of BatchNormalization layers that learn), changed (in any bit), frozen_changed (a
+    fault) and trainable_unchanged (no gradient arrived, or nothing was trained); the text faults names their paths.
     """
     now = _weights_by_path(model)
     if other := sorted(now.keys() ^ before.keys()):

@@ -120,13 +120,10 @@ def find_stages(model: keras.Model) -> dict[str, Stage]:
 def describe_stages(model: keras.Model) -> pd.DataFrame:
     """Returns a table of the network's stages, in order: what each holds, computes and hands on, for one image.
 
-    Args:
-        model: a functional model with one input and one output, of a fixed image size; else a ValueError.
-
-    Returns:
-        A DataFrame indexed by stage, with the columns last_layer, layers (count), parameters (count), multiply_adds
-        (count), output (shape of the activations at the stage's end, "14x14x64"), kilobytes (of these in float32;
-        1 kB is 1000 bytes) and cost (share, 0..1, of the network's multiply-adds up to the stage's end).
+    The DataFrame by stage has the columns last_layer, layers (count), parameters (count), multiply_adds (count),
+    output (shape of the activations at the stage's end, "14x14x64"), kilobytes (of these in float32; 1 kB is 1000
+    bytes) and cost (share, 0..1, of the multiply-adds up to the stage's end). A network without a fixed image size,
+    or that `find_stages` refuses, is a ValueError.
     """
     stages, rows = find_stages(model), {}
     if None in model.inputs[0].shape[1:]:

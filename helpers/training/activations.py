@@ -46,17 +46,13 @@ def load_activations(model: keras.Model, pixels, *, stage: str | None = None):
 
     Everything before the stage has to be frozen from here on: then it is a fixed function of each image, and
     training on the stored activations is exact. They are computed from the nearest stored cut point below. Of several
-    processes that ask for the same ones, one computes.
+    processes that ask for the same ones, one computes. An activation that is not finite is a ValueError.
 
     Args:
         model: from images to features or probabilities.
         pixels: uint8 (images, height, width, 3), `Pixels` or in memory; or a dict of these, computed together, for
             a dict of `Activations`.
         stage: a name in `describe_stages(model)`; None for the model's output.
-
-    Raises:
-        ValueError: no such stage, or an activation that is not finite.
-        OSError: the disk has too little space.
     """
     parts = pixels if isinstance(pixels, Mapping) else {"": pixels}
     keys = {part: content_keys(array) for part, array in parts.items()}

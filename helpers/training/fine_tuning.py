@@ -244,12 +244,12 @@ def seed_training(model: keras.Model, seed: int) -> None:
 def prepare_training(
     model: keras.Model, pixels: dict, *, stage: str, augmentation: str = "", seed: int = 0
 ) -> tuple[keras.Model, dict]:
-    """Returns the part of the model that learns, and its inputs, computed once.
+    """Returns the part of the model that learns, which shares its layers, and its inputs, computed once.
 
     With augmentation, or where nothing with weights lies before the stage, the part is the whole model, on images.
 
     Args:
-        model: a classifier from raw images to probabilities; the part shares its layers.
+        model: a classifier from raw images to probabilities.
         pixels: part to uint8 (images, height, width, 3), as `load_pixels` returns them.
         stage: the first stage that learns.
         augmentation, seed: of the training images: names of `AUGMENTATIONS`, separated by commas; "" for none.
@@ -344,11 +344,10 @@ def training_datasets(
     """Returns two tf.data.Dataset: shuffled batches for the epoch that `keep` is at, and those for validation.
 
     Training batches have the same size, so that every image counts about the same. Each epoch has its own order; a
-    resumed training has the same ones.
+    resumed training has the same ones. Without "validation" in `inputs`, the second one is None.
 
     Args:
-        inputs: "train" to (images, ...), from `prepare_training`, and "validation", without which there is None.
-        labels: the same parts to int (images,).
+        inputs, labels: parts to (images, ...), from `prepare_training`, and to int (images,).
         keep: the `Checkpoint`, which knows the epoch.
         batch_size, seed, parts: images in a batch, at most; of the orders; into how many a training batch is divided.
     """

@@ -154,10 +154,8 @@ def head_weights(head: LogisticRegression) -> list[np.ndarray]:
 def attach_head(backbone: keras.Model, head: LogisticRegression, *, class_names: list[str]) -> keras.Model:
     """Returns the classifier: the backbone with the fitted head as a Dense layer, flat; layers are shared.
 
-    Args:
-        backbone: from images to features, those that the head was fitted on; else a ValueError.
-        head: from `fit_head`; the model gives the same probabilities, float32 (batch, classes).
-        class_names: in the order of the labels.
+    It gives the head's probabilities, float32 (batch, classes). Another number of `class_names`, or of features than
+    those of the head from `fit_head`, is a ValueError.
     """
     # a backbone that was such a classifier itself has these names
     head_name, softmax_name = (free_name(name, backbone) for name in ("head", "probabilities"))

@@ -29,11 +29,8 @@ def load_features(network: keras.Model, pixels: dict) -> dict[str, dict]:
 def probe_depth(network: keras.Model, pixels: dict, labels: dict, *, class_weight: str = "") -> pd.DataFrame:
     """Returns how well a linear head does at each cut point: linear probes (Alain and Bengio 2016, arXiv 1610.01644).
 
-    Args:
-        network: a backbone, from images to features.
-        pixels: "train" and "validation" to uint8 (images, height, width, 3).
-        labels: the same parts to int (images,).
-        class_weight: of the heads, and of their log-losses: see `weigh_classes`.
+    Takes a backbone, "train" and "validation" to uint8 (images, height, width, 3), and to labels, int (images,); and
+    the heads' class_weight (`weigh_classes`).
 
     Returns:
         A row for each cut point, from early to late, with the columns cut, cost (share, 0..1, of the network's
