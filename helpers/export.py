@@ -38,8 +38,8 @@ except ValueError as error:  # another backend was asked for
     raise
 import tensorflow
 
-from helpers.backbones.files import first_line
 from helpers.backbones.graphs import all_layers
+from helpers.backbones.loading import first_line
 from helpers.training import load_settings
 
 TOLERANCE = 1e-4

@@ -1,5 +1,8 @@
 """Small networks and images that several test files share."""
 
+import os
+import signal
+
 import numpy as np
 
 import helpers
@@ -24,6 +27,68 @@ def residual_network(*, size: int = 8, classes: int = 0, dtype: str = "float32")
         x = layers.GlobalAveragePooling2D()(x)
         x = layers.Dense(classes, activation="softmax", name="predictions")(x)
     return keras.Model(images, x)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Pair(keras.layers.Layer):
+    """A layer that holds layers: a convolution and BatchNormalization, with a shortcut."""
+
+    def build(self, shape):
+        self.conv = keras.layers.Conv2D(shape[-1], 1, name="conv")
+        self.norm = keras.layers.BatchNormalization(name="norm")
+        self.conv.build(shape)
+        self.norm.build(shape)
+
+    def call(self, x, training=None):
+        return x + self.norm(self.conv(x), training=training)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Stack(keras.layers.Layer):
+    """Blocks in a layer, as in a transformer's encoder; with `scale`, a weight that is not theirs."""
+
+    def __init__(self, names=("block_0", "block_1", "block_2"), scale: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.names, self.scaled = list(names), scale
+
+    def get_config(self):
+        return super().get_config() | {"names": list(self.names), "scale": self.scaled}
+
+    def build(self, shape):
+        self.blocks = [Pair(name=name) for name in self.names]
+        for block in self.blocks:
+            block.build(shape)
+        if self.scaled:
+            around_one = keras.initializers.RandomNormal(1.0, 0.1)
+            self.scale = self.add_weight(shape=(shape[-1],), name="scale", initializer=around_one)
+
+    def call(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x * self.scale if self.scaled else x
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Presses Ctrl-C after so many batches of an epoch, at the end of an epoch, or (-1) of the training."""
+
+    def __init__(self, epoch: int, *, batch: int = 0, at_end: bool = False):
+        super().__init__()
+        self.wanted, self.batch, self.at_end = epoch, batch, at_end
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.epoch == self.wanted and batch == self.batch and not self.at_end:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.wanted and self.at_end:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def on_train_end(self, logs=None):
+        if self.wanted == -1:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def random_images(count: int = 4, size: int = 8) -> np.ndarray:

@@ -2,18 +2,18 @@
 
 import numpy as np
 import pytest
-from networks import call, coloured_images, stage_network
+from networks import call
 from sklearn.metrics import log_loss as sklearns_log_loss
 
 from helpers.backbones import keras
-from helpers.training import attach_head, compute_activations, fit_head, log_loss
+from helpers.training import log_loss
 from helpers.training.calibration import TEMPERATURES, apply_temperature, calibrated_scores
 
 
-def predictions(*, sureness: float, images: int = 400):
+def predictions(*, sureness: float):
     """Returns probabilities and labels that are drawn from them, after the logits were multiplied by `sureness`."""
     rng = np.random.default_rng(0)
-    logits = rng.normal(size=(images, 4)) * 2
+    logits = rng.normal(size=(400, 4)) * 2
     true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = np.array([rng.choice(4, p=row) for row in true])
     shown = np.exp(sureness * logits)
@@ -56,16 +56,12 @@ def test_certain_and_wrong_is_finite():
 
 @pytest.mark.parametrize("form", ["own softmax", "softmax layer"])
 def test_a_temperature_divides_the_logits_and_keeps_the_order(form):
-    if form == "softmax layer":
-        images, labels = coloured_images(24)
-        network = stage_network()
-        head = fit_head(compute_activations(network, images), labels)
-        model = attach_head(network, head, class_names=list("abc"))
-    else:
-        images = np.random.default_rng(0).normal(size=(24, 4)).astype("float32")
-        hidden = keras.layers.Dense(5, activation="relu")
-        model = keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(3, activation="softmax")])
-    before = call(model, images)
+    own = form == "own softmax"
+    x = inputs = keras.Input((4,))
+    x = keras.layers.Dense(3, activation="softmax" if own else None)(keras.layers.Dense(5, "relu")(x))
+    model = keras.Model(inputs, x if own else keras.layers.Softmax()(x))
+    rows = np.random.default_rng(0).normal(size=(24, 4)).astype("float32")
+    before = call(model, rows)
     apply_temperature(model, 2.0)
     expected = np.sqrt(before) / np.sqrt(before).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(call(model, images), expected, rtol=1e-4)
+    np.testing.assert_allclose(call(model, rows), expected, rtol=1e-4)

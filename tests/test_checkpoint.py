@@ -1,15 +1,17 @@
 """The last epoch is the result, or with patience the best; what is stopped or killed resumes to the same bits."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from functools import lru_cache
 
 import numpy as np
 import pytest
-from networks import coloured_images, stage_network
+from networks import Interrupt, coloured_images, stage_network
 
-from helpers.backbones import copy_weights, keras
+from helpers.backbones import keras
 from helpers.training import (
     Recipe,
     attach_head,
@@ -21,172 +23,143 @@ from helpers.training import (
     show_progress,
 )
 from helpers.training.checkpoint import Checkpoint, tensorboard_logs
+from helpers.training.fine_tuning import digest_images
 
 EPOCHS = 6
 START = {"log_loss": 1.0, "temperature": 1.0}
+LOSSES = [0.9, 0.5, 0.7, 0.6, 0.4, 0.3]
+ROWS = np.random.default_rng(0).normal(size=(32, 4)), np.arange(32) % 2
+PIXELS, LABELS = {}, {}
+PIXELS["train"], LABELS["train"] = coloured_images(40)
+PIXELS["validation"], LABELS["validation"] = coloured_images(30, seed=1)
 
 
-def task(dropout=0.0):
-    """Returns a classifier with a fitted head, and pixels and labels that it can learn from."""
-    pixels, labels = {}, {}
-    pixels["train"], labels["train"] = coloured_images(40)
-    pixels["validation"], labels["validation"] = coloured_images(30, seed=1)
-    network = stage_network(dropout=dropout)
-    head = fit_head(compute_activations(network, pixels["train"]), labels["train"], cs=(1e-4,))
-    return attach_head(network, head, class_names=list("abc")), pixels, labels
-
-
-def train(file, model=None, change=None, dropout=0.0, **changes):
-    made, pixels, labels = task(dropout)
-    model, labels = model or made, labels | (change or {})
-    recipe = {"unfreeze_from": "conv3", "learning_rate": 0.01, "epochs": EPOCHS, "batch_size": 8} | changes
-    return model, fine_tune(model, pixels, labels, recipe=Recipe(**recipe), file=file)
-
-
-def fit(keep, *callbacks, losses=None, temperatures=(1.0,) * EPOCHS, before=(), at_once=1):
-    """Trains a linear model, four steps in an epoch; with `losses`, these stand in for the validation losses."""
+@lru_cache
+def linear(at_once: int) -> tuple[keras.Model, list]:
+    """Returns a compiled linear model, which tests share, and the weights that it begins with."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
     options = {"metrics": [log_loss()], "steps_per_execution": at_once}
     model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy", **options)
-    x, y = np.random.default_rng(0).normal(size=(32, 4)), np.arange(32) % 2
-    weights = [copy_weights(model)]
+    return model, model.get_weights()
+
+
+def fit(keep, *callbacks, losses=LOSSES, temperatures=(1.0,) * EPOCHS, at_once=1) -> list:
+    """Returns a linear model's weights at the start, after each epoch of four steps, and at last.
+
+    The losses stand in for the validation losses; with None, they are what they are.
+    """
+    model, start = linear(at_once)
+    model.set_weights(start)
+    weights = [start]
 
     class Losses(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            weights.append(copy_weights(self.model))
+            weights.append(self.model.get_weights())
             if losses:
                 logs["val_log_loss"], logs["val_temperature"] = losses[epoch], temperatures[epoch]
 
-    callbacks = [Losses(), *before, keep, *callbacks]
+    options = {"epochs": EPOCHS, "batch_size": 8, "shuffle": False, "verbose": 0}
     with keep:
-        model.fit(x, y, validation_data=(x, y), epochs=EPOCHS, batch_size=8, verbose=0, callbacks=callbacks)
-    return model, weights
+        model.fit(*ROWS, validation_data=ROWS, callbacks=[Losses(), keep, *callbacks], **options)
+    return [*weights, model.get_weights()]
 
 
-def equal(model, weights) -> bool:
-    return all(map(np.array_equal, copy_weights(model).values(), weights.values()))
+@lru_cache
+def classifier(dropout: float = 0.0) -> tuple[keras.Model, list]:
+    """Returns a classifier with a fitted head, which tests share, and the weights that it begins with."""
+    network = stage_network(dropout=dropout)
+    head = fit_head(compute_activations(network, PIXELS["train"]), LABELS["train"], cs=(1e-4,))
+    model = attach_head(network, head, class_names=list("abc"))
+    return model, model.get_weights()
+
+
+def train(file, *, anew=True, dropout=0.0, **changes) -> tuple[list, Checkpoint]:
+    """Returns the classifier's weights after a training, `anew` from its fitted head on, and how it went."""
+    model, start = classifier(dropout)
+    if anew:
+        model.set_weights(start)
+    recipe = {"unfreeze_from": "conv3", "learning_rate": 0.01, "epochs": EPOCHS, "batch_size": 8} | changes
+    keep = fine_tune(model, PIXELS, LABELS, recipe=Recipe(**recipe), file=file)
+    return model.get_weights(), keep
+
+
+def equal(some: list, others: list) -> bool:
+    return all(map(np.array_equal, some, others))
 
 
 # ---- the last, or the best
 
 
-def test_the_last_epoch_is_the_result_however_good_others_were():
-    keep = Checkpoint(None, start=START)
-    model, weights = fit(keep, losses=[0.9, 0.5, 0.7, 0.6, 0.8, 0.9])
-    assert keep.best_epoch == EPOCHS and keep.best_loss == 0.9 and equal(model, weights[EPOCHS])
-    assert keep.outcome == "all 6 epochs"
-
-
 @pytest.mark.parametrize(
-    ("losses", "best"),
-    [([0.9, 0.5, 0.7, 0.6, 0.8, 0.9], 2), ([1.5, 1.2, 1.1, 1.1, 1.3, 2.0], 0), ([9, 8, 7, 6, 5, 0.1], 6)],
+    ("losses", "patience", "best", "epochs"),
+    [
+        ([0.9, 0.5, 0.7, 0.6, 0.8, 0.9], 0, 6, 6),  # the last one, however good others were
+        ([0.9, 0.5, 0.7, 0.6, 0.8, 0.9], 99, 2, 6),
+        ([1.5, 1.2, 1.1, 1.1, 1.3, 2.0], 99, 0, 6),  # the start counts
+        ([9, 8, 7, 6, 5, 0.1], 99, 6, 6),
+        ([0.9, 0.5, 0.7, 0.6, 0.4, 0.3], 2, 2, 4),
+        ([0.9, 0.8, float("nan"), 0.1, 0.1, 0.1], 99, 2, 2),
+    ],
 )
-def test_the_best_epoch_is_kept_and_the_start_counts(losses, best):
-    keep = Checkpoint(None, start=START, patience=99)
-    model, weights = fit(keep, losses=losses)
-    assert keep.best_epoch == best and equal(model, weights[best]) and not equal(model, weights[3])
-    assert keep.history["val_log_loss"] == losses and keep.outcome == "all 6 epochs"
-
-
-def test_it_stops_when_patience_is_out():
-    keep = Checkpoint(None, start=START, patience=2)
-    model, weights = fit(keep, losses=[0.9, 0.5, 0.7, 0.6, 0.4, 0.3])
-    assert keep.epoch == 4 and keep.best_epoch == 2 and equal(model, weights[2])
-    assert keep.outcome.startswith("stopped early") and len(keep.history["loss"]) == 4 and keep.seconds > 0
+def test_which_epoch_is_the_result_and_when_the_training_stops(losses, patience, best, epochs):
+    keep = Checkpoint(None, start=START, patience=patience)
+    weights = fit(keep, losses=losses)
+    assert keep.best_epoch == best and keep.best_loss == [1.0, *losses][best] and keep.seconds > 0
+    assert equal(weights[-1], weights[best]) and not equal(weights[-1], weights[3])
+    assert keep.epoch == epochs and keep.history["val_log_loss"] == losses[:epochs]
+    diverged = "not finite in epoch 3, at a learning rate of 0.01. The weights are those of epoch 2."
+    expected = "all 6 epochs" if epochs == EPOCHS else "stopped early" if patience == 2 else diverged
+    assert expected in keep.outcome
 
 
 def test_the_best_epochs_temperature_is_in_the_weights_in_the_end():
     keep = Checkpoint(None, start=START, patience=99)
-    temperatures = [1.0, 2.0, 4.0, 1.0, 1.0, 1.0]
-    model, weights = fit(keep, losses=[0.9, 0.5, 0.7, 0.6, 0.8, 0.9], temperatures=temperatures)
+    weights = fit(keep, losses=[0.9, 0.5, 0.7, 0.6, 0.8, 0.9], temperatures=[1.0, 2.0, 4.0, 1.0, 1.0, 1.0])
     assert keep.temperature == 2.0 and keep.best_epoch == 2
-    for path, value in copy_weights(model).items():
-        np.testing.assert_allclose(value, weights[2][path] / 2, rtol=1e-6)
+    for value, best in zip(weights[-1], weights[2], strict=True):
+        np.testing.assert_allclose(value, best / 2, rtol=1e-6)
 
 
 def test_without_what_it_judges_by_it_says_so():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
     model.compile("sgd", "sparse_categorical_crossentropy")
     with pytest.raises(ValueError, match="validation data in `fit`"):
-        model.fit(np.ones((4, 4)), np.zeros(4, int), verbose=0, callbacks=[Checkpoint(None, start=START, patience=1)])
-
-
-# ---- divergence
+        model.fit(*ROWS, verbose=0, callbacks=[Checkpoint(None, start=START, patience=1)])
 
 
 def test_a_rate_that_diverges_is_stopped_and_the_start_stays(root):
-    model, keep = train(None, learning_rate=1e30)
+    weights, keep = train(None, learning_rate=1e30)
     assert keep.outcome.startswith("diverged") and "Try a tenth of the `learning_rate`" in keep.outcome
-    assert equal(model, copy_weights(task()[0]))
-
-
-def test_a_validation_loss_that_is_not_finite_stops_it_too():
-    keep = Checkpoint(None, start=START, patience=99)
-    model, weights = fit(keep, losses=[0.9, 0.8, float("nan"), 0.1, 0.1, 0.1])
-    assert keep.epoch == 2 and keep.best_epoch == 2 and equal(model, weights[2])
-    assert "not finite in epoch 3" in keep.outcome and "those of epoch 2" in keep.outcome
+    assert equal(weights, classifier()[1])
 
 
 # ---- interrupted
 
 
-class Interrupt(keras.callbacks.Callback):
-    """Presses Ctrl-C at the beginning of an epoch, after so many of its batches, or at its end."""
-
-    def __init__(self, epoch: int, *, batch: int = 0, at_end: bool = False):
-        super().__init__()
-        self.wanted, self.batch, self.at_end = epoch, batch, at_end
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if self.epoch == self.wanted and batch == self.batch and not self.at_end:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def on_epoch_end(self, epoch, logs=None):
-        if epoch == self.wanted and self.at_end:
-            os.kill(os.getpid(), signal.SIGINT)
+@pytest.mark.parametrize(
+    ("epoch", "at_once", "said", "best"),
+    [(3, 1, "in epoch 4. The model has the weights of epoch 2", 2), (3, 3, "epoch 4.*epoch 2", 2)]
+    + [(3, 4, "epoch 4.*epoch 2", 2), (-1, 1, "after the last epoch. The training is complete: all 6 epochs", 6)],
+)
+def test_ctrl_c_gives_the_model_its_best_weights_and_is_not_swallowed(epoch, at_once, said, best):
+    keep, expected = Checkpoint(None, start=START, patience=99), fit(Checkpoint(None, start=START))
+    with pytest.raises(KeyboardInterrupt, match=said):
+        fit(keep, Interrupt(epoch), at_once=at_once)
+    assert equal(linear(at_once)[0].get_weights(), expected[best])
 
 
-class Fails(keras.callbacks.Callback):
-    """Ends a training by an error at the beginning of its third epoch."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 2:
-            raise RuntimeError("something else")
-
-
-@pytest.mark.parametrize("at_once", [1, 3, 4])
-def test_ctrl_c_gives_the_model_its_best_weights(at_once):
-    keep, losses = Checkpoint(None, start=START, patience=99), [0.9, 0.5, 0.7, 0.6, 0.4, 0.3]
-    with pytest.raises(KeyboardInterrupt, match="in epoch 4. The model has the weights of epoch 2"):
-        fit(keep, Interrupt(3), losses=losses, at_once=at_once)
-    assert equal(keep.model, fit(Checkpoint(None, start=START), losses=losses)[1][2])
-
-
-def test_an_unfinished_training_is_not_calibrated(root):
+def test_an_unfinished_training_is_not_calibrated_and_other_errors_come_through(root):
     keep = Checkpoint(root / "x.npz", start=START | {"temperature": 2.0})
     with pytest.raises(KeyboardInterrupt, match="those of an unfinished training. Execute the same again"):
-        fit(keep, Interrupt(3), losses=[0.9, 0.5, 0.7, 0.6, 0.4, 0.3])
+        fit(keep, Interrupt(3))
     assert keep.epoch == 3 and keep.outcome == ""
 
+    def fails(epoch, logs):
+        raise RuntimeError("something else")
 
-def test_ctrl_c_when_the_training_has_ended_is_not_swallowed():
-    class Late(keras.callbacks.Callback):
-        def on_train_end(self, logs=None):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    keep = Checkpoint(None, start=START, patience=99)
-    with pytest.raises(KeyboardInterrupt, match="complete: all 6 epochs"):
-        fit(keep, Late(), losses=[0.9, 0.5, 0.7, 0.6, 0.8, 0.9])
-    assert equal(keep.model, fit(Checkpoint(None, start=START))[1][2]) and len(keep.history["loss"]) == EPOCHS
-
-
-def test_other_errors_come_through_as_they_are():
     with pytest.raises(RuntimeError, match="something else"):
-        fit(Checkpoint(None, start=START, patience=99), Fails())
+        fit(Checkpoint(None, start=START, patience=99), keras.callbacks.LambdaCallback(on_epoch_begin=fails))
 
 
 # ---- going on
@@ -197,9 +170,8 @@ def test_the_same_callback_resumes_after_an_interrupt(root, stop):
     """As when only the cell with `fit` is executed again: to the last bit as if nobody had interrupted."""
 
     def run(keep, model, *callbacks):
-        rows = np.random.default_rng(0).normal(size=(32, 4)), np.arange(32) % 2
         options = {"initial_epoch": keep.first_epoch, "epochs": EPOCHS, "shuffle": False, "verbose": 0}
-        model.fit(*rows, validation_data=rows, batch_size=8, callbacks=[keep, *callbacks], **options)
+        model.fit(*ROWS, validation_data=ROWS, batch_size=8, callbacks=[keep, *callbacks], **options)
 
     def compiled():
         set_seed(0)  # Dropout's random states resume, too
@@ -214,7 +186,7 @@ def test_the_same_callback_resumes_after_an_interrupt(root, stop):
     with pytest.raises(KeyboardInterrupt, match="the training resumes"), keep:
         run(keep, model, Interrupt(stop[0], batch=stop[1]))
     run(keep, model)
-    assert len(keep.history["loss"]) == EPOCHS and equal(model, copy_weights(whole))
+    assert len(keep.history["loss"]) == EPOCHS and equal(model.get_weights(), whole.get_weights())
 
 
 KILLED = """
@@ -250,44 +222,45 @@ def test_a_killed_training_ends_with_the_same_bits_as_one_that_was_not(root, cha
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(list(root.glob(".*state.npz"))) == 1, "it was killed while it wrote"
     resumed, keep = train(root / "state.npz", **changes)
-    assert equal(resumed, copy_weights(whole)) and len(keep.history["loss"]) == EPOCHS and keep.seconds > 0
+    assert equal(resumed, whole) and len(keep.history["loss"]) == EPOCHS and keep.seconds > 0
     assert keep.history == kept.history and keep.best_epoch == kept.best_epoch
     keep.delete()
     assert not list(root.glob("*state.npz"))
 
 
-def test_a_training_that_had_ended_is_not_repeated(root):
-    model, first = train(root / "state.npz")
-    again, keep = train(root / "state.npz")
-    assert equal(again, copy_weights(model)) and keep.history == first.history and keep.outcome == first.outcome
-
-
-def test_after_an_interrupt_the_same_call_on_the_same_model_resumes(root, monkeypatch):
+def test_what_was_interrupted_resumes_what_had_ended_is_not_repeated_what_is_damaged_begins_again(root, monkeypatch):
+    file = root / "state.npz"
     whole, kept = train(root / "whole.npz", patience=99)
-    model = task()[0]
     monkeypatch.setattr("helpers.training.fine_tuning.show_progress", lambda: Interrupt(2, at_end=True))
     with pytest.raises(KeyboardInterrupt, match="Execute the same again"):
-        train(root / "state.npz", model=model, patience=99)
+        train(file, patience=99)
     monkeypatch.setattr("helpers.training.fine_tuning.show_progress", show_progress)
-    _, keep = train(root / "state.npz", model=model, patience=99)
-    assert equal(model, copy_weights(whole)) and keep.history == kept.history
+    resumed, keep = train(file, anew=False, patience=99)
+    assert equal(resumed, whole) and keep.history == kept.history
+    ended = file.read_bytes()
+    again, keep = train(file, patience=99)
+    assert equal(again, whole) and keep.outcome == kept.outcome
+    for damaged in (b"", b"PK\x03\x04", ended[: len(ended) // 2]):
+        file.write_bytes(damaged)
+        again, keep = train(file, patience=99)
+        assert equal(again, whole) and keep.history == kept.history and keep.epoch == EPOCHS
 
 
 def test_the_state_of_another_training_is_not_taken_up(root):
-    train(root / "state.npz")
-    _, expected = train(None, learning_rate=0.02)
-    assert train(root / "state.npz", learning_rate=0.02)[1].history == expected.history
-    labels = {"train": np.arange(40)[::-1] % 3}
-    assert train(root / "state.npz", change=labels)[1].history == train(None, change=labels)[1].history
+    file = root / "x.npz"
+    fit(Checkpoint(file, start=START, settings={"rate": 1}))
+    assert Checkpoint(file, start=START, settings={"rate": 1}).outcome == "all 6 epochs"
+    assert Checkpoint(file, start=START, settings={"rate": 2}).first_epoch == 0
+    assert Checkpoint(file, start=START | {"log_loss": 0.9}, settings={"rate": 1}).first_epoch == 0, "another model"
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", None])
-def test_a_damaged_state_lets_the_training_begin_again(root, content):
-    _, first = train(root / "state.npz")
-    whole = (root / "state.npz").read_bytes()
-    (root / "state.npz").write_bytes(whole[: len(whole) // 2] if content is None else content)
-    _, keep = train(root / "state.npz")
-    assert keep.history == first.history and keep.epoch == EPOCHS
+def test_a_trainings_settings_are_its_recipe_and_its_images(root):
+    keep = train(root / "state.npz")[1]
+    settings = json.loads(keep.settings)[0]
+    assert settings.items() >= {"learning_rate": 0.01, "epochs": EPOCHS, "class_weight": None}.items()
+    assert settings["images"] == digest_images(PIXELS, LABELS)
+    for pixels, labels in ((PIXELS | {"train": PIXELS["train"] + 1}, LABELS), (PIXELS, LABELS | {"train": [0] * 40})):
+        assert digest_images(pixels, labels) != settings["images"]
 
 
 # ---- logs for TensorBoard
@@ -300,17 +273,13 @@ def test_logs_hold_every_epoch_and_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD", "0")
     assert tensorboard_logs(tmp_path) == []
     monkeypatch.setenv("TENSORBOARD", "1")
-    plain, _ = fit(Checkpoint(None, start=START, patience=99))
+    plain = fit(Checkpoint(None, start=START, patience=99), losses=None)
     keep = Checkpoint(None, start=START, patience=99)
-    model, _ = fit(keep, *tensorboard_logs(tmp_path / "logs"))
+    logged = fit(keep, *tensorboard_logs(tmp_path / "logs"), losses=None)
     events = EventAccumulator(str(tmp_path / "logs" / "validation")).Reload().Tensors("epoch_log_loss")
-    assert [event.step for event in events] == list(range(EPOCHS)) and equal(model, copy_weights(plain))
+    assert [event.step for event in events] == list(range(EPOCHS)) and equal(logged[-1], plain[-1])
     losses = [float(make_ndarray(event.tensor_proto)) for event in events]
     assert losses == pytest.approx(keep.history["val_log_loss"], rel=1e-6)
-
-
-def test_without_the_package_the_way_to_it_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("TENSORBOARD", "1")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install -e \.\[tensorboard\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e .\[tensorboard\]"):
         tensorboard_logs(tmp_path)

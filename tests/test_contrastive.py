@@ -1,17 +1,17 @@
 """Pretraining without labels: the task, and that it stops, goes on and freezes as trainings do here."""
 
-import os
-import signal
+import json
 
 import numpy as np
 import pytest
-from networks import stage_network
+from networks import Interrupt, stage_network
 
 from helpers.appendices import Pairs, contrastive, pretrain, score_features
 from helpers.appendices.contrastive import attach_projector, contrastive_loss, partner_found
 from helpers.appendices.letters import build_letter_backbone, render_letters
 from helpers.backbones import audit_weights, copy_weights, freeze, keras
 from helpers.training import set_seed
+from helpers.training.fine_tuning import digest_images
 
 
 @pytest.fixture(scope="module")
@@ -19,33 +19,25 @@ def letters() -> tuple[np.ndarray, np.ndarray]:
     return render_letters(800, seed=1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def parts(letters) -> dict[str, np.ndarray]:
     return {"train": letters[0][:200], "validation": letters[0][200:264]}
-
-
-def unit_vectors(count: int, width: int, seed: int = 0) -> np.ndarray:
-    vectors = np.random.default_rng(seed).normal(size=(count, 2, width))
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype("float32")
 
 
 def by_definition(projections: np.ndarray, temperature: float) -> np.ndarray:
     """NT-Xent, view by view (equation 1 of the paper), averaged over the two views of each image."""
     losses = np.zeros(projections.shape[:2])
-    views = [(image, view) for image in range(len(projections)) for view in (0, 1)]
-    for image, view in views:
-        likeness = {
-            other: np.exp(projections[image, view] @ projections[other] / temperature)
-            for other in views
-            if other != (image, view)
-        }
-        losses[image, view] = -np.log(likeness[image, 1 - view] / sum(likeness.values()))
+    for view in np.ndindex(losses.shape):
+        others = [other for other in np.ndindex(losses.shape) if other != view]
+        likeness = {other: np.exp(projections[view] @ projections[other] / temperature) for other in others}
+        losses[view] = -np.log(likeness[view[0], 1 - view[1]] / sum(likeness.values()))
     return losses.mean(axis=1)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 def test_the_loss_is_the_papers(temperature):
-    projections = unit_vectors(5, 7)
+    vectors = np.random.default_rng(0).normal(size=(5, 2, 7))
+    projections = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype("float32")
     loss = np.array(contrastive_loss(temperature)(np.zeros(5), keras.ops.convert_to_tensor(projections)))
     np.testing.assert_allclose(loss, by_definition(projections, temperature), rtol=1e-5)
 
@@ -92,63 +84,46 @@ def test_frozen_means_bit_equal_also_without_labels(parts):
     assert audit.loc["conv4", "changed"] > 0 and audit.loc[["conv1", "conv2", "conv3"], "changed"].sum() == 0
 
 
-class StopAfter(keras.callbacks.Callback):
-    """Presses Ctrl-C after so many epochs and batches."""
-
-    def __init__(self, epochs: int, batches: int):
-        super().__init__()
-        self.left = epochs, batches
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epochs = self.epochs + 1 if hasattr(self, "epochs") else 0
-
-    def on_train_batch_end(self, batch, logs=None):
-        if (self.epochs, batch + 1) == self.left:
-            os.kill(os.getpid(), signal.SIGINT)
+OPTIONS = {"epochs": 3, "batch_size": 32, "seed": 5}
 
 
-@pytest.fixture
-def stopping(monkeypatch):
-    return lambda *left: monkeypatch.setattr(contrastive, "show_progress", lambda: StopAfter(*left))
+@pytest.fixture(scope="module")
+def whole(parts):
+    network = stage_network(dropout=0.3)
+    return pretrain(network, parts, **OPTIONS), network.get_weights()
 
 
 @pytest.mark.parametrize(
     ("epochs", "batches", "again"), [(0, 3, "same network"), (1, 2, "same network"), (1, 2, "new process")]
 )
-def test_an_interrupted_pretraining_resumes_to_the_same_weights(parts, tmp_path, stopping, epochs, batches, again):
-    options = {"epochs": 3, "batch_size": 32, "seed": 5, "file": tmp_path / "training.npz"}
-    whole = stage_network(dropout=0.3)
-    expected = pretrain(whole, parts, **options | {"file": None})
+def test_an_interrupted_pretraining_resumes(parts, tmp_path, monkeypatch, whole, epochs, batches, again):
+    expected, weights = whole
+    options = OPTIONS | {"file": tmp_path / "training.npz"}
     network = stage_network(dropout=0.3)
-    stopping(epochs, batches)
-    with pytest.raises(KeyboardInterrupt, match=rf"Interrupted in epoch {epochs + 1}\b.*resumes"):
-        pretrain(network, parts, **options)
-    stopping(99, 99)
+    with monkeypatch.context() as patch:
+        patch.setattr(contrastive, "show_progress", lambda: Interrupt(epochs, batch=batches))
+        with pytest.raises(KeyboardInterrupt, match=rf"Interrupted in epoch {epochs + 1}\b.*resumes"):
+            pretrain(network, parts, **options)
     network = stage_network(dropout=0.3) if again == "new process" else network
     keep = pretrain(network, parts, **options)
-    for one, other in zip(whole.get_weights(), network.get_weights(), strict=True):
+    for one, other in zip(weights, network.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert keep.history == expected.history and len(keep.history["val_partner_found"]) == 3
     keep.delete()
     assert not any(tmp_path.iterdir())
 
 
-def test_other_images_and_settings_do_not_take_up_what_was_stopped(parts, tmp_path, stopping):
-    options = {"epochs": 2, "batch_size": 32, "file": tmp_path / "training.npz"}
-    for images, changed in ((parts | {"train": parts["train"][:150]}, {}), (parts, {"temperature": 0.2})):
-        stopping(1, 2)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(stage_network(dropout=0.3), parts, **options)
-        stopping(99, 99)
-        network, alone = stage_network(dropout=0.3), stage_network(dropout=0.3)
-        pretrain(network, images, **options | changed)
-        pretrain(alone, images, **options | changed | {"file": None})
-        for one, other in zip(network.get_weights(), alone.get_weights(), strict=True):
-            np.testing.assert_array_equal(one, other)
+def test_what_a_pretraining_depends_on_is_in_its_settings(parts, whole):
+    """With other ones, `Checkpoint` resumes nothing."""
+    settings = json.loads(whole[0].settings)[0]
+    assert settings.items() >= (OPTIONS | {"temperature": 0.1, "augmentation": "crop,rotate,light"}).items()
+    labels = {part: np.zeros(len(images), int) for part, images in parts.items()}
+    others = parts | {"train": parts["train"][::-1]}
+    assert settings["images"] == digest_images(parts, labels) != digest_images(others, labels)
 
 
 def test_the_best_epoch_is_kept_and_a_diverged_training_leaves_the_start(parts):
-    network = stage_network(dropout=0.3)
+    network = stage_network()
     start = copy_weights(network)
     keep = pretrain(network, parts, epochs=2, batch_size=32, learning_rate=1e30)
     assert keep.outcome.startswith("diverged") and keep.best_epoch == 0
@@ -160,7 +135,7 @@ def test_the_best_epoch_is_kept_and_a_diverged_training_leaves_the_start(parts):
     assert keep.best_epoch == int(np.argmin(losses)) > 0 and keep.outcome == "all 3 epochs"
 
 
-def test_only_whole_batches_are_held_out(parts):
+def test_only_whole_batches_are_held_out(parts, monkeypatch):
     """In a smaller batch, a partner is found more easily."""
     batches = []
 
@@ -168,10 +143,9 @@ def test_only_whole_batches_are_held_out(parts):
         def on_test_batch_end(self, batch, logs=None):
             batches.append(batch)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contrastive, "show_progress", Watch)
-        pretrain(stage_network(dropout=0.3), parts, epochs=1, batch_size=30)  # 64 are held out
-        assert batches == [0, 1]
+    monkeypatch.setattr(contrastive, "show_progress", Watch)
+    pretrain(stage_network(), parts, epochs=1, batch_size=30)  # 64 are held out
+    assert batches == [0, 1]
 
 
 @pytest.mark.parametrize("batch_norm", ["train", "frozen"])

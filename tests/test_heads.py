@@ -18,9 +18,6 @@ def blobs(images: int, features: int, classes: int, *, seed: int = 0, shift: flo
     return (centres[labels] + rng.normal(size=(images, features)) * 2 + 5).astype("float32"), labels
 
 
-# ---- the head
-
-
 @pytest.mark.parametrize(("images", "features", "classes"), [(90, 12, 3), (60, 12, 2), (40, 200, 4), (30, 200, 2)])
 def test_head_is_the_solution_of_the_regularised_problem(images, features, classes):
     x, y = blobs(images, features, classes)
@@ -44,15 +41,11 @@ def test_strength_has_the_lowest_cross_validated_log_loss():
 def test_many_classes_and_features_are_solved_to_the_end():
     """scikit-learn's own tolerance would stop in the middle: each of so many derivatives is small."""
     x, y = blobs(300, 200, 30, shift=0.5)
-    head = fit_head(x, y, cs=(0.3,))
-    scale = x.var(axis=0, dtype="float64").mean()
-    centred = (x - x.mean(axis=0)).astype("float64")
-    exact = LogisticRegression(C=head.C_ / scale, max_iter=10_000, tol=1e-9).fit(centred, y)
-    careless = LogisticRegression(C=head.C_ / scale, max_iter=10_000).fit(centred, y)
-
+    head, centred = fit_head(x, y, cs=(0.3,)), (x - x.mean(axis=0)).astype("float64")
+    c = head.C_ / x.var(axis=0, dtype="float64").mean()
+    exact, careless = (LogisticRegression(C=c, max_iter=10_000, tol=tol).fit(centred, y) for tol in (1e-9, 1e-4))
     theirs = np.abs(careless.predict_proba(centred) - exact.predict_proba(centred)).max()
-    ours = np.abs(head.predict_proba(x) - exact.predict_proba(centred)).max()
-    assert ours < theirs / 5
+    assert np.abs(head.predict_proba(x) - exact.predict_proba(centred)).max() < theirs / 5
 
 
 def test_head_does_not_depend_on_the_features_scale():
@@ -76,22 +69,19 @@ def test_bad_features_and_labels():
         fit_head(x, y)
 
 
-def head_of(model, images, labels):
-    return fit_head(compute_activations(model, images), labels)
-
-
 @pytest.mark.parametrize("classes", [2, 3])
 def test_attached_head_gives_scikit_learns_probabilities(classes):
-    network = stage_network()
+    network, names = stage_network(), list("abc"[:classes])
     images, labels = random_images(24), np.arange(24) % classes
     features = compute_activations(network, images)
     head = fit_head(features, labels)
-    model = attach_head(network, head, class_names=list("abc"[:classes]))
-    np.testing.assert_allclose(model.predict(images, verbose=0), head.predict_proba(features), atol=1e-5)
-    again = attach_head(model, head_of(model, images, labels), class_names=list("abc"[:classes]))
+    model = attach_head(network, head, class_names=names)
+    probabilities = compute_activations(model, images)
+    np.testing.assert_allclose(probabilities, head.predict_proba(features), atol=1e-5)
+    again = attach_head(model, fit_head(probabilities, labels), class_names=names)
     assert again.layers[-1].name == "probabilities_2", "a classifier can be a backbone"
     assert not any(isinstance(layer, keras.Model) for layer in model.layers), "flat"
-    with pytest.raises(ValueError, match=r"Expected a head of shape \(6, 5\)"):
+    with pytest.raises(ValueError):
         attach_head(network, head, class_names=list("abcde"))
 
 

@@ -21,22 +21,16 @@ def test_the_probe_is_a_head_on_each_truncated_network(root, data):
     network, (pixels, labels) = stage_network(), data
     probe = probe_depth(network, pixels, labels).set_index("cut")
     assert list(probe.index) == list(cut_points(network)) == ["conv2", "conv3", "head"]
+    loaded = load_features(network, pixels)
     for cut, row in probe.iterrows():
         features = compute_activations(truncate(network, cut), pixels["train"])
+        np.testing.assert_allclose(loaded[cut]["train"], features, rtol=1e-4, atol=1e-5)
         head = fit_head(features, labels["train"])
         assert row["log_loss"] == pytest.approx(head.losses_[head.C_], rel=1e-3)
         assert row["features"] == features.shape[1]
     best = probe["log_loss"].idxmin()
     assert probe.loc[best, "behind"] == probe.loc[best, "error"] == 0
     assert probe["behind"].to_numpy() == pytest.approx((probe["log_loss"] - probe["log_loss"].min()).to_numpy())
-
-
-def test_one_pass_gives_the_features_of_each_cut(root, data):
-    network, (pixels, _) = stage_network(), data
-    for cut, features in load_features(network, pixels).items():
-        for part, array in features.items():
-            exact = compute_activations(truncate(network, cut), pixels[part])
-            np.testing.assert_allclose(array, exact, rtol=1e-4, atol=1e-5)
 
 
 def test_a_truncated_network_is_a_prefix_with_the_mean_over_positions():

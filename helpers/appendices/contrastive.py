@@ -19,7 +19,7 @@ from helpers.data.augmentation import Augmented, View
 from helpers.data.batches import make_dataset
 from helpers.data.stores import StoredArray
 from helpers.training.checkpoint import Checkpoint, return_to_start, show_progress
-from helpers.training.fine_tuning import digest_images, seed_training, training_batches, warmup_cosine
+from helpers.training.fine_tuning import digest_images, seed_training, training_datasets, warmup_cosine
 from helpers.training.heads import fit_head
 
 
@@ -65,7 +65,7 @@ def pretrain(
     keep = Checkpoint(file, start=start, patience=epochs, settings=settings)
     with keep:
         model.fit(
-            training_batches(train, labels["train"], keep=keep, batch_size=batch_size, seed=seed),
+            training_datasets({"train": train}, labels, keep=keep, batch_size=batch_size, seed=seed)[0],
             validation_data=held_out,
             epochs=epochs,
             initial_epoch=keep.first_epoch,

@@ -7,20 +7,18 @@ A *cut point* is a place in that graph through which exactly one tensor passes. 
 *prefix* and a *suffix*, both ordinary Keras models that share its layers and compose to the whole. The layers between
 cut points are grouped into the *stages* that people know by name (`conv4`, `block_7`).
 
-    loading         a name, a file or a preset  ->  a backbone
-    applications    the networks of keras.applications and their weights
-    files           .keras files, presets of KerasHub
+    loading         a network of keras.applications, a .keras file or a preset of KerasHub  ->  a backbone
+    features        what enters a classifier's head
     preprocessing   what values a network was trained on, and whether it gets them
     graphs          the layer graph, networks inside networks spread out
-    stages          its stages, and the cut between them
-    costs           what each part of it computes
+    stages, costs   its stages, the cut between them, and what each computes
     freezing        stages frozen or free to learn, every weight compared before and after
 """
 
 from helpers._keras import keras
-from helpers.backbones.files import load_model
+from helpers.backbones.features import describe_features, features_tensor
 from helpers.backbones.freezing import audit_weights, copy_weights, freeze
-from helpers.backbones.loading import describe_features, features_tensor, load_backbone
+from helpers.backbones.loading import load_backbone, load_model
 from helpers.backbones.preprocessing import check_preprocessing
 from helpers.backbones.stages import cut, describe_stages, truncate
 

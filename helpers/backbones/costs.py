@@ -1,11 +1,10 @@
 """What a network's forward pass costs, counted in multiply-adds from shapes alone."""
 
 import math
+from contextlib import suppress
 
 from helpers._keras import keras
 from helpers.backbones.graphs import all_layers, run_graph
-
-_TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 
 
 def count_multiply_adds(node) -> int:
@@ -22,19 +21,16 @@ def _count(operation, args: tuple, kwargs: dict, output) -> int:
     if not isinstance(operation, keras.Layer):
         return _count_operation(operation, [*args, *kwargs.values()], output)
     if len(all_layers(operation)) > 1:
-        try:
+        with suppress(Exception):  # a call that only works on real numbers: its kernels can be counted all the same
             return _count_inside(operation, args, kwargs)
-        except Exception:  # a call that only works on real numbers; its kernels can be counted all the same
-            pass
     kernels = [weight for weight in operation.weights if "kernel" in weight.name]
     if not kernels:
         return 0
     entering = next(value for value in keras.tree.flatten((args, kwargs)) if _is_tensor(value))
     if isinstance(operation, keras.layers.EinsumDense):
         return _einsum(operation.equation, [entering, *kernels])
-    tensor = entering if isinstance(operation, _TRANSPOSED) else output
-    axis = 1 if getattr(operation, "data_format", None) == "channels_first" else -1
-    return sum(math.prod(kernel.shape) for kernel in kernels) * _size(tensor) // tensor.shape[axis]
+    tensor = entering if isinstance(operation, keras.layers.Conv2DTranspose) else output
+    return sum(math.prod(kernel.shape) for kernel in kernels) * _size(tensor) // tensor.shape[-1]
 
 
 def _count_inside(layer: keras.Layer, args: tuple, kwargs: dict) -> int:
@@ -68,9 +64,6 @@ def _count_operation(operation, values: list, output) -> int:
     if name == "DotProductAttention":
         query, key = values[:2]
         return 2 * _size(query) * key.shape[1]  # (batch, tokens, heads, numbers): with the keys, with the values
-    if name in ("Conv", "DepthwiseConv"):
-        kernel = values[1].shape
-        return math.prod(kernel) * _size(output) // (kernel[-1] * (kernel[-2] if name == "DepthwiseConv" else 1))
     return 0
 
 
@@ -85,11 +78,7 @@ def _size(tensor) -> int:
 def _einsum(equation: str, operands) -> int:
     """Returns the product of the sizes of all letters; for the batch's, whose size is None, 1."""
     sizes = {}
-    for letters, operand in zip(equation.split("->")[0].split(","), operands, strict=True):
-        before, _, after = letters.replace(" ", "").partition("...")
-        shape = list(operand.shape)
-        middle = shape[len(before) : len(shape) - len(after)] if "..." in letters else []
-        sizes |= {f"...{index}": size for index, size in enumerate(reversed(middle))}
-        sizes |= dict(zip(before, shape, strict=False))
-        sizes |= dict(zip(reversed(after), reversed(shape), strict=False))
+    for letters, operand in zip(equation.replace(" ", "").split("->")[0].split(","), operands, strict=True):
+        unnamed = len(operand.shape) - len(letters.replace("...", ""))  # axes that "..." stands for, the last one "0"
+        sizes |= dict(zip(letters.replace("...", "9876543210"[10 - unnamed :]), operand.shape, strict=True))
     return math.prod(size or 1 for size in sizes.values())

@@ -1,5 +1,7 @@
 """Stages frozen or free to learn, and the proof: every weight compared before and after."""
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 
@@ -9,19 +11,16 @@ from helpers.backbones.stages import find_stage, find_stages
 
 
 def freeze(model: keras.Model, *, unfreeze_from: str | None = None, batch_norm: str = "frozen") -> pd.DataFrame:
-    """Marks layers as frozen or trainable and returns how many weights of each stage will learn.
+    """Marks layers as frozen or trainable, in place; a DataFrame by stage counts weights and those that will learn.
 
     Call it before `compile`: what is trainable is read there, and Keras ignores later changes without a word.
 
     Args:
-        model: a functional model with one input and one output; changed in place.
+        model: a functional model with one input and one output.
         unfreeze_from: the first stage that learns; None freezes all.
         batch_norm: "frozen" keeps every BatchNormalization layer as it was pretrained, scale, shift and statistics,
             also in the stages that learn; "train" lets those learn too. The choice is made layer by layer, since
             calling a network with `training=False` does not protect its statistics in `fit`.
-
-    Returns:
-        A DataFrame indexed by stage with the columns weights and trainable (counts of numbers).
     """
     if batch_norm not in ("frozen", "train"):
         raise ValueError(f'Expected `batch_norm` "frozen" or "train". Received {batch_norm!r}.')
@@ -48,9 +47,10 @@ def copy_weights(model: keras.Model) -> dict[str, np.ndarray]:
 
 def _weights_by_path(model: keras.Model) -> dict:
     """Returns the variables by path, which is unique among a model's layers, but not among those inside a layer."""
-    named, seen = {}, {}
+    named, seen = {}, Counter()
     for variable in model.weights:
-        count = seen[variable.path] = seen.get(variable.path, 0) + 1
+        seen[variable.path] += 1
+        count = seen[variable.path]
         named[variable.path if count == 1 else f"{variable.path}#{count}"] = variable
     return named
 
@@ -58,47 +58,38 @@ def _weights_by_path(model: keras.Model) -> dict:
 def audit_weights(model: keras.Model, before: dict[str, np.ndarray]) -> pd.DataFrame:
     """Returns, for each stage, how many tensors were meant to learn, how many changed, and which are at fault.
 
-    Args:
-        model: the network after training.
-        before: `copy_weights(model)` from before it.
-
-    Returns:
-        A DataFrame indexed by stage with counts of tensors: all of them, trainable (with the statistics of
-        BatchNormalization layers that learn), changed (in any bit), frozen_changed (a fault) and trainable_unchanged
-        (no gradient arrived there, or nothing was trained); and with faults, a text that names their paths.
+    `before` is `copy_weights(model)` from before the training. The DataFrame by stage counts tensors: all of them,
+    trainable (with the statistics of BatchNormalization layers that learn), changed (in any bit), frozen_changed (a
+    fault) and trainable_unchanged (no gradient arrived, or nothing was trained); the text faults names their paths.
     """
-    named = _weights_by_path(model)
-    if other := sorted(named.keys() ^ before.keys()):
+    now = _weights_by_path(model)
+    if other := sorted(now.keys() ^ before.keys()):
         raise ValueError(f"Expected `before` to be a copy of this model's weights. Only one of them has {other[0]}.")
-    paths = {id(variable): path for path, variable in named.items()}
+    paths = {id(variable): path for path, variable in now.items()}
+    changed = {path for path, variable in now.items() if before[path].tobytes() != np.array(variable).tobytes()}
     rows = {}
     for name, stage in find_stages(model).items():
-        trainable = {
-            id(weight) for layer in stage.layers for weight in [*layer.trainable_weights, *_statistics(layer)]
-        }
-        weights = {paths[id(weight)]: weight for layer in stage.layers for weight in layer.weights}
-        learns = {path for path, weight in weights.items() if id(weight) in trainable}
-        changed = {path for path, w in weights.items() if before[path].tobytes() != np.array(w).tobytes()}
+        weights = [paths[id(weight)] for layer in stage.layers for weight in layer.weights]
+        learns = {paths[id(weight)] for layer in stage.layers for weight in _meant_to_learn(layer)}
         wrong = [path for path in weights if path in changed - learns]
         idle = [path for path in weights if path in learns - changed]
         faults = {"frozen but changed": wrong, "trainable but unchanged": idle}
         rows[name] = {
             "tensors": len(weights),
             "trainable": len(learns),
-            "changed": len(changed),
+            "changed": len(changed.intersection(weights)),
             "frozen_changed": len(wrong),
             "trainable_unchanged": len(idle),
-            "faults": "; ".join(f"{fault}: {_listed(those)}" for fault, those in faults.items() if those),
+            "faults": "; ".join(f"{fault}: {_first_three(those)}" for fault, those in faults.items() if those),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stage")
 
 
-def _statistics(layer: keras.Layer) -> list:
-    """Returns the means and variances that are meant to move: Keras never calls them trainable."""
+def _meant_to_learn(layer: keras.Layer) -> list:
+    """Returns trainable weights, and statistics that are meant to move: Keras never calls them trainable."""
     norms = [inner for inner in all_layers(layer) if isinstance(inner, keras.layers.BatchNormalization)]
-    return [weight for norm in norms if norm.trainable for weight in norm.weights]
+    return [*layer.trainable_weights, *(weight for norm in norms if norm.trainable for weight in norm.weights)]
 
 
-def _listed(paths: list[str], most: int = 3) -> str:
-    more = len(paths) - most
-    return ", ".join(paths[:most]) + (f" and {more} more" if more > 0 else "")
+def _first_three(paths: list[str]) -> str:
+    return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")

@@ -8,12 +8,10 @@ from helpers._keras import keras
 
 def check_graph(model: keras.Model) -> None:
     """Raises a ValueError where a model is not functional with one input and one output."""
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"Expected a Keras model. Received {type(model).__name__}.")
     if not isinstance(_graph(model), keras.Function):
         raise ValueError(
             f"Expected a functional Keras model: only its graph says where it can be cut. Received "
-            f"{model.name!r}, a {type(model).__name__} without a graph of layers."
+            f"{getattr(model, 'name', model)!r}, a {type(model).__name__} without a graph of layers."
         )
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(
@@ -22,13 +20,18 @@ def check_graph(model: keras.Model) -> None:
         )
 
 
-def _graph(model: keras.Model):
+def _graph(model):
     return getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
 
 
 def all_layers(parent: keras.Layer) -> list[keras.Layer]:
     """Returns a model or layer and all layers inside it, each before those that it holds."""
     return list(parent._flatten_layers())
+
+
+def call(model: keras.Model, inputs):
+    """Returns the model's output in inference mode, in NumPy, all at once: for a few images."""
+    return keras.ops.convert_to_numpy(model(inputs, training=False))
 
 
 def run_graph(graph: keras.Function, inputs, **functions):
@@ -82,29 +85,31 @@ def free_name(name: str, taken: keras.Model | Collection[str]) -> str:
 def pool(x, name: str):
     """Returns the mean of a symbolic tensor over positions or tokens, (batch, channels); a vector stays as it is."""
     kinds = {4: keras.layers.GlobalAveragePooling2D, 3: keras.layers.GlobalAveragePooling1D}
-    kind = kinds.get(len(x.shape))
-    return kind(name=name)(x) if kind else x
+    return kinds[len(x.shape)](name=name)(x) if len(x.shape) in kinds else x
 
 
 def flatten(network: keras.Model, x, *, unroll: bool = True):
     """Returns the output of a network on a symbolic tensor, with the layers of inner networks as the graph's own.
 
-    An argument `training` that an inner network was called with is left out: freezing is decided layer by layer. A
-    layer whose name comes a second time is renamed, in place. With `unroll`, stacks of blocks (`is_stack`) become
-    their blocks, too.
+    An inner network's argument `training` is left out: freezing is decided layer by layer. A layer whose name comes a
+    second time is renamed, in place. With `unroll`, stacks of blocks become their blocks, too.
     """
     names: dict[str, int] = {}  # name -> the layer's id: a layer that is called twice is one layer
 
+    def rename(operation, prefix: str) -> None:
+        if names.setdefault(operation.name, id(operation)) != id(operation):
+            operation.name = free_name(f"{prefix}{operation.name}", names)
+            names[operation.name] = id(operation)
+
     def replay(graph, inputs, prefix=""):
         def expand(operation):
-            inner = _graph(operation) if isinstance(operation, keras.Model) else None
-            if isinstance(inner, keras.Function) and _calls_its_graph(operation):
+            if inner := _inner_graph(operation):
                 return lambda *args, **kwargs: replay(inner, args or kwargs.get("inputs"), f"{operation.name}_")
-            if unroll and is_stack(operation):
-                for layer in _children(operation):
-                    _rename(layer, names, f"{operation.name}_")
+            if unroll and (blocks := _blocks(operation)):
+                for layer in blocks:
+                    rename(layer, f"{operation.name}_")
                 return operation.call
-            _rename(operation, names, prefix)
+            rename(operation, prefix)
             return operation
 
         return run_graph(graph, inputs, operation_fn=expand)
@@ -112,29 +117,20 @@ def flatten(network: keras.Model, x, *, unroll: bool = True):
     return replay(_graph(network), x)
 
 
-def is_stack(operation) -> bool:
-    """Returns whether a layer is a stack of blocks: it holds several of one class that hold layers themselves.
+def _inner_graph(operation):
+    """Returns the graph of an inner network; None if its `call` is not Keras' own and may do more."""
+    graph = _graph(operation)
+    owner = next(cls for cls in type(operation).__mro__ if "call" in vars(cls))
+    return graph if isinstance(graph, keras.Function) and owner.__module__.startswith("keras.src.") else None
+
+
+def _blocks(operation) -> list[keras.Layer]:
+    """Returns the layers in a stack of blocks: several are of one class and hold layers. Of other layers, none.
 
     So KerasHub hides the blocks of a Vision Transformer inside its encoder. The blocks themselves are no stacks.
     """
     if not isinstance(operation, keras.Layer) or isinstance(operation, keras.Model):
-        return False
-    blocks = [type(layer) for layer in _children(operation) if len(all_layers(layer)) > 1]
-    return len(blocks) > len(set(blocks))
-
-
-def _children(layer: keras.Layer) -> list[keras.Layer]:
-    return list(layer._flatten_layers(include_self=False, recursive=False))
-
-
-def _calls_its_graph(model: keras.Model) -> bool:
-    """Returns whether the model's `call` is Keras's own, and not written by somebody who does more in it."""
-    owner = next(cls for cls in type(model).__mro__ if "call" in vars(cls))
-    return owner.__module__.startswith("keras.src.")
-
-
-def _rename(operation, names: dict[str, int], prefix: str) -> None:
-    if names.get(operation.name, id(operation)) != id(operation):
-        others = {name for name, layer in names.items() if layer != id(operation)}
-        operation.name = free_name(f"{prefix}{operation.name}", others)
-    names[operation.name] = id(operation)
+        return []
+    layers = list(operation._flatten_layers(include_self=False, recursive=False))
+    kinds = [type(layer) for layer in layers if len(all_layers(layer)) > 1]
+    return layers if len(kinds) > len(set(kinds)) else []

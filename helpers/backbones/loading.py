@@ -1,34 +1,29 @@
 """A pretrained network from wherever it is, as one flat graph from raw images to features."""
 
 import difflib
-import math
+import inspect
 import re
+import warnings
+import zipfile
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from helpers import resolve_path, silent_stderr
 from helpers._keras import keras, on_all_devices
-from helpers.backbones.applications import load_application
-from helpers.backbones.files import first_line, load_model, load_preset, mend_layers
-from helpers.backbones.graphs import (
-    all_layers,
-    check_graph,
-    find_nodes,
-    find_segments,
-    flatten,
-    free_name,
-    has_kernel,
-    pool,
-)
+from helpers.backbones.features import features_tensor
+from helpers.backbones.graphs import all_layers, call, check_graph, find_nodes, flatten, free_name, pool
 from helpers.backbones.preprocessing import PREPROCESSING, application_preprocessing, preprocess
 
-FEW_FEATURES = 32
-"""Fewer than these are rather a classifier's outputs than a description of an image."""
-
-_OURS = re.compile(r"(avg_pool|class_token|features)(_\d+)?")
-"""Names of the layers that `load_backbone` puts behind a network."""
-
-_PROBABILITIES = {"softmax", "logsoftmax", "sigmoid", "logsigmoid", "hardsigmoid", "sparsemax"}
+_SIZES = {  # where the images that a network was pretrained on were not 224 pixels wide
+    "InceptionV3": 299, "InceptionResNetV2": 299, "Xception": 299, "NASNetLarge": 331,
+    "EfficientNetB1": 240, "EfficientNetB2": 260, "EfficientNetB3": 300, "EfficientNetB4": 380,
+    "EfficientNetB5": 456, "EfficientNetB6": 528, "EfficientNetB7": 600,
+    "EfficientNetV2B1": 240, "EfficientNetV2B2": 260, "EfficientNetV2B3": 300,
+    "EfficientNetV2S": 384, "EfficientNetV2M": 480, "EfficientNetV2L": 480,
+}  # fmt: skip
 
 
 def load_backbone(
@@ -59,17 +54,18 @@ def load_backbone(
         cannot be had, is unknown or does not fit the network is a ValueError or FileNotFoundError.
     """
     if preprocessing not in ("auto", *PREPROCESSING):
-        known = "; ".join(f"{name!r}: {meaning}" for name, meaning in PREPROCESSING.items())
-        raise ValueError(f'Expected `preprocessing` "auto" or one of {known}. Received {preprocessing!r}.')
+        values = ", ".join(f"{name!r} for {values}" for name, values in PREPROCESSING.items())
+        raise ValueError(f'Expected `preprocessing` "auto" or {values}. Received {preprocessing!r}.')
     if image_size < 0:
         raise ValueError(f"Expected `image_size` above 0, or 0 for the network's own. Received {image_size}.")
-    network, mode, own = _find_network(backbone, weights, image_size)
+    own = backbone.startswith("hub:") or backbone.endswith(".keras")
+    whole, known = (_load_own if own else _load_application)(backbone, weights, image_size)
     if features_from != "auto":
-        tensor = _output_of(network, features_from)
+        tensor = _output_of(whole, features_from)
     else:
-        tensor = features_tensor(network) if own else network.outputs[0]
-    whole, network = network, keras.Model(network.inputs[0], tensor)
-    mode = _choose_preprocessing(network, backbone, preprocessing, mode)
+        tensor = features_tensor(whole) if own else whole.outputs[0]
+    network = keras.Model(whole.inputs[0], tensor)
+    mode = _choose_preprocessing(network, backbone, preprocessing, known)
     model = _from_raw_images(network, mode, name=re.sub(r"\W", "_", Path(backbone.removeprefix("hub:")).stem))
     if own and weights in (None, "None"):
         _draw_weights(model)
@@ -79,32 +75,205 @@ def load_backbone(
     return model
 
 
-def _find_network(backbone: str, weights: str | None, image_size: int) -> tuple[keras.Model, str | tuple, bool]:
-    """Returns the network, the preprocessing it is known to need ("auto" if none is) and if it brings its weights."""
-    from_hub = backbone.startswith("hub:")
-    if not from_hub and not backbone.endswith(".keras"):
-        return load_application(backbone, weights, image_size), application_preprocessing(backbone), False
+# ---- networks of keras.applications
+
+
+def application_names() -> list[str]:
+    """Returns the names of the networks in keras.applications."""
+    return [key for key, value in vars(keras.applications).items() if key[0].isupper() and callable(value)]
+
+
+def _load_application(name: str, weights: str | None, image_size: int) -> tuple[keras.Model, str]:
+    """Returns a network of keras.applications without its head, and the key of its preprocessing."""
+    known = {key.lower(): key for key in application_names()}
+    if name not in known.values():
+        nearest = known[difflib.get_close_matches(name.lower(), known, n=1, cutoff=0)[0]]
+        of_h5 = "Weights go to `weights`; a whole model, loaded by Keras, can be saved again as .keras."
+        hint = of_h5 if name.endswith((".h5", ".hdf5")) else f"Did you mean {nearest!r}?"
+        raise ValueError(
+            f"Expected `backbone` to be a network of keras.applications, a .keras file or a preset of KerasHub "
+            f'("hub:..."). Received {name!r}. {hint}'
+        )
+    size = image_size or _SIZES.get(name, 224)
+    build = partial(getattr(keras.applications, name), include_top=False, input_shape=(size, size, 3))
+    with explained(f"{name} does not take `image_size` {size} (0: its own)"):
+        network = build(weights=None)
+    if weights == "imagenet":
+        advice = 'Offline, name a file that was downloaded elsewhere: weights="path/to/file.weights.h5".'
+        with explained(f"The ImageNet weights of {name} could not be downloaded", advice):
+            network = build(weights="imagenet")
+    elif weights not in (None, "None"):
+        _load_weights(network, name, weights)
+    return network, application_preprocessing(name)
+
+
+def _load_weights(network: keras.Model, name: str, weights: str) -> None:
+    """Loads a weights file, and makes sure that it was all there and for this network."""
+    path = existing_file("weights", weights)
+    before = [np.array(variable) for variable in network.weights]
+    wrong = f"Expected `weights` to be a weights file of {name}. Received {path}"
+    advice = "It may be another network's, of another width (alpha), or cut off: download it again."
+    with explained(wrong, advice), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network.load_weights(path)
+    # Keras only warns where a file lacks a layer. A random kernel equals no pretrained one by chance; a bias may.
+    pairs = zip(network.weights, before, strict=True)
+    same = [variable.path for variable, old in pairs if old.ndim > 1 and np.array_equal(old, variable)]
+    if same:
+        raise ValueError(f"{wrong}: it brings nothing for {len(same)} of its kernels, among them {same[0]}.")
+
+
+# ---- networks of one's own: Keras files and presets of KerasHub
+
+
+def load_model(path: str | Path, *, parameter: str = "path") -> keras.Model:
+    """Returns the model in a `.keras` file as it is, also one with layers of KerasHub; no code from the file is run.
+
+    Args:
+        path: the file; a relative path is resolved from the repository's root.
+        parameter: what the caller calls it, for the errors: a FileNotFoundError, or a ValueError where the file is no
+            Keras model, or KerasHub is needed and not installed.
+    """
+    path = existing_file(parameter, path)
+    with suppress(OSError, KeyError, zipfile.BadZipFile), zipfile.ZipFile(path) as file:  # loading says what is wrong
+        if b"keras_hub" in file.read("config.json"):  # Keras finds its classes only once it is imported
+            _import_hub(f"{path} has layers of KerasHub")
+    advice = (
+        "It may be cut off, made by a newer Keras, or have Lambda layers or own classes: no code from files is run."
+    )
+    with explained(f"Expected `{parameter}` to be a Keras model. {path} cannot be loaded", advice):
+        return _mend_layers(keras.models.load_model(path, compile=False, safe_mode=True))
+
+
+def _import_hub(reason: str):
+    install = 'Install it: python -m pip install -c requirements.txt -e ".[hub]"'
+    with explained(f"{reason}, which is not installed", install), silent_stderr():  # TensorFlow's text library greets
+        import keras_hub
+    return keras_hub
+
+
+def _mend_layers(model: keras.Model) -> keras.Model:
+    """Returns the model, whose layers of KerasHub then say all that they can be made from again, as a file needs it.
+
+    `get_config` of such a layer often names what its constructor does not take, or lacks what it takes (ViT's,
+    DeiT's and others' in KerasHub 0.32).
+    """
+    plain = (bool, int, float, str, tuple, list, type(None))
+    for layer in model.layers:
+        if type(layer).__module__.startswith("keras_hub."):
+            taken = inspect.signature(type(layer).__init__).parameters.keys() - {"self", "kwargs"}
+            config = keras.Layer.get_config(layer)
+            config |= {name: getattr(layer, name) for name in taken if isinstance(getattr(layer, name, ...), plain)}
+            layer.get_config = partial(dict, config)
+    return model
+
+
+def _load_preset(backbone: str) -> tuple[keras.Model, tuple | None]:
+    """Returns a preset of KerasHub, and the scale and offset of its image converter (None if it has none)."""
+    preset = backbone.removeprefix("hub:")
+    hub = _import_hub(f"{backbone} is a network of KerasHub")
+    preset = str(resolve_path(preset)) if resolve_path(preset).is_dir() else preset
+    nearest = difflib.get_close_matches(preset, hub.models.Backbone.presets, n=1)
+    advice = f"Did you mean {nearest[0]!r}? " if nearest and nearest[0] != preset else ""
+    advice += 'Offline, name the folder of one that was downloaded elsewhere: "hub:path/to/folder".'
+    with explained(f"The preset {preset!r} of KerasHub could not be loaded", advice):
+        network = hub.models.Backbone.from_preset(preset)
+    try:
+        converter = hub.layers.ImageConverter.from_preset(preset)
+    except Exception:  # KerasHub has no question for it, and its errors are of many kinds
+        return network, None
+    return network, (1.0 if converter.scale is None else converter.scale, converter.offset or 0.0)
+
+
+def _load_own(name: str, weights: str | None, image_size: int) -> tuple[keras.Model, tuple | None]:
+    """Returns a flat copy of somebody's network, for images of one size, and its image converter if it has one."""
     if weights not in ("imagenet", None, "None"):
-        raise ValueError(f"{backbone} brings its own weights. Received `weights` {weights!r}; leave it out.")
-    network, converter = load_preset(backbone) if from_hub else (load_model(backbone, parameter="backbone"), None)
-    return _own_network(network, backbone, image_size), converter or "auto", True
+        raise ValueError(f"{name} brings its own weights. Received `weights` {weights!r}; leave it out.")
+    hub = name.startswith("hub:")
+    network, converter = _load_preset(name) if hub else (load_model(name, parameter="backbone"), None)
+    with explained(f"{name} cannot be used as `backbone`"):
+        check_graph(network)
+    shape = network.inputs[0].shape
+    if len(shape) != 4 or shape[-1] not in (3, None):
+        raise ValueError(f"Expected `backbone` to take RGB images (height, width, 3). {name} takes {shape[1:]}.")
+    size = (image_size or shape[1] or 224, image_size or shape[2] or 224)
+    if shape[1:3] != size and None not in shape[1:3]:
+        raise ValueError(
+            f"{name} takes images of {shape[1]}x{shape[2]} pixels. Received `image_size` {image_size}; leave it at 0."
+        )
+    network = keras.Model(network.inputs[0], network.outputs[0])  # a preset's own class takes a dictionary
+    return _flat_copy(network, name, size), converter
 
 
-def _choose_preprocessing(network: keras.Model, backbone: str, asked: str, known: str | tuple) -> str | tuple | None:
+def _flat_copy(network: keras.Model, name: str, size: tuple[int, int]) -> keras.Model:
+    """Returns the network with inner networks spread out, accepted where one random image gives the same numbers.
+
+    A stack of blocks stays whole where its blocks alone do not: where it has weights of its own, say.
+    """
+    dtype = keras.backend.standardize_dtype(network.inputs[0].dtype)
+    sample = np.random.default_rng(0).integers(0, 256, (1, *size, 3))
+    sample = (sample if dtype == "uint8" else sample / 255).astype(dtype)
+    problem = "its parts do not give the same numbers."
+    for unroll in (True, False):
+        images = keras.Input((*size, 3), dtype=dtype)
+        try:
+            flat = _rebuild(keras.Model(images, flatten(network, images, unroll=unroll)))
+            expected, found = call(network, sample), call(flat, sample)
+            close = {"rtol": 1e-3, "atol": 1e-4 * np.abs(expected).max()}
+            same = expected.shape == found.shape and np.allclose(expected, found, **close)
+            if same and flat.count_params() == network.count_params():
+                return flat
+        except Exception as error:  # Keras, its backend and the network's own layers raise many kinds
+            problem = first_line(error)
+    if None in network.inputs[0].shape[1:3]:
+        raise ValueError(f"{name} does not take `image_size` {size[0]}. Keras says: {problem}")
+    raise ValueError(
+        f"{name} cannot be used as `backbone`: its layers' settings (`get_config`) do not give the same network, so "
+        f"that it could not be cut or saved. {problem}"
+    )
+
+
+def _rebuild(model: keras.Model) -> keras.Model:
+    """Returns a copy. Layers that were called twice have no single `output`; in the copy each call counts once."""
+    _mend_layers(model)
+    copy = keras.Model.from_config(model.get_config())
+    copy.set_weights(model.get_weights())
+    for layer in all_layers(copy):
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with copies of its weights
+    return _mend_layers(copy)
+
+
+# ---- from raw images to features
+
+
+def _output_of(network: keras.Model, layer: str):
+    """Returns what a layer gives, where it is called last."""
+    outputs = {node.operation.name: node.outputs[0] for node in find_nodes(network)}
+    if layer not in outputs:
+        nearest = difflib.get_close_matches(layer, outputs, n=1, cutoff=0)
+        raise ValueError(
+            f'Expected `features_from` "auto" or the name of a layer of this network. Received {layer!r}. Did you '
+            f"mean {nearest[0]!r}? Its last layers are {', '.join(list(outputs)[-8:])}."
+        )
+    return outputs[layer]
+
+
+def _choose_preprocessing(network: keras.Model, backbone: str, asked: str, known: str | tuple | None):
     """Returns the key of `PREPROCESSING`, or scale and offset; None for a network that takes raw images."""
     mode = known if asked == "auto" else asked
     raw = keras.backend.standardize_dtype(network.inputs[0].dtype) == "uint8"
-    if mode != "auto" and raw:
+    if mode and raw:
         raise ValueError(
             f"{backbone} takes raw images (uint8): its preprocessing is inside. Received `preprocessing` "
             f'{asked!r}; leave it at "auto".'
         )
-    if mode == "auto" and not raw:
+    if not mode and not raw:
         raise ValueError(
             f"The parameter `preprocessing` has to be named for {backbone}, which does not say what values it was "
             f"trained on: {', '.join(map(repr, PREPROCESSING))}. Wrong values cost accuracy without any error."
         )
-    return None if raw else mode
+    return mode
 
 
 def _from_raw_images(network: keras.Model, mode: str | tuple | None, *, name: str) -> keras.Model:
@@ -127,33 +296,6 @@ def _from_raw_images(network: keras.Model, mode: str | tuple | None, *, name: st
     return model
 
 
-def describe_features(network: keras.Model) -> str:
-    """Returns in words what the features of a backbone from `load_backbone` are; a warning if they are doubtful."""
-    ends = [segment[-1] for segment in find_segments(network)]
-    names = [node.operation.name for node in ends]
-    last = max(n for n, name in enumerate(names) if not n or not _OURS.fullmatch(name))
-    count, shape = network.output_shape[-1], ends[last].outputs[0].shape[1:]
-    positions = math.prod(shape[:-1])
-    how = f", averaged over {positions} positions" if positions > 1 else ""
-    how = " at its class token" if any(name.startswith("class_token") for name in names[last + 1 :]) else how
-    message = f"{count:,} features: the output of {names[last]!r}{how}."
-    if left_out := getattr(network, "left_out", ""):
-        message += f" What follows it is left out: {left_out} (`features_from` names another layer)."
-    noise = np.random.default_rng(0).integers(0, 256, (2, *network.input_shape[1:]), dtype="uint8")
-    values = _call(network, noise).astype("float32")
-    reason = f"they are fewer than {FEW_FEATURES}" if count < FEW_FEATURES else ""
-    if count > 1 and values.min() >= 0 and np.allclose(values.sum(axis=1), 1, atol=1e-2):
-        reason = "each image's sum to 1, so that a softmax seems to be among the layers"
-    if reason:
-        enough = max(count + 1, FEW_FEATURES)
-        wider = [name for name, end in zip(names, ends, strict=True) if end.outputs[0].shape[-1] >= enough]
-        message += (
-            f" Warning: {reason}. A classifier's outputs say less about images than what enters its head. Name an "
-            f"earlier layer in `features_from`{f', such as {wider[-1]!r}' if wider else ''}, unless this is meant."
-        )
-    return message
-
-
 def _draw_weights(model: keras.Model) -> None:
     """Gives the network random weights, but leaves what it knows of its images' values."""
     measured = [layer for layer in all_layers(model) if isinstance(layer, keras.layers.Normalization)]
@@ -163,132 +305,28 @@ def _draw_weights(model: keras.Model) -> None:
             weight.assign(drawn)
 
 
-def _rebuild(model: keras.Model) -> keras.Model:
-    """Returns a copy. Layers that were called twice have no single `output`; in the copy each call counts once."""
-    mend_layers(model)
-    copy = keras.Model.from_config(model.get_config())
-    copy.set_weights(model.get_weights())
-    for layer in all_layers(copy):
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()  # it computes with copies of its weights
-    return mend_layers(copy)
+# ---- files
 
 
-def _own_network(network: keras.Model, name: str, image_size: int) -> keras.Model:
-    """Returns a flat copy of somebody's network, for images of one size."""
+def existing_file(parameter: str, path: str | Path) -> Path:
+    """Returns the absolute path of a file that a parameter names, or raises a FileNotFoundError."""
+    resolved = resolve_path(path)
+    if not resolved.is_file():
+        raise FileNotFoundError(f"The parameter `{parameter}` should name a file. There is no file {resolved}.")
+    return resolved
+
+
+@contextmanager
+def explained(problem: str, advice: str = ""):
+    """Makes any error in the block a ValueError: the problem, the error's first line, the advice."""
     try:
-        check_graph(network)
-    except ValueError as error:
-        raise ValueError(f"{name} cannot be used as `backbone`. {error}") from None
-    shape = network.inputs[0].shape
-    if len(shape) != 4 or shape[-1] not in (3, None):
-        raise ValueError(f"Expected `backbone` to take RGB images (height, width, 3). {name} takes {shape[1:]}.")
-    size = (image_size or shape[1] or 224, image_size or shape[2] or 224)
-    if shape[1:3] != size and None not in shape[1:3]:
-        raise ValueError(
-            f"{name} takes images of {shape[1]}x{shape[2]} pixels. Received `image_size` {image_size}; leave it at 0."
-        )
-    network = keras.Model(network.inputs[0], network.outputs[0])  # a preset's own class takes a dictionary
-    return _flat_copy(network, name, size)
+        yield
+    except Exception as error:
+        raise ValueError(f"{problem}: {first_line(error)} {advice}".rstrip()) from None
 
 
-def _flat_copy(network: keras.Model, name: str, size: tuple[int, int]) -> keras.Model:
-    """Returns the network with inner networks spread out, accepted where one random image gives the same numbers.
-
-    A stack of blocks stays whole where its blocks alone do not: where it has weights of its own, say.
-    """
-    dtype = keras.backend.standardize_dtype(network.inputs[0].dtype)
-    sample = np.random.default_rng(0).integers(0, 256, (1, *size, 3))
-    sample = (sample if dtype == "uint8" else sample / 255).astype(dtype)
-    problem = "its parts do not give the same numbers."
-    for unroll in (True, False):
-        images = keras.Input((*size, 3), dtype=dtype)
-        try:
-            flat = _rebuild(keras.Model(images, flatten(network, images, unroll=unroll)))
-            expected, found = _call(network, sample), _call(flat, sample)
-            close = {"rtol": 1e-3, "atol": 1e-4 * np.abs(expected).max()}
-            same = expected.shape == found.shape and np.allclose(expected, found, **close)
-            if same and flat.count_params() == network.count_params():
-                return flat
-        except Exception as error:  # Keras, its backend and the network's own layers raise many kinds
-            problem = first_line(error)
-    if None in network.inputs[0].shape[1:3]:
-        raise ValueError(f"{name} does not take `image_size` {size[0]}. Keras says: {problem}")
-    raise ValueError(
-        f"{name} cannot be used as `backbone`: its layers' settings (`get_config`) do not give the same network, so "
-        f"that it could not be cut or saved. {problem}"
-    )
-
-
-def _call(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
-    return keras.ops.convert_to_numpy(model(inputs, training=False))
-
-
-def features_tensor(network: keras.Model):
-    """Returns the tensor that enters a classifier's head, or the output of a network that has none.
-
-    The head is what begins with the last layer that has a kernel, Dense or not, where
-
-    - it ends in probabilities (softmax, sigmoid) or in a single number, or
-    - it is linear from there to the end, and works on vectors or narrows each position before they are averaged: then
-      a new linear head on what enters it can do all that it did.
-
-    An embedding made on purpose, whose numbers are bent or scaled (relu, tanh, unit length), has no head, and neither
-    has a network that ends in an Identity layer.
-    """
-    segments, output = find_segments(network), network.outputs[0]
-    first = max((n for n, segment in enumerate(segments) if any(map(has_kernel, segment))), default=0)
-    if first == 0 or isinstance(segments[-1][-1].operation, keras.layers.Identity):
-        return output
-    entering, narrowed = segments[first - 1][-1].outputs[0], segments[first][-1].outputs[0]
-    chain = [segment[0].operation for segment in segments[first:] if len(segment) == 1]
-    names = {type(operation).__name__ for operation in chain}
-    names |= {getattr(getattr(operation, "activation", None), "__name__", "") for operation in chain}
-    if set(output.shape[1:]) == {1} or _PROBABILITIES & {name.lower().replace("_", "") for name in names}:
-        return entering
-    if None in entering.shape[1:]:
-        return output
-    kernels = [weight for layer in chain[:1] for weight in getattr(layer, "weights", []) if len(weight.shape) > 1]
-    pointwise = all(size == 1 for kernel in kernels for size in kernel.shape[:-2])
-    averaged = pointwise and len(output.shape) == 2 and narrowed.shape[-1] < entering.shape[-1]
-    on_vectors = math.prod(entering.shape[1:-1]) == 1
-    return entering if (on_vectors or averaged) and _gives_logits(entering, output) else output
-
-
-def _gives_logits(start, end) -> bool:
-    """Returns whether a tensor is linear (with an offset) in one before it in a graph, or sums to 1."""
-    values = np.random.default_rng(0).normal(0, 10, (8, *start.shape[1:])).astype("float32")
-    part = keras.Model(start, end)
-    first, second, both, zero = (
-        _call(part, given.astype(start.dtype)).astype("float64")
-        for given in (values[:4], values[4:], values[:4] + values[4:], 0 * values[:4])
-    )
-    sums_to_one = both.min() >= 0 and np.allclose(both.sum(axis=-1), 1, atol=1e-2)
-    return sums_to_one or np.abs(both + zero - first - second).max() <= 1e-2 * np.abs(both - zero).max()
-
-
-def _output_of(network: keras.Model, layer: str):
-    """Returns what a layer gives, where it is called last."""
-    outputs = {node.operation.name: node.outputs[0] for node in find_nodes(network)}
-    if layer not in outputs:
-        nearest = difflib.get_close_matches(layer, outputs, n=1, cutoff=0)
-        raise ValueError(
-            f'Expected `features_from` "auto" or the name of a layer of this network. Received {layer!r}. Did you '
-            f"mean {nearest[0]!r}? Its last layers are {', '.join(list(outputs)[-8:])}."
-        )
-    return outputs[layer]
-
-
-def logits_tensor(classifier: keras.Model):
-    """Returns the tensor of a classifier's logits, before its last softmax, or the output of one that has none."""
-    node = find_nodes(classifier)[-1]
-    last, entering = node.operation, node.input_tensors[0]  # not `last.input`, which may be of another graph
-    if isinstance(last, keras.layers.Softmax):
-        return entering
-    if getattr(last, "activation", None) is keras.activations.softmax:
-        if isinstance(last, keras.layers.Activation):
-            return entering
-        if isinstance(last, keras.layers.Dense):
-            logits = keras.ops.matmul(entering, last.kernel)
-            return logits + last.bias if last.use_bias else logits
-    return classifier.outputs[0]
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, as a sentence."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = line.split(" Example error message")[0]  # Keras goes on with one of many
+    return line if line.endswith(".") else f"{line}."

@@ -1,7 +1,9 @@
 """What values a pretrained network expects, and whether those that it gets look like them."""
 
 import re
-from dataclasses import dataclass
+import sys
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,40 +11,17 @@ from helpers._keras import keras
 from helpers.backbones.graphs import find_nodes
 
 PREPROCESSING = {
-    "tf": "values scaled to -1..1",
-    "torch": "values scaled to 0..1, then ImageNet's mean and deviation of each channel removed",
-    "caffe": "channels in the order BGR, ImageNet's mean of each channel subtracted",
-    "unit": "values scaled to 0..1",
-    "none": "values 0..255 as they are: the network scales them itself",
-}
-"""What a pretrained network may expect of its input, by the names that Keras uses (and "unit")."""
-
-_VALUES = {
     "tf": "-1..1",
-    "torch": "standardised (about -2..2.6)",
+    "torch": "standardised with ImageNet's means and deviations (about -2..2.6)",
     "caffe": "centred BGR (about -124..151)",
     "unit": "0..1",
     "none": "0..255",
 }
+"""The values that a pretrained network may expect, by the names that Keras uses (and "unit")."""
+
 FITS = 0.15
 """The largest distance of statistics that fit. With two networks' ImageNet weights, photos of two kinds come to 0.02,
 the same photos inverted or in grey to 0.1 at most, and every wrong preprocessing to 0.29 or more."""
-
-FAMILIES = {
-    "tf": ("mobilenet", "mobilenet_v2", "inception_v3", "inception_resnet_v2", "xception", "nasnet", "resnet_v2"),
-    "torch": ("densenet",),
-    "caffe": ("resnet", "vgg16", "vgg19"),
-    "none": ("convnext", "efficientnet", "efficientnet_v2", "mobilenet_v3"),
-}
-"""The families of keras.applications, by what their `preprocess_input` does."""
-
-_UNKNOWN = "It cannot be checked whether the preprocessing is the right one: "
-
-
-def application_preprocessing(name: str) -> str:
-    """Returns the key of `PREPROCESSING` for a network of keras.applications ("ResNet50": "caffe")."""
-    family = getattr(keras.applications, name).__module__.rsplit(".", 1)[-1]
-    return next(mode for mode, families in FAMILIES.items() if family in families)
 
 
 def preprocess(images, mode: str | tuple):
@@ -66,8 +45,15 @@ def preprocess(images, mode: str | tuple):
     return keras.layers.Rescaling(scale, offset, name="preprocessing")(images)
 
 
-@dataclass(frozen=True)
-class PreprocessingCheck:
+def application_preprocessing(name: str) -> str:
+    """Returns the key of `PREPROCESSING` that does what Keras does for one of its networks ("ResNet50": "caffe")."""
+    own = sys.modules[getattr(keras.applications, name).__module__].preprocess_input
+    pixels = np.array([[[[0, 10, 20], [100, 200, 255]]]], "float32")
+    expected = own(pixels.copy())
+    return next(mode for mode in PREPROCESSING if np.allclose(preprocess(pixels, mode), expected, atol=1e-3))
+
+
+class PreprocessingCheck(NamedTuple):
     """What `check_preprocessing` found."""
 
     agrees: bool | None  # False where the values of another preprocessing fit and these do not, None if unknown
@@ -82,33 +68,28 @@ def check_preprocessing(network: keras.Model, images, *, most: int = 64) -> Prep
     images. Where no preprocessing fits, the images may be unlike the network's (dark, say), and nothing is claimed.
 
     Args:
-        network: a backbone as `load_backbone` returns it, before training. With another layer in front than the one
-            that it puts there, only the preprocessing in place is looked at.
-        images: uint8 array (images, height, width, 3), or what gives one when sliced (`helpers.data.pixels.Pixels`).
+        network: from `load_backbone`, before training. Of others, only the preprocessing in place is looked at.
+        images: uint8 (images, height, width, 3), in memory or stored.
         most: at most so many images are looked at, spread over all.
     """
     step = max(1, len(images) // most)
     sample = np.asarray(images[: step * most : step])
     nodes = [n for n in find_nodes(network) if isinstance(n.operation, keras.layers.BatchNormalization)][:3]
     stored = [(np.array(n.operation.moving_mean), np.array(n.operation.moving_variance)) for n in nodes]
+    unknown = "It cannot be checked whether the preprocessing is the right one: the network has "
     if not nodes:
-        return PreprocessingCheck(None, _UNKNOWN + "the network has no BatchNormalization layer.", {})
+        return PreprocessingCheck(None, unknown + "no BatchNormalization layer.", {})
     if all((mean == 0).all() and (variance == 1).all() for mean, variance in stored):
-        return PreprocessingCheck(None, _UNKNOWN + "the network has never been trained.", {})
-    tensors = [node.input_tensors[0] for node in nodes]
-    scalings = [node for node in find_nodes(network) if isinstance(node.operation, keras.layers.Rescaling)]
-    layer = next((n for n in scalings if re.fullmatch(r"preprocessing(_\d+)?", n.operation.name)), None)
-    if layer is None:
-        distance = _distance(keras.Model(network.inputs[0], tensors), lambda batch: batch, sample, stored)
-        return _interpret("in place", {"in place": distance})
-    entry = layer.outputs[0]
-    rest, present = keras.Model(entry, tensors), keras.Model(network.inputs[0], entry)
+        return PreprocessingCheck(None, unknown + "never been trained.", {})
+    scalings = [n for n in find_nodes(network) if isinstance(n.operation, keras.layers.Rescaling)]
+    scaled = [n.outputs[0] for n in scalings if re.fullmatch(r"preprocessing(_\d+)?", n.operation.name)]
+    entry = scaled[0] if scaled else network.inputs[0]
+    rest, present = keras.Model(entry, [n.input_tensors[0] for n in nodes]), keras.Model(network.inputs[0], entry)
+    ways = {mode: partial(preprocess, mode=mode) for mode in PREPROCESSING} if scaled else {}
     some = sample[:2]
-    mode = next((m for m in PREPROCESSING if np.allclose(present(some), preprocess(some, m), atol=1e-3)), "in place")
-    distances = {m: _distance(rest, lambda batch, m=m: preprocess(batch, m), sample, stored) for m in PREPROCESSING}
-    if mode == "in place":
-        distances = {mode: _distance(rest, present, sample, stored)} | distances
-    return _interpret(mode, distances)
+    mode = next((mode for mode, way in ways.items() if np.allclose(present(some), way(some), atol=1e-3)), "in place")
+    ways |= {mode: present} if mode == "in place" else {}
+    return _interpret(mode, {name: _distance(rest, way, sample, stored) for name, way in ways.items()})
 
 
 def _distance(part: keras.Model, prepare, images: np.ndarray, stored: list) -> float:
@@ -141,9 +122,9 @@ def _interpret(mode: str, distances: dict[str, float]) -> PreprocessingCheck:
         message = f"The preprocessing agrees with the network: {name} is at distance {here:.2f} (up to {FITS} fits)."
         return PreprocessingCheck(True, message, distances)
     if distances[best] <= FITS:
-        given = f"{_VALUES[mode]} input" if mode in _VALUES else "other input"
+        given, wanted = PREPROCESSING.get(mode, "other"), PREPROCESSING[best]
         message = (
-            f"This looks like {given} to a network trained on {_VALUES[best]}: its first BatchNormalization layers "
+            f"This looks like {given} input to a network trained on {wanted}: its first BatchNormalization layers "
             f"see values at distance {here:.2f} from those they remember, and at {distances[best]:.2f} with "
             f'preprocessing="{best}" (up to {FITS} fits).'
         )

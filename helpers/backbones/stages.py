@@ -5,7 +5,6 @@ import math
 import re
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from helpers._keras import keras
@@ -27,11 +26,8 @@ class Stage:
         return self.boundaries[-1]
 
 
-_RESERVED = ("auto", "all")
-"""What no stage is called, since parameters mean something else by it."""
-
-_TOGETHER = 2
-"""Blocks of one map size that make a stage where names tell none."""
+_RESERVED = ("auto", "all")  # what no stage is called, since parameters mean something else by it
+_TOGETHER = 2  # blocks of one map size that make a stage where names tell none
 
 
 def _read_name(layer: str) -> str:
@@ -104,12 +100,11 @@ def _group(model: keras.Model) -> dict[str, list[list]]:
 
 
 def find_stages(model: keras.Model) -> dict[str, Stage]:
-    """Returns the network's stages by name, from input to output.
+    """Returns the network's stages by name, from input to output; a ValueError where `check_graph` raises one.
 
     The first, "input", holds the preprocessing and nothing that could learn. The others begin with a kernel and are
     named as the layers are (`conv4`, `block_7`). Where names tell no stages, the map's size does, and each is named
-    after its first layer with a kernel (`conv2d_3`). A ValueError if the model is not functional, from one input to
-    one output.
+    after its first layer with a kernel (`conv2d_3`).
     """
     check_graph(model)
     stages, seen = {}, set()
@@ -125,16 +120,17 @@ def find_stages(model: keras.Model) -> dict[str, Stage]:
 def describe_stages(model: keras.Model) -> pd.DataFrame:
     """Returns a table of the network's stages, in order: what each holds, computes and hands on, for one image.
 
-    Args:
-        model: a functional model with one input and one output, of a fixed image size; else a ValueError.
-
-    Returns:
-        A DataFrame indexed by stage, with the columns last_layer, layers (count), parameters (count), multiply_adds
-        (count), output (shape of the activations at the stage's end, "14x14x64"), kilobytes (of these in float32;
-        1 kB is 1000 bytes) and cost (share, 0..1, of the network's multiply-adds up to the stage's end).
+    The DataFrame by stage has the columns last_layer, layers (count), parameters (count), multiply_adds (count),
+    output (shape of the activations at the stage's end, "14x14x64"), kilobytes (of these in float32; 1 kB is 1000
+    bytes) and cost (share, 0..1, of the multiply-adds up to the stage's end). A network without a fixed image size,
+    or that `find_stages` refuses, is a ValueError.
     """
     stages, rows = find_stages(model), {}
-    _check_size(model)
+    if None in model.inputs[0].shape[1:]:
+        raise ValueError(
+            f"Expected a network of a fixed image size. Received {model.name!r}, which takes "
+            f"{model.inputs[0].shape[1:]}. Load it with an `image_size`."
+        )
     for name, stage in stages.items():
         rows[name] = {
             "last_layer": stage.nodes[-1].operation.name,
@@ -150,47 +146,38 @@ def describe_stages(model: keras.Model) -> pd.DataFrame:
     return table
 
 
-def _check_size(model: keras.Model) -> None:
-    if None in model.inputs[0].shape[1:]:
-        raise ValueError(
-            f"Expected a network of a fixed image size. Received {model.name!r}, which takes "
-            f"{model.inputs[0].shape[1:]}. Load it with an `image_size`."
-        )
-
-
 def stage_at(model: keras.Model, share: float) -> str:
     """Returns the first stage with at least a share, 0..1, of the network's forward cost before it.
 
     Else the last stage. A classifier's head is not among them: what works on a vector of features.
     """
-    stages = find_stages(model)
-    _check_cuttable(model, stages)
-    _check_size(model)
-    ends = np.cumsum([sum(map(count_multiply_adds, stage.nodes)) for stage in stages.values()])
-    names = list(stages)
-    inputs = {name: stages[before].output for before, name in zip(names, names[1:], strict=False)}
-    inner = [name for name, tensor in inputs.items() if len(tensor.shape) > 2] or names[1:]
-    return next((name for name in inner if ends[names.index(name) - 1] >= share * ends[-1]), inner[-1])
+    names = _inner_stages(model)
+    table = describe_stages(model)
+    before = table["multiply_adds"].cumsum().shift(fill_value=0)
+    on_maps = [name for name, entering in zip(names, table["output"], strict=False) if "x" in entering] or names
+    least = share * table["multiply_adds"].sum()
+    return next((name for name in on_maps if before[name] >= least), on_maps[-1])
 
 
-def _check_cuttable(model: keras.Model, stages: dict[str, Stage]) -> None:
-    if len(stages) == 1:
+def _inner_stages(model: keras.Model) -> list[str]:
+    """Returns the stages that the network can be cut in front of."""
+    names = list(find_stages(model))[1:]
+    if not names:
         raise ValueError(
             f"Expected a network with stages to cut at. {model.name!r} has none: it can only be frozen or trained as "
             f"a whole."
         )
+    return names
 
 
 def find_stage(model: keras.Model, stage: str) -> int:
     """Returns the position of a stage among the network's; ValueError if there is none, or for the first."""
-    stages = find_stages(model)
-    _check_cuttable(model, stages)
-    known = list(stages)
-    check_name("a stage of this network", stage, known[1:])
-    return known.index(stage)
+    names = _inner_stages(model)
+    _check_name("a stage of this network", stage, names)
+    return 1 + names.index(stage)
 
 
-def check_name(expected: str, received: str, known: list[str]) -> None:
+def _check_name(expected: str, received: str, known: list[str]) -> None:
     """Raises a ValueError with the nearest known name where a name is not known."""
     if received not in known:
         nearest = difflib.get_close_matches(received, known, n=1)
@@ -198,13 +185,16 @@ def check_name(expected: str, received: str, known: list[str]) -> None:
         raise ValueError(f"Expected {expected}. Received {received!r}. {hint}There are {', '.join(known)}.")
 
 
+def _entering(model: keras.Model, stage: str) -> keras.KerasTensor:
+    return list(find_stages(model).values())[find_stage(model, stage) - 1].output
+
+
 def cut(model: keras.Model, stage: str) -> tuple[keras.Model, keras.Model]:
     """Returns the network before a stage, and from that stage on: a name in `describe_stages`, not the first.
 
     Both share the model's layers: training the suffix trains the model.
     """
-    index = find_stage(model, stage)
-    tensor = list(find_stages(model).values())[index - 1].output
+    tensor = _entering(model, stage)
     return keras.Model(model.inputs[0], tensor), keras.Model(tensor, model.outputs[0])
 
 
@@ -223,7 +213,7 @@ def cut_points(network: keras.Model) -> dict[str, float]:
 def truncate(network: keras.Model, cut_point: str) -> keras.Model:
     """Returns the backbone up to one of its `cut_points`, pooled over positions; layers are shared."""
     points = list(cut_points(network))
-    check_name("a cut point of this network", cut_point, points)
+    _check_name("a cut point of this network", cut_point, points)
     if cut_point == points[-1]:
         return network
     return keras.Model(network.inputs[0], pool_features(network, cut_point), name=network.name)
@@ -231,5 +221,4 @@ def truncate(network: keras.Model, cut_point: str) -> keras.Model:
 
 def pool_features(network: keras.Model, cut_point: str):
     """Returns the symbolic features (batch, channels) at an inner cut point: the mean over positions or tokens."""
-    tensor = list(find_stages(network).values())[find_stage(network, cut_point) - 1].output
-    return pool(tensor, free_name(f"pooled_before_{cut_point}", network))
+    return pool(_entering(network, cut_point), free_name(f"pooled_before_{cut_point}", network))

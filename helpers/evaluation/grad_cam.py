@@ -30,7 +30,7 @@ def locate_evidence(model, images: np.ndarray | StoredArray, *, stage: str = "au
     import tensorflow as tf  # here: tables do not wait for it
 
     from helpers._keras import keras
-    from helpers.backbones.loading import logits_tensor
+    from helpers.backbones.features import logits_tensor
 
     known = feature_maps(model)
     if not known:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -25,9 +25,7 @@ from helpers.backbones.graphs import find_nodes
 from helpers.backbones.stages import find_stages
 from helpers.data.stores import Store, StoredArray, content_keys, find_or_make, open_store, write_store
 
-_VERSION = "1"
-"""To be raised when the same layers and images give other activations: older stores are then left alone."""
-
+_VERSION = "1"  # to be raised when the same layers and images give other activations
 _HINT = (
     "Let a later stage be the first that learns (`unfreeze_from`), whose activations are smaller, or use fewer "
     "images (`images_per_class`)."
@@ -43,36 +41,31 @@ class Activations(StoredArray):
         return [f"{self._store.file.stem}-{key}" for key in super().keys]
 
 
-def load_activations(model: keras.Model, pixels, *, stage: str | None = None, batch_size: int = 0):
+def load_activations(model: keras.Model, pixels, *, stage: str | None = None):
     """Returns the activations that enter a stage, computed if they are not stored, in inference mode.
 
     Everything before the stage has to be frozen from here on: then it is a fixed function of each image, and
     training on the stored activations is exact. They are computed from the nearest stored cut point below. Of several
-    processes that ask for the same ones, one computes.
+    processes that ask for the same ones, one computes. An activation that is not finite is a ValueError.
 
     Args:
         model: from images to features or probabilities.
         pixels: uint8 (images, height, width, 3), `Pixels` or in memory; or a dict of these, computed together, for
             a dict of `Activations`.
         stage: a name in `describe_stages(model)`; None for the model's output.
-        batch_size: images in a forward pass; 0 for as many as memory allows, at most 32.
-
-    Raises:
-        ValueError: no such stage, or an activation that is not finite.
-        OSError: the disk has too little space.
     """
     parts = pixels if isinstance(pixels, Mapping) else {"": pixels}
-    places = {  # the key of each row that is needed -> an array and the place in it
-        key: (array, place) for array in parts.values() for place, key in enumerate(content_keys(array))
-    }
-    places = dict(sorted(places.items()))
+    keys = {part: content_keys(array) for part, array in parts.items()}
+    # the key of each row that is needed -> an array and the place in it
+    rows = {key: (array, place) for part, array in parts.items() for place, key in enumerate(keys[part])}
+    rows = dict(sorted(rows.items()))
     cut_points = _cut_points(model, stage)
     store = find_or_make(
         _folder() / cut_points[-1].digest,
-        lambda: _find(cut_points[-1], list(places)),
-        lambda: _compute(model, cut_points, places, batch_size),
+        lambda: _find(cut_points[-1], list(rows)),
+        lambda: _compute(model, cut_points, rows),
     )
-    loaded = {part: Activations(store, store.find(content_keys(array))) for part, array in parts.items()}
+    loaded = {part: Activations(store, store.find(keys[part])) for part in parts}
     return loaded if isinstance(pixels, Mapping) else loaded[""]
 
 
@@ -86,21 +79,11 @@ def compute_activations(
     """Returns the model's outputs in inference mode, float32, one row per image, in memory, with progress.
 
     Args:
-        model: from images or activations to features or probabilities.
+        model: from images or activations to features or probabilities. A ValueError if one is not finite.
         inputs: (images, ...): in memory or stored.
         batch_size: images in a forward pass; 0 for as many as memory allows, at most 32.
         title: what the progress bar says.
-
-    Raises:
-        ValueError: an activation is not finite.
-        MemoryError: the outputs would not fit into this machine's memory: `load_activations` keeps them on disk.
     """
-    needed, memory = 4 * len(inputs) * math.prod(model.output_shape[1:]), psutil.virtual_memory().total
-    if needed > 0.4 * memory:
-        raise MemoryError(
-            f"The activations of {len(inputs)} images take {needed / 1e9:.1f} GB, and this machine has "
-            f"{memory / 1e9:.1f} GB of memory. `load_activations` keeps them on disk."
-        )
     outputs, start = np.empty((len(inputs), *model.output_shape[1:]), dtype="float32"), 0
     for batch in _forward(model, inputs, batch_size, title=title):
         outputs[start : start + len(batch)] = batch
@@ -116,26 +99,26 @@ def content_digest(model: keras.Model) -> str:
 # ---- computing
 
 
-def _compute(model: keras.Model, cut_points: list["CutPoint"], places: dict, batch_size: int) -> Store:
+def _compute(model: keras.Model, cut_points: list["CutPoint"], rows: dict) -> Store:
     """Returns the last cut point's store, computed from the nearest one below that is stored, or from images."""
     *below, wanted = cut_points
-    keys = list(places)
-    start, inputs, seconds_below = model.inputs[0], _Rows(places), 0.0
+    keys = list(rows)
+    start, inputs, seconds_below = model.inputs[0], _Rows(list(rows.values())), 0.0
     for cut_point in reversed(below):
         if stored := _find(cut_point, keys):
             start, inputs = cut_point.tensor, StoredArray(stored, stored.find(keys))
             seconds_below = stored.seconds_per_row
             break
-    batches = _forward(keras.Model(start, wanted.tensor, name=model.name), inputs, batch_size)
+    batches = _forward(keras.Model(start, wanted.tensor, name=model.name), inputs)
     options = {"shape": wanted.tensor.shape[1:], "dtype": "float32", "keys": keys, "hint": _HINT}
     return write_store(wanted.file(keys), batches, seconds_below=seconds_below, **options)
 
 
 class _Rows:
-    """Rows of several arrays as one array."""
+    """Rows of several arrays, (array, place) each, as one array."""
 
-    def __init__(self, places: dict):
-        self.places = list(places.values())
+    def __init__(self, places: list[tuple]):
+        self.places = places
 
     def __len__(self) -> int:
         return len(self.places)
@@ -144,16 +127,13 @@ class _Rows:
         return np.stack([array[place] for array, place in self.places[rows]])
 
 
-def _forward(
-    model: keras.Model, inputs, batch_size: int, *, title: str = "computing activations"
-) -> Iterator[np.ndarray]:
+def _forward(model: keras.Model, inputs, batch_size: int = 0, *, title: str = "computing activations"):
     """Yields the outputs, float32, batch by batch; ValueError if one is not finite."""
     images = max(len(inputs), 1)
     batches = math.ceil(images / (batch_size or _batch_size(model)))
     batch_size = math.ceil(images / batches)  # even ones, since the last one is filled up
     infer = Inference(model, batch_size=batch_size)
-    bar = {"desc": title, "unit": "image", "file": progress_file(), "delay": 1, "leave": False}
-    with tqdm(total=len(inputs), **bar) as shown:
+    with tqdm(total=len(inputs), desc=title, unit="image", file=progress_file(), delay=1, leave=False) as shown:
         for start in range(0, len(inputs), batch_size):
             outputs = infer(np.asarray(inputs[start : start + batch_size]))
             yield outputs
@@ -194,8 +174,7 @@ class Inference:
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
 
-_INFERENCE: WeakKeyDictionary = WeakKeyDictionary()
-"""Model to its compiled inference: it takes long to build, and the weights in it are the model's."""
+_INFERENCE: WeakKeyDictionary = WeakKeyDictionary()  # model to its compiled inference, which takes long to build
 
 
 def _compiled(model: keras.Model):
@@ -234,7 +213,6 @@ class CutPoint(NamedTuple):
     digest: str
 
     def file(self, keys: list[str]) -> Path:
-        """Returns where the activations of these images are kept."""
         rows = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
         return _folder() / f"{self.digest}-{rows}-{'x'.join(map(str, self.tensor.shape[1:]))}.npy"
 
@@ -272,8 +250,11 @@ def _described(layer, node) -> str:
     """Returns a layer's class, settings and arguments, without what its outputs do not depend on."""
     settings = {} if isinstance(layer, keras.layers.InputLayer) else _without_names(layer.get_config())
     arguments = (*node.arguments.args, *sorted(node.arguments.kwargs.items()))
-    tensors = [any(isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten(value)) for value in arguments]
-    plain = [repr(value) for value, is_tensor in zip(arguments, tensors, strict=True) if not is_tensor]
+    plain = [
+        repr(value)
+        for value in arguments
+        if not any(isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten(value))
+    ]
     types = [type(layer).__name__, str(getattr(layer, "compute_dtype", "")), [str(t.shape[1:]) for t in node.outputs]]
     return json.dumps([types, settings, plain], sort_keys=True, default=str)
 
@@ -286,6 +267,5 @@ def _without_names(config):
 
 def _find(cut_point: CutPoint, keys: list[str]) -> Store | None:
     """Returns a store that holds the cut point's activations of these images, and perhaps of others; else None."""
-    exact = cut_point.file(keys)
-    files = sorted(_folder().glob(f"{cut_point.digest}-*.npy"), key=lambda file: (file != exact, file))
+    files = [cut_point.file(keys), *sorted(_folder().glob(f"{cut_point.digest}-*.npy"))]
     return next(filter(None, (open_store(file, keys) for file in files)), None)

@@ -30,17 +30,15 @@ class Checkpoint(keras.callbacks.Callback):
 
     Args:
         file: where the state is kept until `delete`; None keeps it in memory alone.
-        start: `calibrated_scores` of the validation images before the first epoch; None without
-            validation images.
+        start: `calibrated_scores` of the validation images before the first epoch; None without such images.
         patience: with 1 or more, the training stops early: after so many epochs without a lower validation log-loss.
             Its result is then the epoch with the lowest one; the start counts as epoch 0.
         settings: plain values that the training depends on. The state of another training is not resumed.
 
     Attributes:
         epoch: epochs that are done, 0 at first.
-        best_epoch: the one that is the result: the last so far, or with `patience` the best.
-        best_loss: its validation log-loss; NaN without validation images.
-        temperature: of that epoch.
+        best_epoch, best_loss, temperature: of the epoch that is the result, the last so far or with `patience` the
+            best: its number, validation log-loss (NaN without such images) and temperature.
         history: dict of lists with an entry for each epoch, as Keras' own; also of those before a stop.
         seconds: what these epochs have taken.
         outcome: one plain sentence, once the training has ended.
@@ -50,18 +48,16 @@ class Checkpoint(keras.callbacks.Callback):
         self, file: Path | None, *, start: dict | None = None, patience: int = 0, settings: dict | None = None
     ):
         super().__init__()
-        self.file, self.patience = file, patience
+        self.file, self.patience, self._validates = file, patience, start is not None
         self.start = start or {"log_loss": math.nan, "temperature": 1.0}
-        self._validates = start is not None
         loss = round(start["log_loss"], 6) if start else None
         self.settings = json.dumps([settings or {}, loss], sort_keys=True, default=str)
-        self.epoch, self.best_epoch = 0, 0
+        self.epoch, self.best_epoch, self.seconds, self.outcome = 0, 0, 0.0, ""
         self.best_loss, self.temperature = self.start["log_loss"], self.start["temperature"]
         self.history: dict[str, list[float]] = {}
-        self.seconds, self.outcome = 0.0, ""
-        self._start: list[np.ndarray] = []
-        self._best: list[np.ndarray] = []
-        self._state: dict[str, np.ndarray] = {}
+        self._start: list[np.ndarray] = []  # the model's weights
+        self._best: list[np.ndarray] = []  # none are kept where the last epoch is the result
+        self._state: dict[str, np.ndarray] = {}  # what `fit` takes up
         self._read()
 
     @property
@@ -87,13 +83,11 @@ class Checkpoint(keras.callbacks.Callback):
     def __exit__(self, kind, error, trace) -> None:
         if kind is not KeyboardInterrupt or not self.model:
             return
-        where = "after the last epoch" if self.outcome else f"in epoch {self.epoch + 1}"
+        where, weights = f"in epoch {self.epoch + 1}", "The model's weights are those of an unfinished training."
         if self.outcome:
-            weights = f"The training is complete: {self.outcome}."
+            where, weights = "after the last epoch", f"The training is complete: {self.outcome}."
         elif self.patience:
-            weights = f"The model has the weights of {self._named(self.best_epoch)}, the best so far."
-        else:
-            weights = "The model's weights are those of an unfinished training."
+            weights = f"The model has the weights of {self._best_name()}, the best so far."
         if self._best:
             self._restore()
         resumes = " Execute the same again, and the training resumes." if self.file else ""
@@ -118,19 +112,17 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite(float(logs["loss"])):
-            self._diverged()
+            self._stop_diverged()
 
     def on_epoch_end(self, epoch, logs=None):
         if self.outcome:  # it diverged within this epoch
             return
         judged = self._validates and (self.patience or epoch + 1 == self.params["epochs"] or "val_log_loss" in logs)
         if judged and "val_log_loss" not in logs:
-            raise ValueError(
-                f"Expected validation data in `fit` and the metric `log_loss()`. Received {', '.join(logs)}."
-            )
+            raise ValueError(f"Expected validation data in `fit` and the metric `log_loss()`. Received {[*logs]}.")
         loss = float(logs.get("val_log_loss", math.nan))
         if judged and not math.isfinite(loss):
-            self._diverged()
+            self._stop_diverged()
             return
         self.epoch = epoch + 1
         for name, value in logs.items():
@@ -153,24 +145,23 @@ class Checkpoint(keras.callbacks.Callback):
 
     # ---- what it does
 
-    def _named(self, epoch: int) -> str:
-        return f"epoch {epoch}" if epoch else "the start"
+    def _best_name(self) -> str:
+        return f"epoch {self.best_epoch}" if self.best_epoch else "the start"
 
     def _restore(self) -> None:
-        """Gives the model the result: the best epoch's weights (none are kept where the last one counts), scaled."""
-        for variable, value in zip(self.model.weights, self._best, strict=False):
-            variable.assign(value)
+        """Gives the model the result: the best epoch's weights, scaled."""
+        _assign(self.model, self._best)
         if self.temperature != 1:
             apply_temperature(self.model, self.temperature)
 
-    def _diverged(self) -> None:
+    def _stop_diverged(self) -> None:
         rate = float(np.asarray(self.model.optimizer.learning_rate))
         if not self.patience:
-            self.best_epoch, self.best_loss, self._best = 0, self.start["log_loss"], self._start
-            self.temperature = self.start["temperature"]
+            self.best_epoch, self._best = 0, self._start
+            self.best_loss, self.temperature = self.start["log_loss"], self.start["temperature"]
         self.outcome = (
             f"diverged: the loss was not finite in epoch {self.epoch + 1}, at a learning rate of {rate:.1g}. The "
-            f"weights are those of {self._named(self.best_epoch)}. Try a tenth of the `learning_rate`"
+            f"weights are those of {self._best_name()}. Try a tenth of the `learning_rate`"
         )
         self.model.stop_training = True
 
@@ -209,10 +200,13 @@ class Checkpoint(keras.callbacks.Callback):
 def return_to_start(model: keras.Model, file: Path | None, settings: dict) -> None:
     """Gives a model that was interrupted in a training with the same settings the weights from before it."""
     about, arrays = _read_state(file)
-    start = _numbered(arrays, "start")
     if about and json.loads(about["settings"])[0] == json.loads(json.dumps(settings, default=str)):
-        for variable, value in zip(model.weights, start, strict=True):
-            variable.assign(value)
+        _assign(model, _numbered(arrays, "start"))
+
+
+def _assign(model: keras.Model, weights: list[np.ndarray]) -> None:
+    for variable, value in zip(model.weights, weights, strict=bool(weights)):
+        variable.assign(value)
 
 
 def _read_state(file: Path | None) -> tuple[dict, dict[str, np.ndarray]]:
@@ -243,13 +237,10 @@ def show_progress() -> keras.callbacks.Callback:
 def tensorboard_logs(folder: Path) -> list[keras.callbacks.Callback]:
     """Returns a list with a Keras callback that writes TensorBoard's logs; empty unless `TENSORBOARD=1` asks for it.
 
-    It is an environment variable and no parameter: logs change nothing in the results. Without the package
-    `tensorboard`, they are a ModuleNotFoundError.
+    It is an environment variable and no parameter: logs change nothing in the results.
     """
     if os.environ.get("TENSORBOARD", "0") in ("", "0"):
         return []
     if importlib.util.find_spec("tensorboard") is None:  # TensorFlow would say so after the first epoch
-        raise ModuleNotFoundError(
-            "TENSORBOARD=1 asks for logs, which need the package tensorboard: pip install -e .[tensorboard]."
-        )
+        raise ModuleNotFoundError("TENSORBOARD=1 needs the package tensorboard: pip install -e .[tensorboard].")
     return [keras.callbacks.TensorBoard(folder, write_graph=False)]

@@ -3,7 +3,6 @@
 import io
 import json
 import zipfile
-import zlib
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,15 +14,14 @@ import yaml
 from helpers import resolve_path, whole_file, write_atomically
 from helpers._keras import keras, on_all_devices
 from helpers.backbones import features_tensor, load_model
-from helpers.backbones.files import existing_file, first_line
 from helpers.backbones.graphs import check_graph
+from helpers.backbones.loading import existing_file, explained
 from helpers.data.reading import FULL_WHITE, RESIZE_RULES
 from helpers.data.stores import StoredArray
 from helpers.training.activations import compute_activations, load_activations
 from helpers.training.ood import OODDetector, fit_ood_detector
 
-_SETTINGS, _DETECTOR = "classifier.json", "familiarity.npz"
-"""Members of a classifier's file, which Keras does not look at."""
+_SETTINGS, _DETECTOR = "classifier.json", "familiarity.npz"  # in a classifier's file; Keras does not look at them
 
 
 def save_model(
@@ -43,12 +41,10 @@ def save_model(
         path: of the `.keras` file.
         class_names: in the order of the probabilities.
         resize: how images were brought to the model's size: "crop", "pad" or "stretch".
-        white: the value that became 255 in images of 16 bits, 1 to 65535. None for that of `pixels`, if `load_pixels`
-            made them, else 65535.
+        white: the value that became 255 in images of 16 bits, 1 to 65535; None for that of `pixels`, else 65535.
         pixels: the images that it learned from, uint8 (images, height, width, 3), for the file's `OODDetector`; and
             of 100 of them, the file has to give the same probabilities. None leaves out both.
-        labels: of these images, int (images,), where pixels are given.
-
+        labels: of these images, int (images,).
     """
     white = getattr(pixels, "white", FULL_WHITE) if white is None else white
     settings = {"class_names": class_names, "resize": resize, "white": white}
@@ -107,9 +103,7 @@ def _saving(model: keras.Model, path: Path):
 def load_classifier(path: str | Path) -> tuple[keras.Model, dict]:
     """Returns a classifier and its settings (`load_settings`), made for all GPUs of this machine.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is not one that `save_model` wrote, or it is damaged.
+    A FileNotFoundError if there is no such file, a ValueError if it is damaged or not one that `save_model` wrote.
     """
     settings = load_settings(path)
     with on_all_devices():
@@ -125,45 +119,29 @@ def load_classifier(path: str | Path) -> tuple[keras.Model, dict]:
 
 
 def load_settings(path: str | Path) -> dict:
-    """Returns what `save_model` kept with a classifier, besides the model.
+    """Returns what `save_model` kept with a classifier, besides the model; raises as `load_classifier` does.
 
     Returns:
         class_names, a list in the order of the model's probabilities; resize, the rule by which images have to be
         brought to its size; and white, the value that becomes 255 in images of 16 bits (`helpers.data.read_pixels`).
-        Raises as `load_classifier` does.
     """
     path = existing_file("path", path)
-    try:
-        settings = json.loads(_read_member(path, _SETTINGS))
+    wrong = f"Expected a classifier that 02, 03 or 04 saved. {path} holds no class names"
+    with explained(wrong, "It was cut off, or is another file."), zipfile.ZipFile(path) as archive:
+        settings = json.loads(archive.read(_SETTINGS))
         class_names, resize = list(settings["class_names"]), settings["resize"]
         white = int(settings.get("white", FULL_WHITE))
         "".join(class_names).encode()  # texts, and such as a file can hold
         if resize not in RESIZE_RULES or not 0 < white <= FULL_WHITE:
-            raise ValueError(resize, white)
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(
-            f"Expected a classifier that 02, 03 or 04 saved. {path} holds no class names: it was cut off, or is "
-            f"another file."
-        ) from None
+            raise ValueError(f"resize {resize!r}, white {white}")
     return {"class_names": class_names, "resize": resize, "white": white}
 
 
 def load_ood_detector(path: str | Path) -> OODDetector | None:
     """Returns the detector in a classifier's file; None if it has none. Raises as `load_classifier` does."""
     path = existing_file("path", path)
-    try:
-        with np.load(io.BytesIO(_read_member(path, _DETECTOR)), allow_pickle=False) as arrays:
+    with explained(f"Expected a whole file of a classifier. {path} is damaged"), zipfile.ZipFile(path) as archive:
+        if _DETECTOR not in archive.namelist():
+            return None
+        with np.load(io.BytesIO(archive.read(_DETECTOR)), allow_pickle=False) as arrays:
             return OODDetector(arrays["centres"], arrays["threshold"])
-    except KeyError:
-        return None
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"Expected a whole file of a classifier. {path} is damaged: {first_line(error)}") from None
-
-
-def _read_member(path: Path, name: str) -> bytes:
-    """Returns a member of a `.keras` file; raises KeyError if there is none, ValueError if it cannot be read."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last one if it is encrypted
-        raise ValueError(f"{name} cannot be read: {error}") from None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -28,14 +29,8 @@ from helpers.training.heads import check_class_weight, weigh_classes
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
-_MOST_COMPILED = 3
-"""Compiled functions kept for a model: each holds the optimizer's moments."""
-
-_EXECUTION = 2e9
-"""Multiply-adds in one execution: a second on a slow core, a tenth of that on two usual ones."""
-
-
-# ---- the recipe
+_MOST_COMPILED = 3  # functions kept for a model: each holds the optimizer's moments
+_EXECUTION = 2e9  # multiply-adds in one execution: a second on a slow core, a tenth of that on two usual ones
 
 
 @dataclass(frozen=True)
@@ -58,9 +53,8 @@ class Recipe:
 
     def __post_init__(self):
         """Raises ValueError for a value that no training could follow."""
-        for name in ("learning_rate", "lowest_rate", "steps", "batch_size", "batch_parts"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"Expected `{name}` above 0. Received {getattr(self, name)}.")
+        names = ("learning_rate", "lowest_rate", "steps", "batch_size", "batch_parts")
+        _check_positive(**{name: getattr(self, name) for name in names})
         for name in ("epochs", "patience"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Expected `{name}` of at least 0. Received {getattr(self, name)}.")
@@ -71,6 +65,12 @@ class Recipe:
         check_class_weight(self.class_weight)
         if self.augmentation:
             read_augmentation(self.augmentation)
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"Expected `{name}` above 0. Received {value}.")
 
 
 def first_stage(model: keras.Model, unfreeze_from: str) -> str:
@@ -85,6 +85,12 @@ def count_epochs(steps: int, *, images: int, batch_size: int) -> int:
     return max(1, round(steps / math.ceil(images / batch_size)))
 
 
+def plan_epochs(learning_rate: float, *, steps: int, images: int, batch_size: int):
+    """Returns how many epochs come nearest to so many steps, and the learning rate's schedule (`warmup_cosine`)."""
+    epochs = count_epochs(steps, images=images, batch_size=batch_size)
+    return epochs, warmup_cosine(learning_rate, images=images, batch_size=batch_size, epochs=epochs)
+
+
 # ---- learning rates and precision
 
 
@@ -95,17 +101,8 @@ def warmup_cosine(
 
     Warm-up spares the pretrained weights Adam's first steps, which are large while its averages are still empty
     (Goyal et al. 2017, arXiv 1706.02677; cosine: arXiv 1608.03983). Values that are not above 0 are a ValueError.
-
-    Args:
-        learning_rate: the highest rate.
-        images: number of training images.
-        batch_size: images per step.
-        epochs: length of the training.
     """
-    values = {"learning_rate": learning_rate, "images": images, "batch_size": batch_size, "epochs": epochs}
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"Expected `{name}` above 0. Received {value}.")
+    _check_positive(learning_rate=learning_rate, images=images, batch_size=batch_size, epochs=epochs)
     steps = epochs * math.ceil(images / batch_size)
     warmup = math.ceil(steps / 10)
     # The first step has a tenth of the rate and not 0: otherwise one epoch of one step would learn nothing.
@@ -129,35 +126,22 @@ def layerwise_factors(model: keras.Model, lowest: float) -> dict[str, float]:
 class LayerwiseAdam(keras.optimizers.Adam):
     """Adam with a factor of the learning rate for each variable; Keras itself knows one rate for all."""
 
-    def __init__(self, learning_rate, *, factors: dict[int, float], **settings):
-        """Takes the factors by the variables' ids, and what Adam takes."""
-        super().__init__(learning_rate, **settings)
-        self.factors = factors
-
-    def build(self, variables):
-        """Notes the variables' factors in the order in which Keras numbers them."""
-        if not self.built:
-            super().build(variables)
-            self._factors = [self.factors[id(variable)] for variable in variables]
+    factors: list[float]  # in the order of the variables that it is built with
 
     def update_step(self, gradient, variable, learning_rate):
         """Makes Adam's step at the variable's own rate."""
-        factor = self._factors[variable_index(self, variable)]
+        factor = self.factors[variable_index(self, variable)]
         super().update_step(gradient, variable, learning_rate * factor)
 
 
 def make_optimizer(
-    model: keras.Model,
-    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
-    *,
-    rates: float = 1.0,
-    parts: int = 1,
+    model: keras.Model, learning_rate, *, rates: float = 1.0, parts: int = 1
 ) -> keras.optimizers.Optimizer:
     """Returns Adam with layer-wise learning rates (`layerwise_factors`).
 
     Args:
         model: the whole classifier, frozen as it will be trained (`freeze`).
-        learning_rate: a rate or a schedule.
+        learning_rate: what Keras takes: a rate, a schedule or a function.
         rates: factor of the learning rate at the first stage; 1 for plain Adam.
         parts: in how many of them a batch comes; their gradients' mean makes a step (gradient accumulation).
     """
@@ -165,33 +149,13 @@ def make_optimizer(
     with on_all_devices():
         if rates == 1:
             return keras.optimizers.Adam(learning_rate, **settings)
-        of_stages, stages = layerwise_factors(model, rates), find_stages(model)
-        factors = {
-            id(weight): factor
-            for stage, factor in of_stages.items()
-            for layer in stages[stage].layers
-            for weight in layer.trainable_weights
-        }
-        optimizer = LayerwiseAdam(learning_rate, factors=factors, **settings)
+        stages, factors = find_stages(model), {}
+        for stage, factor in layerwise_factors(model, rates).items():
+            factors |= {id(weight): factor for layer in stages[stage].layers for weight in layer.trainable_weights}
+        optimizer = LayerwiseAdam(learning_rate, **settings)
+        optimizer.factors = [factors[id(variable)] for variable in model.trainable_variables]
         optimizer.build(model.trainable_variables)
         return optimizer
-
-
-class AdjustableRate(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule with a highest rate of 1, multiplied by a rate that can be changed after `compile`."""
-
-    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, highest: float, *, parts: int = 1):
-        """Takes the schedule, the rate, and in how many parts a batch comes: Keras counts each as a step."""
-        self.schedule, self.parts = schedule, parts
-        with on_all_devices():
-            self.highest = keras.Variable(highest, trainable=False, dtype="float32", name="highest_rate")
-
-    def __call__(self, step):
-        return self.highest * self.schedule(step // self.parts)
-
-    def get_config(self):
-        """Returns its settings, which `compile` asks for."""
-        return {"schedule": self.schedule.get_config(), "highest": float(self.highest), "parts": self.parts}
 
 
 @contextmanager
@@ -218,13 +182,7 @@ def mixed_precision(model: keras.Model, precision: str) -> Iterator[None]:
 
 
 def fine_tune(
-    model: keras.Model,
-    pixels: dict,
-    labels: dict,
-    *,
-    recipe: Recipe | None = None,
-    file: Path | None = None,
-    show: bool = True,
+    model: keras.Model, pixels: dict, labels: dict, *, recipe: Recipe | None = None, file=None, show: bool = True
 ) -> Checkpoint:
     """Trains a classifier in place from its fitted head on, as 03 does step by step, and returns how it went.
 
@@ -234,7 +192,7 @@ def fine_tune(
         pixels: "train", and "validation" if there are such images, to uint8 (images, height, width, 3).
         labels: the same parts to int (images,).
         recipe: what to do; None for the defaults.
-        file: keeps the state after each epoch: a killed training resumes from there, with the same result.
+        file: a Path, which keeps the state after each epoch: a killed training resumes, with the same result.
         show: a bar, and the validation loss after each epoch. False validates after the last epoch alone.
     """
     recipe, images = recipe or Recipe(), len(labels["train"])
@@ -247,16 +205,16 @@ def fine_tune(
         part = _compile(model, part, recipe, stage=stage, images=images)
     settings = asdict(recipe) | {"images": digest_images(pixels, labels)}
     return_to_start(part, file, settings)
-    start = validation = None
+    start = None
     if "validation" in pixels:
         start = calibrated_scores(compute_activations(part, inputs["validation"]), labels["validation"])
-        validation = make_dataset(inputs["validation"], labels["validation"], batch_size=recipe.batch_size)
-    epochs = recipe.epochs or count_epochs(recipe.steps, images=images, batch_size=recipe.batch_size)
-    order = {"batch_size": recipe.batch_size, "seed": recipe.seed, "parts": recipe.batch_parts}
     keep = Checkpoint(file, start=start, patience=recipe.patience, settings=settings)
+    order = {"batch_size": recipe.batch_size, "seed": recipe.seed, "parts": recipe.batch_parts}
+    batches, validation = training_datasets(inputs, labels, keep=keep, **order)
+    epochs = recipe.epochs or count_epochs(recipe.steps, images=images, batch_size=recipe.batch_size)
     with keep, mixed_precision(part, recipe.precision):
         part.fit(
-            training_batches(inputs["train"], labels["train"], keep=keep, **order),
+            batches,
             validation_data=validation,
             validation_freq=1 if show or recipe.patience else [epochs],
             epochs=epochs,
@@ -269,19 +227,32 @@ def fine_tune(
     return keep
 
 
+def seed_training(model: keras.Model, seed: int) -> None:
+    """Makes all that is random in a training of the model repeat itself, whatever it was trained for before.
+
+    Keras' layers keep their random states among the model's variables.
+    """
+    layers = all_layers(model)
+    if any(not type(x).__module__.startswith("keras.") or isinstance(x, keras.layers.Lambda) for x in layers):
+        set_seed(seed)  # TensorFlow's own generators, too: it then prepares every function again, which takes long
+    compute_deterministically()
+    for number, variable in enumerate(model.variables):
+        if variable.path.endswith("seed_generator_state"):
+            variable.assign([seed, number])
+
+
 def prepare_training(
     model: keras.Model, pixels: dict, *, stage: str, augmentation: str = "", seed: int = 0
 ) -> tuple[keras.Model, dict]:
-    """Returns the part of the model that learns, and its inputs, computed once.
+    """Returns the part of the model that learns, which shares its layers, and its inputs, computed once.
 
     With augmentation, or where nothing with weights lies before the stage, the part is the whole model, on images.
 
     Args:
-        model: a classifier from raw images to probabilities; the part shares its layers.
+        model: a classifier from raw images to probabilities.
         pixels: part to uint8 (images, height, width, 3), as `load_pixels` returns them.
         stage: the first stage that learns.
-        augmentation: of the training images: names of `AUGMENTATIONS`, separated by commas; "" for none.
-        seed: of the augmentation.
+        augmentation, seed: of the training images: names of `AUGMENTATIONS`, separated by commas; "" for none.
     """
     everything = list(find_stages(model)).index(stage) == 1
     with on_all_devices():
@@ -289,9 +260,7 @@ def prepare_training(
         whole = model if everything else _FrozenBelow(model, prefix, suffix)
     if augmentation:
         return whole, pixels | {"train": Augmented(pixels["train"], augmentation, seed=seed)}
-    if everything:
-        return whole, pixels
-    return suffix, load_activations(model, pixels, stage=stage)
+    return (whole, pixels) if everything else (suffix, load_activations(model, pixels, stage=stage))
 
 
 class _FrozenBelow(keras.Model):
@@ -305,28 +274,9 @@ class _FrozenBelow(keras.Model):
         return self.suffix(self.prefix(images, training=False), training=training)
 
 
-def training_batches(inputs, labels: np.ndarray, *, keep: Checkpoint, batch_size: int, seed: int, parts: int = 1):
-    """Returns a tf.data.Dataset of shuffled batches for the epoch at which the training stands.
-
-    All have the same size, as near to `batch_size` as the number of images allows, so that every image counts about
-    the same. Each epoch has its own order; a resumed training has the same ones.
-
-    Args:
-        inputs: (images, ...), in memory, stored or augmented.
-        labels: int (images,).
-        keep: knows the epoch.
-        batch_size: images in a batch, at most.
-        seed: of the orders.
-        parts: into so many each batch is divided.
-    """
-    order = {"shuffle": seed, "even": True, "parts": parts, "epoch": keep.current_epoch}
-    return make_dataset(inputs, labels, batch_size=batch_size, **order)
-
-
-@dataclass
-class _Compiled:
+class _Compiled(NamedTuple):
     part: keras.Model | None  # None is the model itself, which would otherwise be kept for ever
-    rate: AdjustableRate
+    highest_rate: keras.Variable
     optimizer: keras.optimizers.Optimizer
     beginning: list[np.ndarray]  # the optimizer's variables before the first step
 
@@ -345,26 +295,26 @@ def _compile(model: keras.Model, part: keras.Model, recipe: Recipe, *, stage: st
     known = _COMPILED.setdefault(model, {})
     if (kept := known.pop(key, None)) and (kept.part or model).optimizer is kept.optimizer:
         known[key] = kept  # now the last one
-        kept.rate.highest.assign(recipe.learning_rate)
+        kept.highest_rate.assign(recipe.learning_rate)
         for variable, value in zip(kept.optimizer.variables, kept.beginning, strict=True):
             variable.assign(value)
         return kept.part or model
     sizes, parts = {"images": images, "batch_size": recipe.batch_size}, recipe.batch_parts
     schedule = warmup_cosine(1.0, **sizes, epochs=recipe.epochs or count_epochs(recipe.steps, **sizes))
-    rate = AdjustableRate(schedule, recipe.learning_rate, parts=parts)
-    optimizer = make_optimizer(model, rate, rates=recipe.lowest_rate, parts=parts)
-    # Metrics as objects, whose variables are there already: else Keras' function would be traced a second time.
-    with on_all_devices():
-        metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), log_loss()]
     at_once = steps_at_once(part, batch_size=math.ceil(recipe.batch_size / parts))
     at_once = min(math.ceil(images / recipe.batch_size) * parts, at_once)
-    part.compile(optimizer, "sparse_categorical_crossentropy", metrics=metrics, steps_per_execution=at_once)
     with on_all_devices():
+        highest = keras.Variable(recipe.learning_rate, trainable=False, dtype="float32", name="highest_rate")
+        rates = {"rates": recipe.lowest_rate, "parts": parts}
+        optimizer = make_optimizer(model, lambda: highest * schedule(optimizer.iterations), **rates)
+        # Metrics as objects, whose variables are there already: else Keras' function would be traced a second time.
+        metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), log_loss()]
+        part.compile(optimizer, "sparse_categorical_crossentropy", metrics=metrics, steps_per_execution=at_once)
         part.optimizer.build(part.trainable_variables)
     while len(known) >= _MOST_COMPILED:
         del known[next(iter(known))]
     beginning = [np.array(variable) for variable in part.optimizer.variables]
-    known[key] = _Compiled(None if part is model else part, rate, part.optimizer, beginning)
+    known[key] = _Compiled(None if part is model else part, highest, part.optimizer, beginning)
     return part
 
 
@@ -382,45 +332,30 @@ def steps_at_once(part: keras.Model, *, batch_size: int) -> int:
     return max(int(_EXECUTION // cost), 1)
 
 
-def seed_training(model: keras.Model, seed: int) -> None:
-    """Makes all that is random in a training of the model repeat itself, whatever it was trained for before.
-
-    Keras' layers keep their random states among the model's variables. Only other layers may need TensorFlow's own
-    generators; to seed those (`set_seed`) has TensorFlow prepare every function again, a third of a small training.
-    """
-    if all(_is_keras(layer) for layer in all_layers(model)):
-        compute_deterministically()
-    else:
-        set_seed(seed)
-    for number, variable in enumerate(model.variables):
-        if variable.path.endswith("seed_generator_state"):
-            variable.assign([seed, number])
-
-
-def _is_keras(layer: keras.Layer) -> bool:
-    return type(layer).__module__.startswith("keras.") and not isinstance(layer, keras.layers.Lambda)
-
-
 def digest_images(pixels: dict, labels: dict) -> str:
     """Returns a digest of a training's images and labels, by their contents."""
-    texts = [
-        f"{key} {label}"
-        for part in pixels
-        for key, label in zip(content_keys(pixels[part]), labels[part], strict=True)
-    ]
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+    pairs = [pair for part in pixels for pair in zip(content_keys(pixels[part]), labels[part], strict=True)]
+    return hashlib.sha256("\n".join(f"{key} {label}" for key, label in pairs).encode()).hexdigest()[:16]
 
 
-# ---- what 03 trains with
+def training_datasets(
+    inputs: dict, labels: dict, *, keep: Checkpoint, batch_size: int, seed: int, parts: int = 1
+) -> tuple:
+    """Returns two tf.data.Dataset: shuffled batches for the epoch that `keep` is at, and those for validation.
 
+    Training batches have the same size, so that every image counts about the same. Each epoch has its own order; a
+    resumed training has the same ones. Without "validation" in `inputs`, the second one is None.
 
-def plan_epochs(learning_rate: float, *, steps: int, images: int, batch_size: int):
-    """Returns how many epochs come nearest to so many steps, and the learning rate's schedule over them.
-
-    See `count_epochs` and `warmup_cosine`: warm-up, then cosine decay to 0.
+    Args:
+        inputs, labels: parts to (images, ...), from `prepare_training`, and to int (images,).
+        keep: the `Checkpoint`, which knows the epoch.
+        batch_size, seed, parts: images in a batch, at most; of the orders; into how many a training batch is divided.
     """
-    epochs = count_epochs(steps, images=images, batch_size=batch_size)
-    return epochs, warmup_cosine(learning_rate, images=images, batch_size=batch_size, epochs=epochs)
+    order = {"shuffle": seed, "even": True, "parts": parts, "epoch": keep.current_epoch}
+    batches = make_dataset(inputs["train"], labels["train"], batch_size=batch_size, **order)
+    if "validation" not in inputs:
+        return batches, None
+    return batches, make_dataset(inputs["validation"], labels["validation"], batch_size=batch_size)
 
 
 def training_callbacks(folder: Path, *, start: tuple, settings: dict) -> list[keras.callbacks.Callback]:
@@ -428,23 +363,8 @@ def training_callbacks(folder: Path, *, start: tuple, settings: dict) -> list[ke
 
     Args:
         folder: of the run, for the checkpoint `training.npz` and the logs.
-        start: probabilities of the validation images before the training, float (images, classes), and their labels,
-            int (images,).
-        settings: plain values that the training depends on.
+        start: probabilities of the validation images before the training, float (images, classes), and their labels.
+        settings: of the `Checkpoint`.
     """
     keep = Checkpoint(folder / "training.npz", start=calibrated_scores(*start), settings=settings)
     return [keep, show_progress(), *tensorboard_logs(folder / "tensorboard")]
-
-
-def training_datasets(inputs: dict, labels: dict, *, keep: Checkpoint, batch_size: int, seed: int) -> tuple:
-    """Returns two tf.data.Dataset: shuffled batches for the epoch that `keep` is at, and those for validation.
-
-    Args:
-        inputs: "train" and "validation" to (images, ...), from `prepare_training`.
-        labels: the same parts to int (images,).
-        keep: knows the epoch.
-        batch_size: images in a batch, at most.
-        seed: of the orders.
-    """
-    batches = training_batches(inputs["train"], labels["train"], keep=keep, batch_size=batch_size, seed=seed)
-    return batches, make_dataset(inputs["validation"], labels["validation"], batch_size=batch_size)

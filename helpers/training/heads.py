@@ -19,17 +19,14 @@ from helpers.data.stores import StoredArray
 CS = tuple(float(c) for c in np.logspace(-4, 3, 15).round(5))
 """Inverse regularisation strengths C that `fit_head` tries, ascending, for features of unit mean variance."""
 
-_FOLDS = 5
-"""Of the cross-validation; fewer if a class has fewer images."""
-
 
 def fit_head(
     features: np.ndarray | StoredArray, labels: np.ndarray, *, cs: tuple = CS, class_weight: str | None = None
 ) -> LogisticRegression:
     """Returns the best linear head: L2-regularised multinomial logistic regression, fitted to convergence.
 
-    The problem is convex: there is one solution for each C, and no learning rate or number of epochs to choose. C is
-    the one with the lowest cross-validated log-loss: accuracy on a few hundred images hardly tells them apart.
+    The problem is convex: there is one solution for each C, and no learning rate or number of epochs to choose. C has
+    the lowest cross-validated log-loss: accuracy on a few hundred images hardly tells them apart.
 
     Args:
         features: float (images, features), in memory or stored.
@@ -38,9 +35,9 @@ def fit_head(
         class_weight: of the solution and of the log-loss that chooses C: see `weigh_classes`.
 
     Returns:
-        A fitted LogisticRegression that takes the features as they are, with the added attributes `C_`, `losses_`
-        (a dict: C tried to log-loss, ascending), `held_out_losses_` (of each image, times its weight, by the head
-        that was fitted without its fold, at the chosen C; NaN where nothing could be held out) and `seconds_`.
+        A LogisticRegression that takes the features as they are, with the added attributes `C_`, `losses_` (C tried
+        to log-loss, ascending), `held_out_losses_` (of each image, times its weight, by the head that was fitted
+        without its fold, at the chosen C; NaN where nothing could be held out) and `seconds_`.
     """
     started, features = perf_counter(), np.asarray(features)
     if not np.isfinite(features).all():
@@ -63,8 +60,8 @@ def fit_head(
 
 def _standardise(features: np.ndarray):
     """Returns features of mean 0 and unit mean variance, and a function that takes a head on them back to these."""
-    mean, scale = features.mean(axis=0, dtype="float64"), np.sqrt(features.var(axis=0, dtype="float64").mean())
-    scaled, rotation = (features - mean) / (scale or 1.0), None
+    mean, scale = features.mean(axis=0, dtype="float64"), np.sqrt(features.var(axis=0, dtype="float64").mean()) or 1.0
+    scaled, rotation = (features - mean) / scale, None
     if scaled.shape[0] < scaled.shape[1]:
         # With fewer images than features, a rotation onto the images' own directions loses nothing: the penalty does
         # not see it, and the problem shrinks.
@@ -72,8 +69,7 @@ def _standardise(features: np.ndarray):
         scaled = left * singular
 
     def restore(kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        kernel = kernel if rotation is None else kernel @ rotation
-        kernel = kernel / (scale or 1.0)
+        kernel = (kernel if rotation is None else kernel @ rotation) / scale
         return kernel, bias - kernel @ mean
 
     return scaled, restore
@@ -82,8 +78,7 @@ def _standardise(features: np.ndarray):
 def _solve(features, labels, c: float, weights: dict | None, *, start=None) -> LogisticRegression:
     # scikit-learn's own tolerance, 1e-4, ends early with many classes and features: it looks at the largest
     # derivative, and each of 200,000 is small.
-    options = {"max_iter": 1000, "tol": 1e-6, "class_weight": weights}
-    head = LogisticRegression(C=c, warm_start=start is not None, **options)
+    head = LogisticRegression(C=c, warm_start=start is not None, max_iter=1000, tol=1e-6, class_weight=weights)
     if start is not None:
         head.coef_, head.intercept_ = start.coef_.copy(), start.intercept_.copy()
     with warnings.catch_warnings():
@@ -96,7 +91,7 @@ def _cross_validate(features, labels, cs: tuple[float, ...], weights: dict | Non
     classes, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if min(counts) == 1:  # a class with one image cannot be held out: the middle of the range is as good as any
         return {cs[len(cs) // 2]: np.full(len(labels), np.nan)}
-    folds = StratifiedKFold(min(_FOLDS, min(counts)), shuffle=True, random_state=0)
+    folds = StratifiedKFold(min(5, *counts), shuffle=True, random_state=0)
     parts = list(folds.split(labels, labels))
     heads, losses = [None] * len(parts), {}
     of_images = np.array([weights[label] for label in classes.tolist()])[place] if weights else np.ones(len(labels))
@@ -132,7 +127,7 @@ def weigh_classes(labels: np.ndarray, class_weight: str | None = "balanced") -> 
 
     Args:
         labels: int (images,), of the training images.
-        class_weight: "balanced" for n / (classes * n of the class), as scikit-learn's; "" or None for none.
+        class_weight: scikit-learn's "balanced", n / (classes * n of the class); "" or None for none.
     """
     check_class_weight(class_weight)
     if not class_weight:
@@ -159,19 +154,13 @@ def head_weights(head: LogisticRegression) -> list[np.ndarray]:
 def attach_head(backbone: keras.Model, head: LogisticRegression, *, class_names: list[str]) -> keras.Model:
     """Returns the classifier: the backbone with the fitted head as a Dense layer, flat; layers are shared.
 
-    Args:
-        backbone: from images to features.
-        head: from `fit_head`; the model gives the same probabilities, float32 (batch, classes).
-        class_names: in the order of the labels.
+    It gives the head's probabilities, float32 (batch, classes). Another number of `class_names`, or of features than
+    those of the head from `fit_head`, is a ValueError.
     """
-    classes, features = len(class_names), backbone.output_shape[-1]
-    kernel, bias = head_weights(head)
-    if kernel.shape != (features, classes):
-        raise ValueError(f"Expected a head of shape {(features, classes)}. Received one of {kernel.shape}.")
     # a backbone that was such a classifier itself has these names
     head_name, softmax_name = (free_name(name, backbone) for name in ("head", "probabilities"))
     with on_all_devices():
-        dense = keras.layers.Dense(classes, name=head_name, dtype="float32")
+        dense = keras.layers.Dense(len(class_names), name=head_name, dtype="float32")
         probabilities = keras.layers.Softmax(name=softmax_name, dtype="float32")(dense(backbone.outputs[0]))
-        dense.set_weights([kernel, bias])
+        dense.set_weights(head_weights(head))
         return keras.Model(backbone.inputs[0], probabilities, name=backbone.name)

@@ -10,22 +10,18 @@ of other things, and 28 % of 300 photos of flowers, on which ants and bees often
 separates them with so few images.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.model_selection import KFold
 
 from helpers.data.stores import StoredArray
 
-SHARE = 0.98
-"""The share of images like the training images that is to be taken for such."""
-
 LEAST_IMAGES = 20
 """Training images, below which there is no detector: the threshold would be a matter of chance."""
 
 
-@dataclass(frozen=True)
-class OODDetector:
+class OODDetector(NamedTuple):
     """What the features (`features_tensor`) of a classifier's training images are like."""
 
     class_means: np.ndarray  # the mean direction of each class, of length 1, float32 (classes, features)
@@ -43,8 +39,7 @@ class OODDetector:
 def fit_ood_detector(features: np.ndarray | StoredArray, labels: np.ndarray) -> OODDetector | None:
     """Returns a detector whose threshold 98 % of these images do not exceed when held out, in five folds.
 
-    Features of a network that was fine-tuned on these images know them nevertheless: of new images like them, more
-    than 2 % exceed it.
+    Of new images like them, more than 2 % exceed it where the network was fine-tuned on these, and knows them.
 
     Args:
         features: of the training images, float (images, features), in front of the classifier's head.
@@ -57,7 +52,7 @@ def fit_ood_detector(features: np.ndarray | StoredArray, labels: np.ndarray) -> 
     for fit, held_out in KFold(5, shuffle=True, random_state=0).split(features):
         means = _class_means(features[fit], labels[fit])
         distances[held_out] = OODDetector(means, np.float32(np.inf)).distances(features[held_out])
-    return OODDetector(_class_means(features, labels), np.float32(np.quantile(distances, SHARE)))
+    return OODDetector(_class_means(features, labels), np.float32(np.quantile(distances, 0.98)))
 
 
 def _class_means(features: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -13,9 +13,7 @@ from helpers.training.heads import fit_head
 def load_features(network: keras.Model, pixels: dict) -> dict[str, dict]:
     """Returns the features at each cut point, from one forward pass that is kept on disk: `load_activations`.
 
-    Args:
-        network: a backbone, from images to features.
-        pixels: part to uint8 (images, height, width, 3); returns cut point to part to float32 (images, features).
+    Takes a backbone, and part to uint8 (images, height, width, 3); returns cut point to part to float32 (images, n).
     """
     *inner, end = cut_points(network)
     tensors = [*(pool_features(network, name) for name in inner), network.outputs[0]]
@@ -31,11 +29,8 @@ def load_features(network: keras.Model, pixels: dict) -> dict[str, dict]:
 def probe_depth(network: keras.Model, pixels: dict, labels: dict, *, class_weight: str = "") -> pd.DataFrame:
     """Returns how well a linear head does at each cut point: linear probes (Alain and Bengio 2016, arXiv 1610.01644).
 
-    Args:
-        network: a backbone, from images to features.
-        pixels: "train" and "validation" to uint8 (images, height, width, 3).
-        labels: the same parts to int (images,).
-        class_weight: of the heads, and of their log-losses: see `weigh_classes`.
+    Takes a backbone, "train" and "validation" to uint8 (images, height, width, 3), and to labels, int (images,); and
+    the heads' class_weight (`weigh_classes`).
 
     Returns:
         A row for each cut point, from early to late, with the columns cut, cost (share, 0..1, of the network's
@@ -44,42 +39,26 @@ def probe_depth(network: keras.Model, pixels: dict, labels: dict, *, class_weigh
         the validation images). Numbers have five digits, as in a file that is saved of them.
     """
     costs, features = cut_points(network), load_features(network, pixels)
-    heads = {
-        name: fit_head(parts["train"], labels["train"], class_weight=class_weight) for name, parts in features.items()
-    }
-    losses = {name: head.losses_[head.C_] for name, head in heads.items()}
-    best = min(losses, key=losses.get)
-    rows = []
-    for name, head in heads.items():
-        difference = head.held_out_losses_ - heads[best].held_out_losses_
-        predicted = head.predict_proba(features[name]["validation"]).argmax(axis=1)
-        rows.append(
-            {
-                "cut": name,
-                "cost": costs[name],
-                "features": head.n_features_in_,
-                "log_loss": losses[name],
-                "behind": difference.mean(),
-                "error": difference.std(ddof=1) / np.sqrt(len(difference)),
-                "accuracy": float((predicted == labels["validation"]).mean()),
-            }
-        )
+    heads = {cut: fit_head(x["train"], labels["train"], class_weight=class_weight) for cut, x in features.items()}
+    losses = {cut: head.losses_[head.C_] for cut, head in heads.items()}
+    best, rows = heads[min(losses, key=losses.get)], []
+    for cut, head in heads.items():
+        behind = head.held_out_losses_ - best.held_out_losses_
+        predicted = head.predict_proba(features[cut]["validation"]).argmax(axis=1)
+        row = {"cut": cut, "cost": costs[cut], "features": head.n_features_in_, "log_loss": losses[cut]}
+        row |= {"behind": behind.mean(), "error": behind.std(ddof=1) / np.sqrt(len(behind))}
+        rows.append(row | {"accuracy": float((predicted == labels["validation"]).mean())})
     return pd.DataFrame(rows).map(lambda value: float(f"{value:.5g}") if isinstance(value, float) else value)
 
 
 def choose_cut(probe: pd.DataFrame, cut: str = "auto") -> str:
-    """Returns the cut point to take: the network's end, unless an earlier one is clearly better.
+    """Returns the cut point to take: the network's end, unless an earlier one in `probe_depth` is clearly better.
 
     Clearly: the end's cross-validated log-loss is more than one standard error above the lowest one (the
-    one-standard-error rule of Breiman et al. 1984, on differences image by image).
-
-    Args:
-        probe: from `probe_depth`.
-        cut: a cut point that has been chosen already, or "auto".
+    one-standard-error rule of Breiman et al. 1984, on differences image by image). `cut`: one chosen already.
     """
+    end = probe.iloc[-1]
     if cut != "auto":
         return cut
-    end = probe.iloc[-1]
-    if not end["behind"] > end["error"]:  # also where nothing could be cross-validated
-        return end["cut"]
-    return probe.loc[probe["log_loss"].idxmin(), "cut"]
+    # also where nothing could be cross-validated
+    return probe.loc[probe["log_loss"].idxmin(), "cut"] if end["behind"] > end["error"] else end["cut"]

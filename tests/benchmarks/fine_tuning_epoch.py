@@ -32,10 +32,10 @@ from helpers.training import (
     make_optimizer,
     prepare_training,
     set_seed,
+    training_datasets,
 )
 from helpers.training.activations import Activations
 from helpers.training.checkpoint import Checkpoint
-from helpers.training.fine_tuning import training_batches
 
 BATCH = 32
 
@@ -73,7 +73,7 @@ def compare(model, pixels, labels, *, stage: str, repeats: int, ways: tuple[str,
 
     def stored() -> float:
         keep = Checkpoint(None, start={"log_loss": 99.0, "temperature": 1.0}, patience=9)
-        batches = training_batches(train, labels, keep=keep, batch_size=BATCH, seed=0)
+        batches, _ = training_datasets({"train": train}, {"train": labels}, keep=keep, batch_size=BATCH, seed=0)
         return second_epoch(suffix, batches, keep)
 
     def bare() -> float:
@@ -88,14 +88,11 @@ def compare(model, pixels, labels, *, stage: str, repeats: int, ways: tuple[str,
     def recomputed() -> float:
         return second_epoch(again, make_dataset(pixels, labels, batch_size=BATCH, shuffle=0))
 
-    functions = {"stored": stored, "bare": bare, "recomputed": recomputed}
-    taken = {way: [] for way in ways}
-    for repeat in range(repeats + 1):
+    functions, taken = {"stored": stored, "bare": bare, "recomputed": recomputed}, {way: [] for way in ways}
+    for _ in range(repeats + 1):
         for way in ways:
-            took = functions[way]()
-            if repeat:
-                taken[way].append(took)
-    return taken
+            taken[way].append(functions[way]())
+    return {way: seconds[1:] for way, seconds in taken.items()}
 
 
 def ratios(first: list[float], second: list[float]) -> str:
@@ -119,9 +116,8 @@ def main() -> None:
         table = describe_stages(model)
         upper = stage_at(model, 0.75)
         stages = dict.fromkeys([table.index[1], stage_at(model, 0.25), stage_at(model, 0.5), upper, "head"])
-        print(
-            f"{'first stage':<14}{'cost before':>12}{'stored, s':>11}{'images a second':>17}  as fast as bare batches"
-        )
+        print(f"{'first stage':<14}{'cost before':>12}{'stored, s':>11}{'images a second':>17}", end="")
+        print("  as fast as bare batches")
         for stage in stages:
             ways = ("stored", "bare", "recomputed") if stage == upper else ("stored", "bare")
             taken = compare(model, pixels, labels, stage=stage, repeats=options.repeats, ways=ways)
@@ -131,10 +127,8 @@ def main() -> None:
             row = f"{stage:<14}{before:>12.2f}{took:>11.2f}{images / took:>17.0f}"
             print(f"{row}  {ratios(taken['bare'], taken['stored'])}", flush=True)
             if "recomputed" in taken:
-                faster = ratios(taken["recomputed"], taken["stored"])
-                print(
-                    f"{'':<14}stored is {faster} times faster than recomputed ({median(taken['recomputed']):.2f} s)"
-                )
+                faster, slow = ratios(taken["recomputed"], taken["stored"]), median(taken["recomputed"])
+                print(f"{'':<14}stored is {faster} times faster than recomputed ({slow:.2f} s)")
 
 
 if __name__ == "__main__":

@@ -2,25 +2,25 @@
 
     REAL_DATA_DIR=... python tests/benchmarks/recipe.py [flowers scans ...] [--folds 3]
 
-One choice at a time is changed from the defaults in helpers/training/recipe.py, on folds of the images that are not
-test images: each training learns from four fifths of them and is judged on the fifth. A row of recipe.csv is a
-training: its log-loss (at the best temperature) and accuracy at the end and in the best epoch, and of the frozen
-network that it starts from. Test images are not looked at. What is in the table is not done again; `--part 0/2` and
-`--part 1/2` share the work between two processes.
+One choice at a time is changed from the defaults of `Recipe`, on folds of the images that are not test images: each
+training learns from four fifths of them and is judged on the fifth. A row of recipe.csv is a training: its log-loss
+(at the best temperature) and accuracy at the end and in the best epoch, and of the frozen network that it starts
+from. Test images are not looked at. What is in the table is not done again; `--part 0/2` and `--part 1/2` share the
+work between two processes.
 
 REAL_DATA_DIR names a folder with the photos and the weights.
 """
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+from frozen_phase import load_network, load_table, real_data
 from sklearn.model_selection import StratifiedKFold
 
-from helpers.backbones import keras, load_backbone, truncate
-from helpers.data import check_images, encode_labels, exclude_problems, find_images, load_pixels, split_images
+from helpers.backbones import keras, truncate
+from helpers.data import encode_labels, load_pixels
 from helpers.training import (
     Recipe,
     attach_head,
@@ -55,13 +55,10 @@ CHOICES = {
 
 def load(name: str):
     """Returns the network, the images that are not test images, and their labels."""
-    real, (folder, size) = Path(os.environ["REAL_DATA_DIR"]).resolve(), SETS[name]
-    checked, problems = check_images(find_images(real / "data" / folder))
-    images = split_images(exclude_problems(checked, problems), test_fraction=0.5)
+    folder, size = SETS[name]
+    images = load_table(folder)
     images = images[images["split"] != "test"].assign(split="train")
-    weights = real / "weights" / "mobilenet_v2_1.0_224_notop.weights.h5"
-    network = load_backbone("MobileNetV2", weights=str(weights), image_size=size)
-    return network, load_pixels(images, image_size=(size, size))["train"], encode_labels(images)
+    return load_network(size), load_pixels(images, image_size=(size, size))["train"], encode_labels(images)
 
 
 def train(network: keras.Model, cut: str, pixels: dict, labels: dict, names: list, recipe: Recipe) -> dict:
@@ -86,9 +83,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=3, help="of five")
     parser.add_argument("--part", default="0/1", help="which of how many processes this is")
     options = parser.parse_args()
-    if not os.environ.get("REAL_DATA_DIR"):
-        print("Left out: REAL_DATA_DIR names no folder with photos and weights.")
-        return
+    real_data()
     part, parts = map(int, options.part.split("/"))
     file = TABLE if parts == 1 else TABLE.with_stem(f"recipe-{part}")
     known = [pd.read_csv(path) for path in {TABLE, file} if path.exists()]
