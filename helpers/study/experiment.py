@@ -5,7 +5,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from threading import Event, Thread
 from time import perf_counter
 
@@ -69,7 +69,7 @@ class Experiment:
         self.end = list(cut_points(self.network))[-1]
         self.costs = dict(zip([*stages.index[1:], self.end], stages["cost"].tolist(), strict=True))
         self.multiply_adds = int(stages["multiply_adds"].sum())
-        self._classifiers: dict[str, keras.Model] = {}
+        self._classifiers, self._random = {}, None
 
     def __reduce__(self):
         """Workers get what it was made from, and make it anew, with the pretrained weights."""
@@ -192,13 +192,9 @@ class Experiment:
         labels, features = self.split(trial.seed)[1], self._features(trial.seed)[trial.cut]
         head, seconds = self._solved(trial.cut, trial.seed)
         validation = calibrated_scores(head.predict_proba(features["validation"]), labels["validation"])
-        result = {
-            "outcome": f"solved, C = {head.C_:.2g}",
-            "log_loss": validation["log_loss"],
-            "accuracy": validation["accuracy"],
-            "seconds": seconds,
-            "trainable_weights": sum(weight.size for weight in head_weights(head)),
-        }
+        result = {"outcome": f"solved, C = {head.C_:.2g}", "seconds": seconds}
+        result |= {name: validation[name] for name in ("log_loss", "accuracy")}
+        result["trainable_weights"] = sum(weight.size for weight in head_weights(head))
         return result | _scores(head.predict_proba(features["test"]), labels["test"])
 
     def _fine_tuned(self, trial: Trial) -> dict:
@@ -209,18 +205,16 @@ class Experiment:
     def _from_scratch(self, trial: Trial) -> dict:
         set_seed(trial.seed)
         pixels, labels = self.split(trial.seed)
-        network = self._random_network
-        network.set_weights(keras.models.clone_model(self.network).get_weights())  # freshly initialised
+        weights = keras.models.clone_model(self.network).get_weights()  # freshly initialised
+        if not self._random:
+            with on_all_devices():
+                self._random = keras.models.clone_model(self.network, clone_function=_quick_statistics)
+        self._random.set_weights(weights)
         started = perf_counter()
-        head = self._fit_head(compute_activations(network, pixels["train"]), labels["train"])
+        head = self._fit_head(compute_activations(self._random, pixels["train"]), labels["train"])
         seconds = perf_counter() - started
-        model = self._classifier("from scratch", network, head)
+        model = self._classifier("from scratch", self._random, head)
         return self._train(model, trial, before=seconds, batch_norm="train", batch_parts=1, lowest_rate=1.0)
-
-    @cached_property
-    def _random_network(self) -> keras.Model:
-        with on_all_devices():
-            return keras.models.clone_model(self.network, clone_function=_quick_statistics)
 
     def _train(self, model: keras.Model, trial: Trial, *, before: float, **changes) -> dict:
         pixels, labels = self.split(trial.seed)
@@ -229,14 +223,10 @@ class Experiment:
             inputs = load_activations(model, pixels, stage=trial.stage)  # of all parts in one go
             before += inputs["train"].seconds + inputs["validation"].seconds
         keep = fine_tune(model, pixels, labels, recipe=recipe, show=False)
-        result = {
-            "outcome": keep.outcome,
-            "log_loss": keep.best_loss,
-            "accuracy": keep.history["val_accuracy"][-1] if keep.best_epoch else keep.start["accuracy"],
-            "temperature": keep.temperature,
-            "seconds": before + keep.seconds,
-            "trainable_weights": sum(int(np.prod(weight.shape)) for weight in model.trainable_weights),
-        }
+        result = {"outcome": keep.outcome, "log_loss": keep.best_loss, "temperature": keep.temperature}
+        result["accuracy"] = keep.history["val_accuracy"][-1] if keep.best_epoch else keep.start["accuracy"]
+        result["seconds"] = before + keep.seconds
+        result["trainable_weights"] = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
         if trial.phase == "final":
             result |= _scores(compute_activations(keep.model, inputs["test"]), labels["test"])
         return result
@@ -261,16 +251,14 @@ class Experiment:
     def measure(self, stage: str) -> dict[str, float]:
         """Returns what this machine needs, from three short trainings from `stage` on.
 
-        Returns:
-            In seconds: forward (an image, whole network), epoch (what an epoch takes besides), build (compiling an
-            arm's functions), begin (of a trial before its first step), head (solving it). Counts: batches (of an
-            epoch), images (that train), everything (all images), multiply_adds (of one image, forward). And factor:
-            of training to forward.
+        In seconds: forward (an image, whole network), epoch (what an epoch takes besides), build (compiling an arm's
+        functions), begin (of a trial before its first step), head (solving it). Counts: batches (of an epoch), images
+        (that train), everything (all images), multiply_adds (of an image, forward). And factor: training to forward.
         """
         pixels, (head, _) = self.split(0)[0], self._solved(self.end, 0)
         features = load_activations(self.network, pixels)["train"]
-        # they are counted apart
-        load_activations(self._classifier(self.end, self._up_to(self.end), head), pixels, stage=stage)
+        model = self._classifier(self.end, self._up_to(self.end), head)
+        load_activations(model, pixels, stage=stage)  # they are counted apart
         forward, images = features.seconds / len(features), len(features)
         batches = -(-images // self.recipe.batch_size)
         arm = ("plan", "fine-tuned", self.end, stage, self.recipe.learning_rate)
@@ -279,18 +267,10 @@ class Experiment:
         epoch = max((longer - first) / 2, 1e-3)
         computing = max(images * forward * (1 - self.costs[stage]), 1e-6)
         factor = float(np.clip(epoch / computing, 1, _MOST_FACTOR))
-        return {
-            "forward": forward,
-            "factor": factor,
-            "epoch": max(epoch - factor * computing, 0.0),
-            "build": max(first - again, 0.0),
-            "begin": max(again - epoch, 0.0),
-            "head": head.seconds_,
-            "batches": batches,
-            "images": images,
-            "everything": len(self.images),
-            "multiply_adds": self.multiply_adds,
-        }
+        counts = {"batches": batches, "images": images, "everything": len(self.images)}
+        seconds = {"forward": forward, "epoch": max(epoch - factor * computing, 0.0), "head": head.seconds_}
+        seconds |= {"build": max(first - again, 0.0), "begin": max(again - epoch, 0.0)}
+        return counts | seconds | {"factor": factor, "multiply_adds": self.multiply_adds}
 
     # ---- the arm that was chosen
 

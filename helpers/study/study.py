@@ -20,18 +20,21 @@ from helpers.training import choose_cut
 
 _PLAN = Trial("plan", "plan")
 
-_RACE = "rung cut stage cost_before learning_rate steps splits log_loss accuracy low high outcome seconds".split()
-_FINAL = "arm cut stage learning_rate pair test_accuracy log_loss seconds trainable_weights memory_mb".split()
-_FINAL += ["temperature", "outcome", "correct"]
-_SUMMARY = "cut stage learning_rate pairs test_accuracy low high difference difference_low difference_high".split()
-_SUMMARY += ["seconds", "trainable_weights", "memory_mb"]
+_ARM = ["cut", "stage", "learning_rate"]
+_RACE = ["rung", "cut", "stage", "cost_before", "learning_rate", "steps", "splits", "log_loss", "accuracy", "low"]
+_RACE += ["high", "outcome", "seconds"]
+_COSTS = ["seconds", "trainable_weights", "memory_mb"]
+_FINAL = ["arm", *_ARM, "pair", "test_accuracy", "log_loss", *_COSTS, "temperature", "outcome", "correct"]
+_DIFFERENCE = ["difference", "difference_low", "difference_high"]
+_SUMMARY = [*_ARM, "pairs", "test_accuracy", "low", "high", *_DIFFERENCE, *_COSTS]
 
 
 class Study:
     """Freeze or fine-tune? Asked of a network and images, with a budget.
 
     The same study, made again, resumes where it was. Ctrl-C (Jupyter's interrupt) and the end of the given minutes
-    end a step with what there is by then, and the next steps use that.
+    end a step with what there is by then, and the next steps use that. A budget, margin or cluster that makes no
+    sense is a ValueError, and so is the file of another study.
 
     Args:
         experiment: the network, the images and the recipe.
@@ -45,9 +48,6 @@ class Study:
     Attributes:
         plan: what is done, and how long that is expected to take.
         stopped: why a step ended early; "" if none did.
-
-    Raises:
-        ValueError: budget, margin or cluster make no sense, or the file is of another study.
     """
 
     def __init__(
@@ -114,10 +114,9 @@ class Study:
         return pd.DataFrame(rows, columns=_RACE).astype(numbers)  # also of a race without a row
 
     def _race_row(self, number: int, arm: Arm, results: list[dict]) -> dict:
-        row = dict(zip(("cut", "stage", "learning_rate"), arm, strict=True))
+        row = dict(zip(_ARM, arm, strict=True)) | {"cost_before": self.experiment.costs[arm[1]]}
         row |= {"rung": number + 1, "steps": self.plan.rungs[number][0], "splits": len(results)}
-        row |= {"cost_before": self.experiment.costs[arm[1]], "log_loss": _mean_loss(results)}
-        row["outcome"] = max(results, key=_loss)["outcome"]
+        row |= {"log_loss": _mean_loss(results), "outcome": max(results, key=_loss)["outcome"]}
         row["seconds"] = np.mean([result.get("seconds", np.nan) for result in results])
         if accuracies := [result["accuracy"] for result in results if "accuracy" in result]:
             row["accuracy"] = np.mean(accuracies)
@@ -140,9 +139,8 @@ class Study:
         answer is clear (`compare_pairs`).
 
         Returns:
-            A row for each arm and pair with the columns arm, cut, stage, learning_rate, pair (the seed),
-            test_accuracy, log_loss (of the test images), seconds, trainable_weights, memory_mb (by which memory
-            rose), temperature, outcome, correct (bool array, one for each test image).
+            A row for each arm and pair with the columns arm, cut, stage, learning_rate, pair (the seed), what
+            `Experiment.run` returns, and log_loss and correct (bool, one for each) of the test images.
         """
         if race.empty:
             return pd.DataFrame(columns=_FINAL)
@@ -201,17 +199,11 @@ class Study:
         arms = {name: row.dropna().to_dict() for name, row in summarize(final).iterrows()}
         for arm in arms.values():
             arm["all_layers"] = arm.get("cut", self.experiment.end) == self.experiment.end
-        answer = {
-            "verdict": decide(comparison) if comparison else "none",
-            "chosen": choose_arm(comparison),
-            "stopped": self.stopped,
-            "pairs_planned": self.plan.pairs,
-            "test_images": int((self.experiment.images["split"] == "test").sum()),
-            "margin": self.margin,
-            "arms": arms,
-            "failed": [f"{row.arm}, pair {row.pair}: {row.outcome}" for row in failed.itertuples()],
-            "comparison": comparison,
-        }
+        answer = {"verdict": decide(comparison) if comparison else "none", "chosen": choose_arm(comparison)}
+        answer |= {"comparison": comparison, "margin": self.margin, "arms": arms}
+        answer |= {"stopped": self.stopped, "pairs_planned": self.plan.pairs}
+        answer["test_images"] = int((self.experiment.images["split"] == "test").sum())
+        answer["failed"] = [f"{row.arm}, pair {row.pair}: {row.outcome}" for row in failed.itertuples()]
         words = describe_verdict(answer)
         return answer | words | {"paragraph": f"{words['headline']} {words['explanation']}"}
 
@@ -267,23 +259,20 @@ def summarize(final: pd.DataFrame) -> pd.DataFrame:
     """Returns the final's arms, from the controls to the one in which most learns.
 
     Returns:
-        A DataFrame indexed by arm with the columns cut, stage, learning_rate, pairs (count), test_accuracy, low, high
-        (its 95 % interval over images and seeds), difference (to the frozen arm), difference_low, difference_high
-        and the medians of seconds, trainable_weights and memory_mb.
+        A DataFrame indexed by arm with the columns cut, stage, learning_rate, pairs (count), test_accuracy with its
+        95 % interval over images and seeds, difference to the frozen arm with its own, and the medians of the costs.
     """
     rows = {}
     for arm in ARMS:
         trials, (table,) = final[final["arm"] == arm], _tables(final, arm)
         if not len(table):
             continue
-        row = trials.iloc[0][["cut", "stage", "learning_rate"]].to_dict() | {"pairs": len(table)}
+        row = trials.iloc[0][_ARM].to_dict() | {"pairs": len(table)}
         row["test_accuracy"], row["low"], row["high"] = accuracy_over_pairs(table)
         first, second = _tables(final, "frozen", arm) if arm != "frozen" else ([], [])
         if len(first) > 1:
             comparison = compare_pairs(first, second)
-            row["difference"] = comparison["difference"]
-            row["difference_low"], row["difference_high"] = comparison["low"], comparison["high"]
-        row |= {name: median(trials[name].dropna()) for name in ("seconds", "trainable_weights", "memory_mb")}
-        rows[arm] = row
+            row |= zip(_DIFFERENCE, (comparison["difference"], comparison["low"], comparison["high"]), strict=True)
+        rows[arm] = row | {name: median(trials[name].dropna()) for name in _COSTS}
     numbers = {name: float for name in _SUMMARY if name not in ("cut", "stage", "pairs")}  # also without a row
     return pd.DataFrame.from_dict(rows, orient="index", columns=_SUMMARY).astype(numbers).rename_axis("arm")

@@ -20,7 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import helpers
-from helpers import progress_file, resolve_path, whole_file
+from helpers import progress_file, resolve_path
 
 _VERSION = 3  # to be raised when trials are described or trained otherwise, and results are not comparable
 
@@ -38,8 +38,7 @@ class Trial:
     seed: int = 0  # of the split and of everything random; 0 for the run's own split
 
     def __str__(self) -> str:
-        parts = [self.arm, self.cut, self.stage, f"{self.learning_rate:.3g}" if self.learning_rate else ""]
-        return " ".join(part for part in parts if part)
+        return " ".join(str(part) for part in (self.arm, self.cut, self.stage, self.learning_rate) if part)
 
 
 class Trials:
@@ -146,8 +145,7 @@ class Trials:
         import cloudpickle
 
         content, file = cloudpickle.dumps((helpers.ROOT, work)), self.file.with_suffix(".pickle")
-        with whole_file(file) as partial:
-            partial.write_bytes(content)
+        file.write_bytes(content)
         weakref.finalize(self, file.unlink, missing_ok=True)
         return str(file), hashlib.sha256(content).hexdigest()
 
