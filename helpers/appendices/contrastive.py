@@ -45,7 +45,7 @@ def pretrain(
         epochs, batch_size, learning_rate: of the training, with Adam and `warmup_cosine`.
         temperature, seed: of the loss (at a lower one the nearest other images matter more); of everything random.
 
-    The history of the `Checkpoint` has log_loss, partner_found (0..1), and both of the validation images, with "val_".
+    The `Checkpoint`'s history has log_loss, partner_found (0..1), and both of the validation images, with "val_".
     The backbone ends with the weights of the epoch with the lowest val_log_loss, or those of the start.
     """
     _check(backbone, images, batch_size=batch_size, temperature=temperature)

@@ -16,7 +16,7 @@ def find_unlabelled(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns the images below a folder that can be learned from without labels, and what is wrong with the others.
 
-    The images are as `load_pixels` takes them, with label always "" and split "train" or "validation"; the problems as
+    The images are as `load_pixels` takes them, label always "", split "train" or "validation"; the problems are as
     `check_images` returns them.
 
     Args:
