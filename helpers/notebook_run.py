@@ -15,11 +15,7 @@ CHOICES = "choose another folder (make run NAME=..., or another run_dir), or del
 
 _WITHOUT_EFFECT = {"cluster"}  # parameters that change no result: other values of them are not refused
 
-_CLASSIFIERS = {
-    "frozen": "02_transfer_learning",
-    "fine_tuned": "03_fine_tuning",
-    "chosen": "04_freeze_or_fine_tune",
-}
+_MADE_BY = {"frozen": "02_transfer_learning", "fine_tuned": "03_fine_tuning", "chosen": "04_freeze_or_fine_tune"}
 
 
 class Run:
@@ -112,7 +108,7 @@ class Run:
         """Returns the Keras model "frozen", "fine_tuned" or "chosen", and its settings: see `load_classifier`."""
         from helpers.training import load_classifier
 
-        return load_classifier(self.path(f"{name}.keras", made_by=_CLASSIFIERS[name]))
+        return load_classifier(self.path(f"{name}.keras", made_by=_MADE_BY[name]))
 
     # ---- what this notebook saves
 

@@ -8,9 +8,10 @@ import multiprocessing
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from helpers import ROOT, resolve_path, wrapped
 from helpers.execution import NotebookFailed, code_cells, execute, is_finished, progress_bar, read_executed
@@ -66,9 +67,15 @@ def main(arguments: list[str] | None = None) -> int:
             step.saved = run / step.template.name
             step.given = {name: value for name, value in values.items() if name in step.declared}
         _check_values(_remaining(run, steps), chosen)
-        with _locked(run):
+        run.mkdir(parents=True, exist_ok=True)
+        with FileLock(run / ".lock", timeout=0):  # the system gives it back however this process ends
             return _run(run, steps)
-    except UsageError as refusal:
+    except (UsageError, Timeout) as refusal:
+        if isinstance(refusal, Timeout):
+            refusal = (
+                f"Another run is writing to {shown_path(run)} at this moment. Wait for it, or choose another folder "
+                "with NAME=... (-n)."
+            )
         print(wrapped(str(refusal)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the first cell
@@ -177,22 +184,6 @@ def _remaining(run: Path, steps: list[Step]) -> list[Step]:
     return []
 
 
-@contextmanager
-def _locked(run: Path):
-    """Keeps a second runner out of the folder; the system gives the lock back however this process ends."""
-    from filelock import FileLock, Timeout
-
-    run.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(run / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UsageError(
-            f"Another run is writing to {shown_path(run)} at this moment. Wait for it, or choose another folder with "
-            "NAME=... (-n)."
-        ) from None
-
-
 # ---- the run
 
 
@@ -212,7 +203,7 @@ def _run(run: Path, steps: list[Step]) -> int:
         return _describe_stop(run, steps, f"{failure}\n\nFix the problem and rerun the same command to resume.", 1)
     except KeyboardInterrupt:
         return _describe_stop(run, steps, "Interrupted. Rerun the same command to resume.", 130)
-    print(f"\n{_table(read_metrics(run))}Report: {shown_path(_write_documents(run))}")
+    print(f"\n{_table(read_metrics(run))}Report: {_write_documents(run)}")
     return 0
 
 
@@ -220,7 +211,7 @@ def _describe_stop(run: Path, steps: list[Step], why: str, status: int) -> int:
     """Returns the exit status, after saying why the run stopped, and what is kept."""
     done = _names(step for step in steps if (saved := read_executed(step.saved)) and is_finished(saved))
     kept = f"Finished and kept: {done}." if done else "No notebook has finished yet."
-    print("\n" + wrapped(f"{why}\n{kept}\nReport so far: {shown_path(_write_documents(run))}"), file=sys.stderr)
+    print("\n" + wrapped(f"{why}\n{kept}\nReport so far: {_write_documents(run)}"), file=sys.stderr)
     return status
 
 
@@ -228,11 +219,11 @@ def _names(steps) -> str:
     return ", ".join(step.template.stem for step in steps)
 
 
-def _write_documents(run: Path) -> Path:
-    """Returns the report's path, after writing it and, if there is a chosen model, its card."""
+def _write_documents(run: Path) -> str:
+    """Returns the report's path to be shown, after writing it and, if there is a chosen model, its card."""
     if (run / "chosen.keras").exists():
         write_card(run)
-    return write_report(run)
+    return shown_path(write_report(run))
 
 
 def _table(metrics: dict) -> str:

@@ -225,14 +225,6 @@ def test_pretraining_on_ones_own_unlabelled_images(tree, make_images, backbone):
     assert "frozen" in read_json(tree / "runs" / "few" / "metrics.json")["arms"]
 
 
-def test_other_parameters_are_refused_and_nothing_is_lost(tree, other_parameters):
-    run = tree / "runs" / "shapes"
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(papermill.PapermillExecutionError, match="seed=3, and seed=4 was asked for"):
-        walk(tree, NOTEBOOKS[:1], other_parameters | {"seed": 4})
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-
-
 def test_real_photos_and_imagenet_weights(tree, real_data):
     """Ants and bees with MobileNetV2: features that are worth something, on images that nobody drew."""
     weights = real_data / "weights" / "mobilenet_v2_1.0_224_notop.weights.h5"
