@@ -8,7 +8,7 @@ that hold for all n were chosen on other draws (of the same digits), from 100 on
 """
 
 import argparse
-import time
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -64,26 +64,32 @@ def score_draw(backbone_path: str, per_class: int, *, seed: int) -> dict[str, fl
     return {name: float(np.mean(answer == labels[test])) for name, answer in answers.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def draws_parser(doc: str, *, per_class: list[int]) -> argparse.ArgumentParser:
+    """Returns a parser of which draws are made, and with how many digits."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--per-class", type=int, nargs="+", default=[5, 10, 20])
+    parser.add_argument("--per-class", type=int, nargs="+", default=per_class)
     parser.add_argument("--first-draw", type=int, default=0)
+    return parser
+
+
+def seeds(options: argparse.Namespace) -> range:
+    return range(options.first_draw, options.first_draw + options.draws)
+
+
+def main() -> None:
+    parser = draws_parser(__doc__, per_class=[5, 10, 20])
     parser.add_argument("--backbone", default="data/letters.keras")
     options = parser.parse_args()
-    seeds = range(options.first_draw, options.first_draw + options.draws)
-    draws = [(per_class, seed) for per_class in options.per_class for seed in seeds]
-    started = time.perf_counter()
     rows = [
         {"digits per class": per_class} | score_draw(options.backbone, per_class, seed=seed)
-        for per_class, seed in tqdm(draws, leave=False, disable=False)
+        for per_class, seed in tqdm(list(product(options.per_class, seeds(options))), leave=False, disable=False)
     ]
     groups = pd.DataFrame(rows).groupby("digits per class")
     mean, deviation = groups.mean(), groups.std(ddof=min(1, options.draws - 1))
     table = mean.map("{:.4f} ± ".format) + deviation.map("{:.4f}".format)
     print(f"Accuracy on 800 test digits, mean ± standard deviation over {options.draws} draws")
     print(table.to_string())
-    print(f"{time.perf_counter() - started:.0f} seconds")
 
 
 if __name__ == "__main__":

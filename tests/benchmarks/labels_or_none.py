@@ -13,14 +13,13 @@ digits per class (`--first-draw 100 --draws 2 --per-class 10 --rate 1e-2`). Pret
 1e-3.
 """
 
-import argparse
 import math
-import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from digits_per_class import BATCH_SIZE, EPOCHS, LEARNING_RATE, UNFREEZE_FROM, draw_digits
+from digits_per_class import BATCH_SIZE, EPOCHS, LEARNING_RATE, UNFREEZE_FROM, draw_digits, draws_parser, seeds
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
@@ -36,6 +35,7 @@ NETWORKS = {
     "without labels": "data/letters_without_labels.keras",
     "not at all": "",
 }
+CLASSIFIERS = ["frozen", "fine-tuned", "fine-tuned, augmented"]
 STEPS_FROM_SCRATCH = 1000
 AUGMENTATION = "crop,rotate,light"
 
@@ -81,16 +81,16 @@ def score_draw(pretrained: str, per_class: int, *, seed: int, rate: float) -> di
     return scores
 
 
+def points(scores: pd.Series, form: str) -> str:
+    """Returns mean and interval, times 100."""
+    return form.format(*100 * np.array(interval_over_splits(scores.to_numpy())))
+
+
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Returns mean and interval of each classifier, by digits per class and by how the network was pretrained."""
 
-    def cell(scores: pd.Series) -> str:
-        mean, low, high = 100 * np.array(interval_over_splits(scores.to_numpy()))
-        return f"{mean:.1f} ({low:.1f} to {high:.1f})"
-
-    return rows.groupby(["digits per class", "pretrained"], sort=False)[
-        ["frozen", "fine-tuned", "fine-tuned, augmented"]
-    ].agg(cell)
+    groups = rows.groupby(["digits per class", "pretrained"], sort=False)[CLASSIFIERS]
+    return groups.agg(lambda scores: points(scores, "{:.1f} ({:.1f} to {:.1f})"))
 
 
 def differences(rows: pd.DataFrame) -> pd.DataFrame:
@@ -98,25 +98,19 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for n, group in rows.groupby("digits per class", sort=False):
         by_draw = group.set_index(["pretrained", "draw"])
-        frozen = by_draw.loc["without labels", "frozen"]
-        for name in ("frozen", "fine-tuned", "fine-tuned, augmented"):
-            gain = 100 * np.array(interval_over_splits((frozen - by_draw.loc["not at all", name]).to_numpy()))
-            found.append((n, name, "{:+.1f} ({:+.1f} to {:+.1f})".format(*gain)))
+        for name in CLASSIFIERS:
+            gain = by_draw.loc["without labels", "frozen"] - by_draw.loc["not at all", name]
+            found.append((n, name, points(gain, "{:+.1f} ({:+.1f} to {:+.1f})")))
     return pd.DataFrame(found, columns=["digits per class", "not pretrained", "points"]).set_index("digits per class")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--per-class", type=int, nargs="+", default=[10, 50])
-    parser.add_argument("--first-draw", type=int, default=0)
+    parser = draws_parser(__doc__, per_class=[10, 50])
     parser.add_argument("--rate", type=float, default=3e-3, help="from scratch")
     parser.add_argument("-o", "--output", type=Path, help="the table as CSV, such as data/labels_or_none.csv")
     options = parser.parse_args()
-    seeds = range(options.first_draw, options.first_draw + options.draws)
-    cells = [(n, pretrained, seed) for n in options.per_class for pretrained in NETWORKS for seed in seeds]
-    started, rows = time.perf_counter(), []
-    for n, pretrained, seed in tqdm(cells, leave=False, disable=False):
+    rows = []
+    for n, pretrained, seed in tqdm(list(product(options.per_class, NETWORKS, seeds(options))), disable=False):
         about = {"digits per class": n, "pretrained": pretrained, "draw": seed}
         rows.append(about | score_draw(pretrained, n, seed=seed, rate=options.rate))
     rows = pd.DataFrame(rows)
@@ -126,7 +120,6 @@ def main() -> None:
     print(differences(rows).to_string())
     if options.output:
         table(rows).to_csv(options.output)
-    print(f"{time.perf_counter() - started:.0f} seconds")
 
 
 if __name__ == "__main__":
