@@ -121,7 +121,7 @@ def build_letter_network(class_count: int) -> keras.Model:
     """
     inputs = keras.Input((8, 8, 3), dtype="uint8", name="image")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="rescaling")(inputs)
-    x = _convolve(x, 32, name="conv1", part="")
+    x = _convolve(x, 32, name="conv1")
     x = keras.layers.Activation("relu", name="conv1_relu")(x)
     for stage, width, blocks in ((2, 32, 2), (3, 64, 2), (4, 128, 1)):
         for block in range(1, blocks + 1):
@@ -143,17 +143,16 @@ def _add_block(x, width: int, *, strides: int, name: str):
     """Returns the output of a residual block, its shortcut by a 1x1 convolution where shapes differ."""
     shortcut = x
     if strides != 1 or x.shape[-1] != width:
-        shortcut = _convolve(x, width, kernel=1, strides=strides, name=name, part="_0")
-    x = _convolve(x, width, strides=strides, name=name, part="_1")
+        shortcut = _convolve(x, width, kernel=1, strides=strides, name=f"{name}_0")
+    x = _convolve(x, width, strides=strides, name=f"{name}_1")
     x = keras.layers.Activation("relu", name=f"{name}_1_relu")(x)
-    x = _convolve(x, width, name=name, part="_2")
+    x = _convolve(x, width, name=f"{name}_2")
     x = keras.layers.Add(name=f"{name}_add")([shortcut, x])
     return keras.layers.Activation("relu", name=f"{name}_out")(x)
 
 
-def _convolve(x, width: int, *, name: str, part: str, kernel: int = 3, strides: int = 1):
+def _convolve(x, width: int, *, name: str, kernel: int = 3, strides: int = 1):
     """Returns a convolution followed by batch normalisation, which makes a bias superfluous."""
-    name += part
     conv = keras.layers.Conv2D(width, kernel, strides, padding="same", use_bias=False, name=f"{name}_conv")
     return keras.layers.BatchNormalization(name=f"{name}_bn")(conv(x))
 

@@ -114,7 +114,6 @@ class Transferability:
         self.folder = resolve_path(folder)
         options = {"lowest_rate": 1.0, "batch_norm": "train", "augmentation": "", "patience": PATIENCE}
         self.recipe = Recipe(unfreeze_from="all", **options, **recipe)
-        self._models: dict[int, keras.Model] = {}
         every = range(1, len(self.stages))
         self.boundaries = list(boundaries) or list(every)
         if unknown := [n for n in self.boundaries if n not in every]:
@@ -143,12 +142,13 @@ class Transferability:
     @property
     def trials(self) -> list[Trial]:
         """All trials: the bases, then the arms by boundary, so that what was compiled serves every split."""
-        splits = range(len(self.halves))
-        wanted = [self._trial(f"base {half}", split) for half in "AB" for split in splits]
-        wanted += [self._trial(LONGER, split) for split in splits]
-        for n in self.boundaries:
-            wanted += [self._trial(arm, split, n) for arm in TRANSFER_ARMS for split in splits]
-        return wanted
+        arms = [
+            ("base A", 0),
+            ("base B", 0),
+            (LONGER, 0),
+            *((arm, n) for n in self.boundaries for arm in TRANSFER_ARMS),
+        ]
+        return [self._trial(arm, split, n) for arm, n in arms for split in range(len(self.halves))]
 
     def _trial(self, arm: str, split: int, n: int = 0) -> Trial:
         stage = self.stages[n] if n else ""
@@ -194,7 +194,7 @@ class Transferability:
         """Returns the result of one trial, plain values: accuracy (of the test images), seconds and others."""
         if trial.arm == LONGER:
             return self._learn(trial, self._drawn("base B", trial.seed))
-        if trial.arm.startswith("base"):
+        if trial.arm in ("base A", "base B"):
             result = self._learn(trial, self._drawn(trial.arm, trial.seed))
             with whole_file(self._file(trial.arm, trial.seed)) as partial:
                 np.savez(partial, *self._model(len(self._classes(trial.arm, trial.seed))).get_weights())
@@ -237,11 +237,10 @@ class Transferability:
     def _file(self, name: str, split: int) -> Path:
         return self.folder / f"{self.network}-{_digest(self.settings)}" / f"{name} {split}.npz"
 
+    @cache  # noqa: B019 (an experiment lives as long as the process)
     def _model(self, class_count: int) -> keras.Model:
         """Returns the network for so many classes: built once, since compiling takes seconds."""
-        if class_count not in self._models:
-            self._models[class_count] = self._build(class_count)
-        return self._models[class_count]
+        return self._build(class_count)
 
     def _build(self, class_count: int) -> keras.Model:
         size = self.images.pixels["train"].shape[1]
@@ -251,7 +250,7 @@ class Transferability:
         """Returns the half that an arm learns: B, but for base A."""
         return self.halves[split].a if arm == "base A" else self.halves[split].b
 
-    @cache  # noqa: B019 (an experiment lives as long as the process)
+    @cache  # noqa: B019
     def _drawn(self, role: str, split: int) -> list[np.ndarray]:
         """Returns random weights, others for each role: equal in all arms of a split, so that they are pairs."""
         set_seed(self._seed(role, split))

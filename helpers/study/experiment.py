@@ -24,20 +24,11 @@ from helpers.data.tables import PARTS
 from helpers.evaluation import evaluate
 from helpers.evaluation.metrics import is_correct
 from helpers.study.trials import Trial
-from helpers.training import (
-    Recipe,
-    attach_head,
-    compute_activations,
-    fine_tune,
-    first_stage,
-    fit_head,
-    load_activations,
-    probe_depth,
-)
-from helpers.training.activations import content_digest
+from helpers.training.activations import compute_activations, content_digest, load_activations
 from helpers.training.calibration import apply_temperature, calibrated_scores
-from helpers.training.heads import head_weights
-from helpers.training.probing import load_features
+from helpers.training.fine_tuning import Recipe, fine_tune, first_stage
+from helpers.training.heads import attach_head, fit_head, head_weights
+from helpers.training.probing import load_features, probe_depth
 
 _MOST_BYTES = 1_500_000_000  # of the activations that a training step keeps; larger batches are computed in parts
 _MOST_FACTOR = 4  # of a training step to a forward pass, about three; what an epoch takes beyond that is its own
@@ -53,10 +44,6 @@ class Experiment:
         images: the run's table: path, label, split, sha256, group. Its test images are the same for all seeds.
         resize: the rule by which images are brought to the network's size.
         recipe: fields of a `Recipe`; stage, rate, steps and seed come with each trial.
-
-    Attributes:
-        end: the last cut point, where all layers are taken.
-        costs: share of the forward cost below each stage, and below `end`.
     """
 
     def __init__(self, network: keras.Model, images: pd.DataFrame, *, resize: str, **recipe):
@@ -66,7 +53,8 @@ class Experiment:
         self.class_names = sorted(images["label"].unique())
         self._pretrained = self.network.get_weights()
         stages = describe_stages(self.network)
-        self.end = list(cut_points(self.network))[-1]
+        self.end = list(cut_points(self.network))[-1]  # where all layers are taken
+        # The share of the forward cost below each stage, and below the end.
         self.costs = dict(zip([*stages.index[1:], self.end], stages["cost"].tolist(), strict=True))
         self.multiply_adds = int(stages["multiply_adds"].sum())
         self._classifiers, self._random = {}, None
@@ -164,11 +152,10 @@ class Experiment:
     def run(self, trial: Trial) -> dict:
         """Returns the result of one trial, plain values.
 
-        Returns:
-            seconds (from decoded images to the trained arm; what is stored counts as if it were computed now),
-            trainable_weights (count), memory_mb (by which the process's memory rose meanwhile), outcome (a plain
-            sentence). Of arms with a network also log_loss and accuracy on the validation images, at the end; of
-            fine-tuned ones temperature. Of trials of the final also test_accuracy, test_log_loss, correct (`unpack`).
+        seconds (from decoded images to the trained arm; what is stored counts as if it were computed now),
+        trainable_weights (count), memory_mb (by which the process's memory rose), outcome (a plain sentence); with a
+        network also log_loss and accuracy on the validation images, at the end; fine-tuned, temperature; in the final
+        test_accuracy, test_log_loss, correct (`unpack`).
         """
         others = {"frozen": self._frozen, "from scratch": self._from_scratch}
         others |= dict.fromkeys(("majority class", "raw pixels"), self._without_network)
