@@ -79,13 +79,10 @@ class Plan:
         return Trial(phase, "from scratch", list(self.costs)[-1], self.first, rate, _FROM_SCRATCH["steps"], seed)
 
     def final(self, tuned: Arm, everything: Arm | None, scratch: float, *, pairs: range) -> list[Trial]:
-        """Returns the trials of some of the final's pairs, pair by pair, so that a stop leaves whole pairs.
+        """Returns the trials of some of the final's pairs (seeds, from 1), so that a stop leaves whole pairs.
 
-        Args:
-            tuned: the best fine-tuned arm.
-            everything: the best arm in which everything learns, if there is one.
-            scratch: learning rate of the network with random weights; 0 without.
-            pairs: their numbers, which are seeds, from 1.
+        They are of the best fine-tuned arm, the best arm in which everything learns, if there is one, and the learning
+        rate of the network with random weights (0 for none).
         """
         few = self._everything_pairs(tuned, everything) if everything and everything != tuned else 0
         trials = []
@@ -185,10 +182,8 @@ def read_margin(margin: float) -> float:
 def make_plan(budget: str | float, **known) -> Plan:
     """Returns what fits into a budget; a ValueError if not even a quick race and its final fit into so few minutes.
 
-    Args:
-        budget: a name in `BUDGETS`, or minutes: then the largest of these that fits, with more pairs if time is left.
-        known: of `_plan`: cuts to try (the first one is the frozen arm's), 03's arm (usual), `Experiment.costs`, and
-            what `Experiment.measure` measured.
+    Minutes buy the largest of `BUDGETS` that fits, with more pairs if time is left. What is `known`: the cuts to try
+    (the first one is the frozen arm's), 03's arm (usual), `Experiment.costs`, and what `Experiment.measure` measured.
     """
     minutes = read_budget(budget)
     if isinstance(minutes, str):

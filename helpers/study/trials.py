@@ -54,19 +54,19 @@ class Trials:
     """
 
     def __init__(self, file: str | Path, *, settings: dict, cluster: str | int = ""):
-        self.file, self.done, self._package = resolve_path(file), [], ()
+        self.file, self.done, self._client, self._package = resolve_path(file), [], None, ()
         settings = json.loads(json.dumps({"version": _VERSION} | settings, default=str))
         kept, self._finished = _read(self.file)
         if not kept:
             self._append({"settings": settings})
-        for name, value in settings.items():
-            if kept and kept.get(name) != value:
+        for name in settings if kept else ():
+            if kept.get(name) != settings[name]:
                 raise ValueError(
-                    f"{self.file} is of other data or parameters: {name}={kept.get(name)!r}, and {value!r} was asked "
-                    f"for. Choose another `run_dir`, or delete the file."
+                    f"{self.file} is of other data or parameters: {name}={kept.get(name)!r}, and {settings[name]!r} was "
+                    f"asked for. Choose another `run_dir`, or delete the file."
                 )
-        self._client = _connect(str(cluster)) if cluster else None
-        if self._client:
+        if cluster:
+            self._client = _connect(str(cluster))
             weakref.finalize(self, self._client.close)
 
     def results(self, wanted: Iterable[Trial] | None = None) -> dict[Trial, dict]:
@@ -93,12 +93,11 @@ class Trials:
         """Returns the wanted trials' results, after doing those that are missing in this order, with a progress bar.
 
         Args:
-            wanted: the trials.
+            wanted, title: the trials, and what the bar calls them.
             work: from a trial to its result, plain values; the same in all calls, and picklable for a cluster. An
                 exception is the trial's result (`outcome`), but for a full disk (OSError).
             expected: from a trial to the seconds that it will take.
             deadline: on `time.monotonic()`'s clock. No trial is begun that would end later: there are fewer results.
-            title: of the progress bar.
         """
         missing = [trial for trial in wanted if trial not in self._finished]
         form = "{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left{postfix}"
