@@ -81,8 +81,8 @@ class Plan:
     def final(self, tuned: Arm, everything: Arm | None, scratch: float, *, pairs: range) -> list[Trial]:
         """Returns the trials of some of the final's pairs (seeds, from 1), so that a stop leaves whole pairs.
 
-        They are of the best fine-tuned arm, the best arm in which everything learns, if there is one, and the learning
-        rate of the network with random weights (0 for none).
+        They are of the best fine-tuned arm, the best one in which everything learns (None for none), and the network
+        with random weights, at this learning rate (0 for none).
         """
         few = self._everything_pairs(tuned, everything) if everything and everything != tuned else 0
         trials = []

@@ -62,8 +62,8 @@ class Trials:
         for name in settings if kept else ():
             if kept.get(name) != settings[name]:
                 raise ValueError(
-                    f"{self.file} is of other data or parameters: {name}={kept.get(name)!r}, and {settings[name]!r} was "
-                    f"asked for. Choose another `run_dir`, or delete the file."
+                    f"{self.file} is of other data or parameters: {name}={kept.get(name)!r}, and {settings[name]!r} "
+                    f"was asked for. Choose another `run_dir`, or delete the file."
                 )
         if cluster:
             self._client = _connect(str(cluster))
