@@ -22,7 +22,7 @@ from helpers.study.experiment import _scores, unpack
 from helpers.study.plan import Plan, make_plan
 from helpers.study.study import candidate_cuts
 from helpers.study.trials import Trial
-from helpers.training import compute_activations, fit_head
+from helpers.training import compute_activations
 
 MEASURED = {"forward": 1e-3, "factor": 3.0, "build": 2.0, "head": 0.5, "images": 100, "everything": 400}
 MEASURED |= {"multiply_adds": 10**9, "epoch": 0.1, "begin": 0.5, "batches": 4}
@@ -184,18 +184,6 @@ def test_balanced_class_weights_reach_every_arm(tmp_path):
     of_rare = [(predicted == rare)[labels == rare].mean() for predicted in again]
     assert of_rare[1] > of_rare[0]
     assert plain.settings == make_experiment(folder).settings != balanced.settings, "no weights are the default"
-
-
-def test_the_probe_at_the_end_is_the_frozen_network(experiment, probe):
-    pixels, labels = experiment.split(0)
-    probe = probe.set_index("cut")
-    assert list(probe.index) == ["conv2", "conv3", "head"] and probe["cost"].is_monotonic_increasing
-    head = fit_head(compute_activations(experiment.network, pixels["train"]), labels["train"])
-    features = compute_activations(experiment.network, pixels["validation"])
-    accuracy = (head.predict(features) == labels["validation"]).mean()
-    assert probe.loc["head", "accuracy"] == pytest.approx(accuracy, rel=1e-4)
-    assert probe.loc["head", "log_loss"] == pytest.approx(head.losses_[head.C_], rel=1e-3)
-    assert probe["behind"].min() == 0 and (probe["behind"] >= 0).all() and probe.isna().sum().sum() == 0
 
 
 def test_an_arm_ends_at_its_cut(folder):
