@@ -142,12 +142,8 @@ class Transferability:
     @property
     def trials(self) -> list[Trial]:
         """All trials: the bases, then the arms by boundary, so that what was compiled serves every split."""
-        arms = [
-            ("base A", 0),
-            ("base B", 0),
-            (LONGER, 0),
-            *((arm, n) for n in self.boundaries for arm in TRANSFER_ARMS),
-        ]
+        arms = [(base, 0) for base in ("base A", "base B", LONGER)]
+        arms += [(arm, n) for n in self.boundaries for arm in TRANSFER_ARMS]
         return [self._trial(arm, split, n) for arm, n in arms for split in range(len(self.halves))]
 
     def _trial(self, arm: str, split: int, n: int = 0) -> Trial:
@@ -166,17 +162,8 @@ class Transferability:
         """
         trials = Trials(self.folder / f"{self.network}.jsonl", settings=self.settings)
         results = trials.run(self.trials, self.run_trial, expected=self._epochs, title=self.network)
-        columns = [
-            "network",
-            "split",
-            "arm",
-            "n",
-            "accuracy",
-            "difference",
-            "seconds",
-            "trainable_weights",
-            "outcome",
-        ]
+        columns = ["network", "split", "arm", "n", "accuracy", "difference"]
+        columns += ["seconds", "trainable_weights", "outcome"]
         rows = [
             {"network": self.network, "split": trial.seed, "arm": trial.arm, "n": self._copied(trial)} | result
             for trial, result in results.items()
