@@ -208,16 +208,6 @@ def test_a_failing_cell_is_named_and_the_run_resumes_once_the_problem_is_fixed(t
     assert 'class="failure"' not in (toy / "runs" / "mine" / "report.html").read_text()
 
 
-def test_results_of_a_notebook_that_failed_later_are_protected(toy):
-    path = toy / "notebooks" / "01_load_data.ipynb"
-    path.write_text(path.read_text().replace('run.path(\\"images.csv\\").write_text', "raise KeyError(0); print"))
-    assert run(toy).returncode == 1
-    before = contents(toy)
-    refused = run(toy, "-p", "seed", "1")
-    assert refused.returncode == 2 and "seed=0, and seed=1 was asked for" in refused.stderr
-    assert contents(toy) == before
-
-
 def test_a_dead_kernel_is_explained_and_counts_as_unfinished(toy):
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     write_notebook(toy, "01_load_data", "seed: int = 0  # any", kill)

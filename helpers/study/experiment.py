@@ -193,7 +193,7 @@ class Experiment:
         set_seed(trial.seed)
         pixels, labels = self.split(trial.seed)
         weights = keras.models.clone_model(self.network).get_weights()  # freshly initialised
-        if not self._random:
+        if self._random is None:
             with on_all_devices():
                 self._random = keras.models.clone_model(self.network, clone_function=_quick_statistics)
         self._random.set_weights(weights)

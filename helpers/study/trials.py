@@ -132,7 +132,7 @@ class Trials:
                 if not running:
                     return
                 bar.set_postfix_str(f"{len(running)} running, {workers} workers")
-                with suppress(TimeoutError):  # no longer: workers may have joined
+                with suppress(TimeoutError), self._client.as_current():  # no longer: workers may have joined
                     wait(list(running), timeout=1, return_when="FIRST_COMPLETED")
                 for future in [future for future in running if future.done()]:
                     yield running.pop(future), future.result()
