@@ -52,8 +52,6 @@ class Step:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 a notebook failed, 2 refused before the start, 130 interrupted."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and hasattr(signal, "pthread_sigmask"):  # by nohup
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # nbclient and kernels would listen again
     try:
         steps = _read_steps()
         declared = {name: parameter for step in steps for name, parameter in step.declared.items()}
@@ -69,6 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
         _check_values(_remaining(run, steps), chosen)
         run.mkdir(parents=True, exist_ok=True)
         with FileLock(run / ".lock", timeout=0):  # the system gives it back however this process ends
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and hasattr(signal, "pthread_sigmask"):  # by nohup
+                # nbclient and kernels would listen again. Not earlier: starting another process undoes it.
+                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             return _run(run, steps)
     except (UsageError, Timeout) as refusal:
         if isinstance(refusal, Timeout):
