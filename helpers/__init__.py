@@ -18,19 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def resolve_path(path: str | Path) -> Path:
-    """Returns the absolute path: `~` expanded, a relative path counted from the repository's root.
-
-    JupyterLab works in `notebooks/`, papermill in the caller's folder: the same parameter means the same file.
-    """
+    """Returns the absolute path: `~` expanded, a relative path counted from the repository's root."""
     return ROOT / Path(str(path)).expanduser()  # papermill makes a number of a folder called 2024
 
 
 @contextmanager
 def whole_file(path: Path):
-    """Yields a path to write to, beside `path`, which it replaces when the block ends: files are whole or absent.
-
-    If the block fails, what stood at `path` stays, and what was written is removed.
-    """
+    """Yields a path to write to, beside `path`, which it replaces when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid.uuid4().hex}.partial-{path.name}")  # with its suffix, which Keras looks at
     try:
@@ -41,7 +35,7 @@ def whole_file(path: Path):
 
 
 def write_atomically(path: Path, text: str) -> Path:
-    """Returns `path`, which now holds `text` (UTF-8): an interrupted write leaves the old file whole."""
+    """Returns `path`, which now holds `text` (UTF-8); an interrupted write leaves the old file whole."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
     return path
@@ -87,9 +81,9 @@ _REPLACED_LINE = _ReplacedLine()
 
 
 def progress_file():
-    """Returns the file for progress bars: stdout, or in a notebook a line that leaves nothing behind.
+    """Returns the file for progress bars: stdout, or in a notebook, which would store that, a line that vanishes.
 
-    A notebook stores what is written to stdout. The runner shows bars and stores none: it sets `BARS_ON_STDOUT`.
+    The runner shows bars from stdout and stores none: it sets `BARS_ON_STDOUT`.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return _REPLACED_LINE if hasattr(shell, "kernel") and "BARS_ON_STDOUT" not in os.environ else sys.stdout
@@ -97,9 +91,7 @@ def progress_file():
 
 def wrapped(text: str) -> str:
     """Returns the text in lines that fit the terminal, and none of them longer than 100 characters."""
-    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    return "\n".join(
-        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent)
-        for line in text.split("\n")
-        for indent in [" " * (len(line) - len(line.lstrip()))]
-    )
+    options = {"break_long_words": False, "break_on_hyphens": False}
+    options["width"] = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    lines = [(line, " " * (len(line) - len(line.lstrip()))) for line in text.split("\n")]
+    return "\n".join(textwrap.fill(line, subsequent_indent=indent, **options) for line, indent in lines)

@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -26,14 +27,10 @@ def describe_environment() -> dict:
     """
     import psutil
 
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "system": platform.platform(terse=True), "processor": _processor()}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    found["system"] = platform.platform(terse=True)
-    found["processor"] = _processor()
     found["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found["memory_gb"] = round(psutil.virtual_memory().total / 1e9, 1)
     if tensorflow := sys.modules.get("tensorflow"):  # not imported for this: it takes seconds, and 01 does without it
@@ -54,19 +51,16 @@ def add_environment(known: list[dict], now: dict) -> list[dict]:
 
 
 def _processor() -> str:
-    try:
-        named = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
-    except OSError:
-        named = None
-    return named[1] if named else platform.processor() or platform.machine()
+    with suppress(OSError):
+        if named := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE):
+            return named[1]
+    return platform.processor() or platform.machine()
 
 
 def _commit() -> str:
     """Returns the repository's commit; empty where the folder is a copy without history, or there is no git."""
-    if not (ROOT / ".git").exists():  # git would look for a repository around it
-        return ""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
+    if (ROOT / ".git").exists():  # git would look for a repository around it
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        with suppress(OSError, subprocess.TimeoutExpired):
+            return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20).stdout.strip()
+    return ""

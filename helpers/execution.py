@@ -9,7 +9,7 @@ from pathlib import Path
 
 from helpers import ROOT, write_atomically
 
-_BAR = re.compile(r"\d+%\||\d+it \[")  # what tqdm draws
+_BAR = re.compile(r"\d+%\|.*\| |\d+it \[")  # what tqdm draws
 _CURSOR = re.compile(r"\x1b\[[A-D]|.\x08")  # what it moves by
 
 # The kernel's notes on starting and ending would break the bar, and so would those of its event loop, which may still
@@ -25,8 +25,7 @@ class NotebookFailed(Exception):
 def execute(template: Path, saved: Path, parameters: dict, bar) -> None:
     """Executes a notebook from the repository's root with papermill, and saves the executed copy, cell by cell.
 
-    Raises:
-        NotebookFailed: A cell failed, or the kernel ended.
+    NotebookFailed says that a cell failed, or that the kernel ended.
     """
     import papermill
     import zmq
@@ -55,7 +54,9 @@ def execute(template: Path, saved: Path, parameters: dict, bar) -> None:
             stdout_file=_LastLine(bar),
             on_cell_executed=lambda cell, **_: bar.update(not _is_injected(cell)),
         )
-        bar.write(f"{template.stem} finished in {_duration(time.monotonic() - started)}", file=sys.stderr)
+        seconds = time.monotonic() - started
+        took = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+        bar.write(f"{template.stem} finished in {took}", file=sys.stderr)
     except papermill.PapermillExecutionError as error:
         where = f"{template.stem} stopped in In [{error.exec_count}]"
         raise NotebookFailed(f"{where}, at `{_failing_line(error)}`\n{error.ename}: {error.evalue}") from None
@@ -69,6 +70,25 @@ def execute(template: Path, saved: Path, parameters: dict, bar) -> None:
         raise NotebookFailed(f"{template.stem} stopped. {stopped}") from None
     finally:
         _tidy(saved, stopped)
+
+
+def _failing_line(error) -> str:
+    """Returns the line at which the cell failed, as IPython's traceback marks it, or else its first one."""
+    from papermill.exceptions import strip_color
+
+    marked = re.search(r"^-+> *\d+ (.*)$", strip_color("\n".join(error.traceback)), flags=re.MULTILINE)
+    return (marked[1] if marked else error.source.strip().splitlines()[0]).strip()
+
+
+def _tidy(saved: Path, stopped: str | None) -> None:
+    import nbformat
+
+    if (notebook := read_executed(saved)) is None:
+        return
+    without_progress_bars(notebook)
+    if stopped:  # papermill itself notes neither a dead kernel nor an interruption
+        notebook.metadata.papermill.update(exception=True, stopped=stopped)
+    write_atomically(saved, nbformat.writes(notebook) + "\n")
 
 
 def progress_bar(notebooks: list):
@@ -97,27 +117,30 @@ class _LastLine:
 
 def without_progress_bars(notebook):
     """Returns the notebook with its streams as a terminal shows them in the end, without progress bars."""
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    streams = [output for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output]
+    for output in streams:
+        output.text = _CURSOR.sub("", output.text).replace("\r\n", "\n")
+    # Pieces become one text, in which a carriage return takes back the line so far.
+    CoalesceStreamsPreprocessor().preprocess(notebook, {})
+    for output in streams:
+        lines = re.split(r"(?<=\n)", output.text)
+        output.text = "".join(line for line in lines if not _BAR.search(line) and line.strip(" ") != "\r")
     for cell in notebook.cells:
-        merged = []
-        for output in cell.get("outputs", []):
-            same = merged and output.output_type == merged[-1].output_type == "stream"
-            if same and output.name == merged[-1].name:
-                merged[-1].text += output.text
-            else:
-                merged.append(output)
-        for output in merged:
-            if output.output_type == "stream":
-                output.text = _settled(output.text)
         if "outputs" in cell:
-            cell.outputs = [o for o in merged if o.output_type != "stream" or o.text]
+            cell.outputs = [output for output in cell.outputs if output.get("text", " ")]
     return notebook
 
 
 def code_cells(notebook) -> list:
     """Returns the notebook's own code cells: not the one that papermill injects, no empty ones."""
-    return [
-        cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip() and not _is_injected(cell)
-    ]
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    return [cell for cell in cells if not _is_injected(cell)]
+
+
+def _is_injected(cell) -> bool:
+    return "injected-parameters" in cell.metadata.get("tags", [])
 
 
 def is_finished(notebook) -> bool:
@@ -135,40 +158,3 @@ def read_executed(path: Path):
         return nbformat.read(path, as_version=4)
     except (AttributeError, OSError, ValueError, nbformat.ValidationError):
         return None
-
-
-def _is_injected(cell) -> bool:
-    return "injected-parameters" in cell.metadata.get("tags", [])
-
-
-def _failing_line(error) -> str:
-    """Returns the line at which the cell failed, as IPython's traceback marks it, or else its first one."""
-    from papermill.exceptions import strip_color
-
-    marked = re.search(r"^-+> *\d+ (.*)$", strip_color("\n".join(error.traceback)), flags=re.MULTILINE)
-    return (marked[1] if marked else error.source.strip().splitlines()[0]).strip()
-
-
-def _tidy(saved: Path, stopped: str | None) -> None:
-    import nbformat
-
-    if (notebook := read_executed(saved)) is None:
-        return
-    without_progress_bars(notebook)
-    if stopped:  # papermill itself notes neither a dead kernel nor an interruption
-        notebook.metadata.papermill.update(exception=True, stopped=stopped)
-    write_atomically(saved, nbformat.writes(notebook) + "\n")
-
-
-def _settled(text: str) -> str:
-    """Returns what stays of a text: a carriage return takes back the line so far, and bars are dropped."""
-    kept = []
-    for line in re.split(r"(?<=\n)", _CURSOR.sub("", text).replace("\r\n", "\n")):
-        *overwritten, last = line.split("\r")
-        if not overwritten or (last.strip() and not _BAR.search(last)):
-            kept.append(last)
-    return "".join(kept)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

@@ -8,39 +8,37 @@ import yaml
 
 from helpers import resolve_path, write_atomically
 from helpers.environment import add_environment, describe_environment
-from helpers.parameters import Parameter, choose_backbone, validate_parameters
+from helpers.parameters import Parameter, choose_backbone, type_names, validate_parameters
 from helpers.report import RunFolder, read_metrics
 
 CHOICES = "choose another folder (make run NAME=..., or another run_dir), or delete this one to start over"
 
-_CLASSIFIERS = {
-    "frozen": "02_transfer_learning",
-    "fine_tuned": "03_fine_tuning",
-    "chosen": "04_freeze_or_fine_tune",
-}
+_WITHOUT_EFFECT = {"cluster"}  # parameters that change no result: other values of them are not refused
+
+_MADE_BY = {"frozen": "02_transfer_learning", "fine_tuned": "03_fine_tuning", "chosen": "04_freeze_or_fine_tune"}
 
 
 class Run:
     """The folder that the notebooks of a run share, and the parameters of one of them.
 
     Attributes:
-        folder: an absolute path.
+        folder: an absolute path; its last part is the run's `name`.
         parameters: name to plain value, as the notebook declares them, without `run_dir`. Where `backbone` is "auto",
             this is the network that it stands for.
     """
 
     def __init__(self, folder: str | Path, parameters: dict | None = None):
         self.folder, self.parameters = resolve_path(folder), plain(parameters or {})
+        self.name = self.folder.name
 
     @classmethod
     def open(cls, namespace: dict) -> "Run":
         """Returns the run that a notebook belongs to, and makes its folder if need be.
 
+        A value of another type than declared is a ValueError, and so are results in the folder of another value.
+
         Args:
             namespace: the notebook's `globals()`. Its parameters are the names that were declared with a type.
-
-        Raises:
-            ValueError: A value has another type than declared, or results in the folder were made with another one.
         """
         types = namespace.get("__annotations__", {})
         values = {name: namespace[name] for name in types if name in namespace}
@@ -60,11 +58,6 @@ class Run:
         return run
 
     @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.name
-
-    @property
     def kept(self) -> dict:
         """What all results in the folder were made with so far: the contents of `parameters.yaml`, by name."""
         path = self.folder / "parameters.yaml"
@@ -82,11 +75,7 @@ class Run:
         set_seed(self.parameters["seed"])
 
     def path(self, filename: str, made_by: str = "") -> Path:
-        """Returns the path of a file in the folder.
-
-        Raises:
-            FileNotFoundError: It isn't there, although it needs to be: the notebook `made_by` has not been executed.
-        """
+        """Returns the path of a file in the folder; a FileNotFoundError if the notebook `made_by` has not made it."""
         path = self.folder / filename
         if made_by and not path.exists():
             raise FileNotFoundError(
@@ -119,15 +108,15 @@ class Run:
         """Returns the Keras model "frozen", "fine_tuned" or "chosen", and its settings: see `load_classifier`."""
         from helpers.training import load_classifier
 
-        return load_classifier(self.path(f"{name}.keras", made_by=_CLASSIFIERS[name]))
+        return load_classifier(self.path(f"{name}.keras", made_by=_MADE_BY[name]))
 
     # ---- what this notebook saves
 
     def keep_parameters(self, *names: str) -> None:
         """Adds parameters, all or those named, to `parameters.yaml`: from now on, `open` refuses other values.
 
-        A notebook calls it right before it saves results. If it fails earlier, a mistyped parameter can be corrected
-        in the same folder. Versions and machine go to `environment.json`.
+        A notebook calls it right before it saves results: until then, a mistyped parameter can be corrected in the
+        same folder. Versions and machine go to `environment.json`.
         """
         kept = self.kept | {name: self.parameters[name] for name in names or self.parameters}
         write_atomically(self.path("parameters.yaml"), yaml.safe_dump(kept, allow_unicode=True))
@@ -141,8 +130,7 @@ class Run:
         if filename.endswith(".csv"):
             from helpers.data.tables import to_csv
 
-            table = content.reset_index() if content.index.name else content
-            text = to_csv(table, float_format=_five_digits)
+            text = to_csv(content.reset_index() if content.index.name else content, float_format=_five_digits)
         else:
             text = json.dumps(plain(content), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         write_atomically(self.path(filename), text)
@@ -174,11 +162,11 @@ class Run:
 
 
 def describe_differences(before: dict, now: dict) -> str:
-    """Returns `seed=0, and seed=1 was asked for` for each name that both have with different values."""
+    """Returns `seed=0, and seed=1 was asked for` for each name that both have with values of another effect."""
     return "; ".join(
         f"{name}={before[name]!r}, and {name}={now[name]!r} was asked for"
-        for name in now
-        if name in before and before[name] != now[name] and str(before[name]) != str(now[name])  # 60 minutes or "60"
+        for name in before.keys() & now.keys() - _WITHOUT_EFFECT
+        if str(before[name]) != str(now[name])  # 60 minutes or "60"
     )
 
 
@@ -201,8 +189,8 @@ def plain(value):
 
 def _parameter(name: str, annotation) -> Parameter:
     """Returns a parameter of this type; papermill makes None of a text "None", so a text may be None."""
-    types = tuple(getattr(annotation, "__name__", str(annotation)).split(" | "))
-    return Parameter(name, "" if "str" in types else None, types, "")
+    types = type_names(getattr(annotation, "__name__", str(annotation)))
+    return Parameter(name, "" if "str" in types else None, types)
 
 
 def _five_digits(number: float) -> str:

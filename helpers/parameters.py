@@ -6,11 +6,9 @@ The cell is read with `ast`: `papermill.inspect_notebook` sees neither `int | No
 import ast
 import difflib
 import importlib
-import io
 import os
 import re
 import sys
-import tokenize
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +42,7 @@ _CHECKS = (  # what the notebooks read parameters with: the function, and those 
     ("helpers.backbones.load_backbone", ("backbone", "weights", "image_size", "preprocessing", "features_from")),
 )
 
-_CHECKED = {"int", "float", "str", "bool", "None", "list", "dict", "tuple"}
+_CHECKED = {"int", "float", "str", "bool", "None", "list", "dict"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Parameter:
     name: str
     default: object
     types: tuple[str, ...]
-    meaning: str
+    meaning: str = ""
 
     def __str__(self) -> str:
         comment = f"  # {self.meaning}" if self.meaning else ""
@@ -64,21 +62,15 @@ class Parameter:
 def declared_parameters(notebook) -> dict[str, Parameter]:
     """Returns the parameters that a notebook declares, by name, in their order; empty without such a cell.
 
-    Raises:
-        ValueError: A line has no type, or a default that is not a literal.
+    A line without a type, or with a default that is not a literal, is a ValueError.
     """
-    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     source = cells[0].source if cells else ""
-    comments = {
-        token.start[0]: token.string.lstrip("# ").rstrip()
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    declared = {}
+    lines, declared = source.encode().splitlines(), {}
     for line in ast.parse(source).body:
         if not isinstance(line, ast.AnnAssign) or line.value is None:
             raise ValueError(f"Expected a parameter like `seed: int = 0`. Received `{ast.unparse(line)}`.")
-        name = line.target.id
+        name, types = line.target.id, type_names(ast.unparse(line.annotation))
         try:
             default = ast.literal_eval(line.value)
         except ValueError:
@@ -86,8 +78,14 @@ def declared_parameters(notebook) -> dict[str, Parameter]:
                 f"Parameter {name} must have a literal as its default, and has {ast.unparse(line.value)}: a value "
                 "derived from others belongs in a later cell."
             ) from None
-        declared[name] = Parameter(name, default, _type_names(line.annotation), comments.get(line.end_lineno, ""))
+        comment = lines[line.end_lineno - 1][line.end_col_offset :].decode()
+        declared[name] = Parameter(name, default, types, comment.strip().lstrip("# "))
     return declared
+
+
+def type_names(annotation: str) -> tuple[str, ...]:
+    """Returns the types' names without what they hold: `list[int] | None` is a list or None."""
+    return tuple(re.sub(r"\[.*?\]", "", annotation).split(" | "))
 
 
 def choose_backbone(backbone: str, data: str | None = None) -> str:
@@ -117,22 +115,15 @@ def check_folder(**named: str) -> None:
             )
 
 
-def checked_values(values: dict, usual: dict) -> dict:
-    """Returns the values that `impossible_values` has to look at: those of checks with one that is not the usual."""
-    groups = [names for _, names in _CHECKS if set(names) <= set(values)]
-    return {
-        name: values[name] for names in groups if any(values[name] != usual[name] for name in names) for name in names
-    }
-
-
-def impossible_values(values: dict) -> list[str]:
+def impossible_values(values: dict, usual: dict) -> list[str]:
     """Returns a message for each value that is wrong whatever the images are, as the notebooks would say it.
 
-    If no value before it is wrong, the network is loaded: weights are downloaded now.
+    Only values that are not the usual ones are looked at. If all before it are right, the network is loaded: weights
+    are downloaded now.
     """
     problems = []
     for path, names in _CHECKS:
-        if not set(names) <= set(values):
+        if not set(names) <= set(values) or all(values[name] == usual.get(name) for name in names):
             continue
         given = {name: values[name] for name in names}
         if problems and given.get("weights") == "imagenet":
@@ -149,8 +140,7 @@ def impossible_values(values: dict) -> list[str]:
 def validate_parameters(given: dict, declared: dict[str, Parameter]) -> dict:
     """Returns the given values by name, texts that somebody typed converted to the declared types.
 
-    Raises:
-        ValueError: With one line for each unknown parameter and each value of a wrong type.
+    A ValueError has a line for each unknown parameter and each value of a wrong type.
     """
     values, problems = {}, []
     for name, value in given.items():
@@ -158,8 +148,7 @@ def validate_parameters(given: dict, declared: dict[str, Parameter]) -> dict:
             problems.append("run_dir is set by the runner: choose it with NAME=... (-n).")
         elif name not in declared:
             nearest = difflib.get_close_matches(name, declared, n=1, cutoff=0.3)
-            hint = f" Did you mean {nearest[0]}?" if nearest else ""
-            problems.append(f"There is no parameter {name}.{hint}")
+            problems.append(f"There is no parameter {name}." + (f" Did you mean {nearest[0]}?" if nearest else ""))
         else:
             try:
                 values[name] = _converted(value, declared[name])
@@ -176,9 +165,9 @@ def resolve_from_cwd(name: str, value, here: Path):
 
     A path inside the repository comes back relative to its root, so that the run can move with the repository.
     """
-    names_no_path = {"data": value == EMBEDDED, "weights": value == "imagenet", "shifted": False, "new_images": False}
-    names_no_path["backbone"] = not str(value).endswith(".keras")
-    if not isinstance(value, str) or not value or names_no_path.get(name, True):
+    paths = {"data": value != EMBEDDED, "weights": value != "imagenet", "shifted": True, "new_images": True}
+    paths["backbone"] = str(value).endswith(".keras")
+    if not isinstance(value, str) or not value or not paths.get(name):
         return value
     path = here / Path(value).expanduser()
     if not path.exists() and not value.startswith("~"):
@@ -189,11 +178,6 @@ def resolve_from_cwd(name: str, value, here: Path):
 
 def _type_name(value) -> str:
     return "None" if value is None else type(value).__name__
-
-
-def _type_names(annotation: ast.expr) -> tuple[str, ...]:
-    """Returns the types' names without what they hold: `list[int] | None` is a list or None."""
-    return tuple(re.sub(r"\[.*?\]", "", ast.unparse(annotation)).split(" | "))
 
 
 def _converted(value, parameter: Parameter):
@@ -220,8 +204,6 @@ def _checked(value, types: tuple[str, ...]):
     if name == "int" and "int" not in types and "float" in types:
         return float(value)
     if name in types or not _CHECKED.issuperset(types):
-        return value
-    if name == "list" and "tuple" in types:  # YAML knows no tuples
         return value
     if name in ("int", "float") and "str" in types:  # papermill and YAML make numbers of minutes and of 2024/
         return str(value)

@@ -8,9 +8,10 @@ import multiprocessing
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from helpers import ROOT, resolve_path, wrapped
 from helpers.execution import NotebookFailed, code_cells, execute, is_finished, progress_bar, read_executed
@@ -19,7 +20,6 @@ from helpers.parameters import (
     EMBEDDED,
     LETTERS,
     Parameter,
-    checked_values,
     choose_backbone,
     declared_parameters,
     describe_backbone,
@@ -39,39 +39,44 @@ class Step:
     """One notebook of the pipeline."""
 
     template: Path
-    saved: Path  # the executed copy
     notebook: object  # the template's content
     declared: dict[str, Parameter]
-    given: dict  # values by name, of those that it declares
+    saved: Path | None = None  # the executed copy
+    given: dict | None = None  # values by name, of those that it declares
 
     @property
     def values(self) -> dict:
         """What the notebook will work with: its defaults, and what was given instead."""
-        defaults = {name: p.default for name, p in self.declared.items() if name != "run_dir"}
-        return defaults | self.given
+        return {name: p.default for name, p in self.declared.items() if name != "run_dir"} | self.given
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 a notebook failed, 2 refused before the start, 130 interrupted."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and hasattr(signal, "pthread_sigmask"):  # by nohup
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # nbclient and kernels would listen again
     try:
-        templates = _templates()
-        declared = {name: p for _, _, own in templates for name, p in own.items()}
+        steps = _read_steps()
+        declared = {name: parameter for step in steps for name, parameter in step.declared.items()}
         asked = _parser(declared).parse_args(arguments)
         values = _given_values(asked, declared)
         chosen = values.get("backbone", "auto") == "auto" and "backbone" in declared
         if chosen:
             values["backbone"] = choose_backbone("auto", values.get("data", EMBEDDED))
         run = ROOT / "runs" / (asked.name or run_name(values, declared))
-        steps = [
-            Step(path, run / path.name, notebook, own, {k: v for k, v in values.items() if k in own})
-            for path, notebook, own in templates
-        ]
+        for step in steps:
+            step.saved = run / step.template.name
+            step.given = {name: value for name, value in values.items() if name in step.declared}
         _check_values(_remaining(run, steps), chosen)
-        with _locked(run):
+        run.mkdir(parents=True, exist_ok=True)
+        with FileLock(run / ".lock", timeout=0):  # the system gives it back however this process ends
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and hasattr(signal, "pthread_sigmask"):  # by nohup
+                # nbclient and kernels would listen again. Not earlier: starting another process undoes it.
+                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             return _run(run, steps)
-    except UsageError as refusal:
+    except (UsageError, Timeout) as refusal:
+        if isinstance(refusal, Timeout):
+            refusal = (
+                f"Another run is writing to {shown_path(run)} at this moment. Wait for it, or choose another folder "
+                "with NAME=... (-n)."
+            )
         print(wrapped(str(refusal)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the first cell
@@ -90,18 +95,21 @@ def run_name(values: dict, declared: dict[str, Parameter]) -> str:
     return "-".join(part for part in (name, Path(backbone.removesuffix(".keras")).name) if part)
 
 
-def _templates() -> list[tuple]:
-    """Returns the numbered notebooks in their order: path, content, declared parameters."""
+# ---- before it starts
+
+
+def _read_steps() -> list[Step]:
+    """Returns the numbered notebooks in their order."""
     import nbformat
 
-    templates = []
+    steps = []
     for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         try:
             notebook = nbformat.read(path, as_version=4)
-            templates.append((path, notebook, declared_parameters(notebook)))
+            steps.append(Step(path, notebook, declared_parameters(notebook)))
         except (ValueError, SyntaxError) as error:
             raise UsageError(f"{shown_path(path)} cannot be executed: {error}") from None
-    return templates
+    return steps
 
 
 def _parser(declared: dict[str, Parameter]) -> argparse.ArgumentParser:
@@ -136,22 +144,6 @@ def _given_values(asked: argparse.Namespace, declared: dict[str, Parameter]) -> 
     return {name: resolve_from_cwd(name, value, Path.cwd()) for name, value in values.items()}
 
 
-@contextmanager
-def _locked(run: Path):
-    """Keeps a second runner out of the folder; the system gives the lock back however this process ends."""
-    from filelock import FileLock, Timeout
-
-    run.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(run / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UsageError(
-            f"Another run is writing to {shown_path(run)} at this moment. Wait for it, or choose another folder with "
-            "NAME=... (-n)."
-        ) from None
-
-
 def _check_values(steps: list[Step], chosen: bool) -> None:
     """Raises UsageError if values of these steps are wrong whatever the images are.
 
@@ -163,55 +155,16 @@ def _check_values(steps: list[Step], chosen: bool) -> None:
         line = describe_backbone(*(values[name] for name in ("backbone", "weights", "image_size")))
         print(wrapped(line), file=sys.stderr)
     usual = {name: p.default for step in steps for name, p in step.declared.items()} | {"backbone": LETTERS}
-    if not (values := checked_values(values, usual)):
-        return
     quietly = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}  # Ctrl-C shows no traceback
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **quietly) as pool:
-        if problems := pool.submit(impossible_values, values).result():
+        if problems := pool.submit(impossible_values, values, usual).result():
             raise UsageError("\n".join([*problems, "Nothing was started."]))
-
-
-def _run(run: Path, steps: list[Step]) -> int:
-    """Executes what has not finished, writes the report, and returns the exit status."""
-    remaining = _remaining(run, steps)
-    if done := _names(step for step in steps if step not in remaining):
-        now = "nothing is left to do (for images that have changed since, choose another NAME)"
-        now = f"resuming with {remaining[0].template.stem}" if remaining else now
-        print(f"{shown_path(run)}: {done} finished before; {now}.", file=sys.stderr)
-    try:
-        _execute(run, remaining)
-    except NotebookFailed as failure:
-        return _describe_stop(run, steps, f"{failure}\n\nFix the problem and rerun the same command to resume.", 1)
-    except KeyboardInterrupt:
-        return _describe_stop(run, steps, "Interrupted. Rerun the same command to resume.", 130)
-    print(f"\n{_table(read_metrics(run))}Report: {shown_path(_write_documents(run))}")
-    return 0
-
-
-def _describe_stop(run: Path, steps: list[Step], why: str, status: int) -> int:
-    """Returns the exit status, after saying why the run stopped, and what is kept."""
-    done = _names(step for step in steps if (saved := read_executed(step.saved)) and is_finished(saved))
-    kept = f"Finished and kept: {done}." if done else "No notebook has finished yet."
-    print("\n" + wrapped(f"{why}\n{kept}\nReport so far: {shown_path(_write_documents(run))}"), file=sys.stderr)
-    return status
-
-
-def _write_documents(run: Path) -> Path:
-    """Returns the report's path, after writing it and, if there is a chosen model, its card."""
-    if (run / "chosen.keras").exists():
-        write_card(run)
-    return write_report(run)
-
-
-def _names(steps) -> str:
-    return ", ".join(step.template.stem for step in steps)
 
 
 def _remaining(run: Path, steps: list[Step]) -> list[Step]:
     """Returns the steps from the first unfinished one on.
 
-    Raises:
-        UsageError: The folder holds results of other parameters, or of another version of a notebook.
+    UsageError says that the folder holds results of other parameters, or of another version of a notebook.
     """
     asked = {name: value for step in steps for name, value in step.values.items()}
     if differences := describe_differences(Run(run).kept, asked):
@@ -232,11 +185,46 @@ def _remaining(run: Path, steps: list[Step]) -> list[Step]:
     return []
 
 
-def _execute(run: Path, steps: list[Step]) -> None:
-    with progress_bar([step.notebook for step in steps]) as bar:
-        for step in steps:
-            own = {"run_dir": f"runs/{run.name}"} if "run_dir" in step.declared else {}
-            execute(step.template, step.saved, own | step.given, bar)
+# ---- the run
+
+
+def _run(run: Path, steps: list[Step]) -> int:
+    """Executes what has not finished, writes the report, and returns the exit status."""
+    remaining = _remaining(run, steps)
+    if done := _names(step for step in steps if step not in remaining):
+        now = "nothing is left to do (for images that have changed since, choose another NAME)"
+        now = f"resuming with {remaining[0].template.stem}" if remaining else now
+        print(f"{shown_path(run)}: {done} finished before; {now}.", file=sys.stderr)
+    try:
+        with progress_bar([step.notebook for step in remaining]) as bar:
+            for step in remaining:
+                own = {"run_dir": f"runs/{run.name}"} if "run_dir" in step.declared else {}
+                execute(step.template, step.saved, own | step.given, bar)
+    except NotebookFailed as failure:
+        return _describe_stop(run, steps, f"{failure}\n\nFix the problem and rerun the same command to resume.", 1)
+    except KeyboardInterrupt:
+        return _describe_stop(run, steps, "Interrupted. Rerun the same command to resume.", 130)
+    print(f"\n{_table(read_metrics(run))}Report: {_write_documents(run)}")
+    return 0
+
+
+def _describe_stop(run: Path, steps: list[Step], why: str, status: int) -> int:
+    """Returns the exit status, after saying why the run stopped, and what is kept."""
+    done = _names(step for step in steps if (saved := read_executed(step.saved)) and is_finished(saved))
+    kept = f"Finished and kept: {done}." if done else "No notebook has finished yet."
+    print("\n" + wrapped(f"{why}\n{kept}\nReport so far: {_write_documents(run)}"), file=sys.stderr)
+    return status
+
+
+def _names(steps) -> str:
+    return ", ".join(step.template.stem for step in steps)
+
+
+def _write_documents(run: Path) -> str:
+    """Returns the report's path to be shown, after writing it and, if there is a chosen model, its card."""
+    if (run / "chosen.keras").exists():
+        write_card(run)
+    return shown_path(write_report(run))
 
 
 def _table(metrics: dict) -> str:

@@ -21,35 +21,29 @@ def list_runs(folder: str | Path = "runs") -> pd.DataFrame:
     test images only.
     """
     folder = resolve_path(folder)
-    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    rows = [_row(path) for path in found if not path.name.startswith(".")]
-    numbers = dict.fromkeys(COLUMNS[4:8], float)
-    table = pd.DataFrame(rows, columns=COLUMNS).astype(numbers)
+    paths = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    rows = [_row(path) for path in paths if not path.name.startswith(".")]
+    table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[4:8], float))
     table["date"] = pd.to_datetime(table["date"], utc=True)
     return table.sort_values(["date", "name"], ascending=[False, True], ignore_index=True)
 
 
 def _row(path: Path) -> dict:
     record = RunFolder(path)
-    row = {"name": path.name, "data": "", "backbone": "", "verdict": "", "date": pd.NaT, "note": ""}
+    row = {"name": path.name, "data": "", "backbone": "", "verdict": "", "date": pd.NaT}
     try:
-        row["date"] = _date(record)
+        since = record.environments[0]["since"] if record.environments else ""
+        changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        row["date"] = pd.Timestamp(since).tz_convert("UTC") if since else pd.Timestamp(changed)
         row |= {name: str(record.parameters.get(name, "")) for name in ("data", "backbone")}
         row["verdict"] = str(record.verdict["verdict"]) if record.verdict else ""
         if arm := chosen_arm(record.verdict):
             row |= {"accuracy": float(arm["test_accuracy"]), "seconds": float(arm["seconds"])}
             row |= {end: float(arm[end]) for end in ("low", "high") if end in arm}
-        row["note"] = " ".join([*record.notes, *_missing(record)])
+        return row | {"note": " ".join([*record.notes, *_missing(record)])}
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        row["note"] = f"It holds files that this version does not understand ({type(error).__name__}: {error})."
-    return row
-
-
-def _date(record: RunFolder) -> pd.Timestamp:
-    """Returns when the first results were recorded, or else when the folder was changed."""
-    if record.environments:
-        return pd.Timestamp(record.environments[0]["since"]).tz_convert("UTC")
-    return pd.Timestamp(datetime.fromtimestamp(record.run.stat().st_mtime, UTC))
+        note = f"It holds files that this version does not understand ({type(error).__name__}: {error})."
+        return row | {"note": note}
 
 
 def _missing(record: RunFolder) -> list[str]:
@@ -65,16 +59,15 @@ def _missing(record: RunFolder) -> list[str]:
 def describe_runs(runs: pd.DataFrame) -> str:
     """Returns the table of `list_runs` for a terminal, with the notes below it."""
     shown = runs.drop(columns=["low", "high", "note"])
-    shown["accuracy"] = [_accuracy(*row) for row in runs[["accuracy", "low", "high"]].itertuples(index=False)]
-    shown["seconds"] = ["" if pd.isna(seconds) else f"{seconds:.1f}" for seconds in runs["seconds"]]
-    shown["date"] = ["" if pd.isna(date) else f"{date:%Y-%m-%d}" for date in runs["date"]]
+    accuracies = runs[["accuracy", "low", "high"]].itertuples(index=False)
+    shown["accuracy"] = [
+        f"{one:.3f} ({low:.3f} to {high:.3f})".replace(" (nan to nan)", "") for one, low, high in accuracies
+    ]
+    shown["seconds"] = [f"{seconds:.1f}" for seconds in runs["seconds"]]
+    shown["date"] = runs["date"].dt.strftime("%Y-%m-%d")
+    shown = shown.fillna("").replace({"accuracy": "nan", "seconds": "nan"}, "")
     notes = [f"{name}: {note}" for name, note in zip(runs["name"], runs["note"], strict=True) if note]
     return "\n".join([shown.to_string(index=False), *([""] if notes else []), *notes])
-
-
-def _accuracy(accuracy: float, low: float, high: float) -> str:
-    interval = "" if pd.isna(low) else f" ({low:.3f} to {high:.3f})"
-    return "" if pd.isna(accuracy) else f"{accuracy:.3f}{interval}"
 
 
 def main(arguments: list[str] | None = None) -> None:

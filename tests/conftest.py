@@ -8,15 +8,8 @@ from PIL import Image
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-LONGEST = [
-    "test_notebooks",
-    "test_walk",
-    "test_study",
-    "test_transferability",
-    "test_fine_tuning",
-    "test_checkpoint",
-    "test_export",
-]
+LONGEST = ["test_notebooks", "test_walk", "test_study", "test_transferability", "test_fine_tuning"]
+LONGEST += ["test_checkpoint", "test_export"]
 
 
 def pytest_collection_modifyitems(items):

@@ -27,11 +27,7 @@ FIGURE = "Test accuracy with 95 % interval against training time"
 
 
 def replace_between(text: str, name: str, content: str) -> str:
-    """Returns the text with `content` between the marks of that name, each of which has to be there once.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """Returns the text with `content` between the marks of that name; ValueError if each is not there once."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if [text.count(start), text.count(end)] != [1, 1] or text.index(start) > text.index(end):
         raise ValueError(f"Expected {start} and then {end} in README.md, each once. Write them where it belongs.")
@@ -40,11 +36,7 @@ def replace_between(text: str, name: str, content: str) -> str:
 
 
 def find_figure(notebook) -> tuple[bytes, str]:
-    """Returns the README's figure, a PNG, and its description, from an executed 04.
-
-    Raises:
-        ValueError: there is no such figure, or there are several.
-    """
+    """Returns the README's figure, a PNG, and its description, from an executed 04; ValueError if it has not one."""
     shown = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
     found = [o for o in shown if o.get("metadata", {}).get("image/png", {}).get("alt", "").startswith(FIGURE)]
     if len(found) != 1:
@@ -63,10 +55,9 @@ def main() -> int:
     """Returns the exit status: 0 if README.md and its picture are those of the new run, 1 if nothing was changed."""
     with tempfile.TemporaryDirectory() as folder:
         tree = copy_tree(Path(folder) / "repository")
-        done = subprocess.run(
-            [sys.executable, "-m", "helpers.run"],
-            cwd=tree, env=os.environ | {"PYTHONPATH": str(tree), "COLUMNS": "100"}, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        environment = os.environ | {"PYTHONPATH": str(tree), "COLUMNS": "100"}
+        options = {"cwd": tree, "env": environment, "stdout": subprocess.PIPE, "text": True}
+        done = subprocess.run([sys.executable, "-m", "helpers.run"], **options)
         if done.returncode:
             print("Nothing was changed.", file=sys.stderr)
             return 1

@@ -19,7 +19,6 @@ from helpers import write_atomically
 from helpers.execution import without_progress_bars
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("notebooks", "helpers", "data", "pyproject.toml")
 MOST_BYTES = 300_000
 LOCAL_PATH = re.compile(r"(?<![\w.:/])(?:/[\w.-]+){2,}|\b[A-Z]:\\")
 
@@ -32,13 +31,10 @@ def notebook_paths() -> list[Path]:
 def copy_tree(destination: Path) -> Path:
     """Returns `destination`, a new folder with what the notebooks need of the repository and nothing else."""
     destination.mkdir(parents=True)
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-            shutil.copytree(source, destination / name, ignore=ignored)
-        elif source.exists():
-            shutil.copy(source, destination / name)
+    for name in ("notebooks", "helpers", "data"):
+        ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        shutil.copytree(ROOT / name, destination / name, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", destination)
     return destination
 
 
@@ -48,24 +44,13 @@ def environment(tree: Path) -> dict[str, str]:
 
 
 def execute(notebook, tree: Path):
-    """Returns the notebook, executed in `notebooks/` of a copied tree, with no trace of when and how long.
+    """Returns the notebook, executed in `notebooks/` of a copied tree, as it is committed.
 
-    Raises:
-        CellExecutionError: A cell failed.
+    Nothing is left of progress bars and of what changes from run to run. CellExecutionError says that a cell failed.
     """
-    client = NotebookClient(
-        notebook,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(tree / "notebooks")}},
-        record_timing=False,
-        timeout=None,
-    )
+    resources = {"metadata": {"path": str(tree / "notebooks")}}
+    client = NotebookClient(notebook, kernel_name="python3", resources=resources, record_timing=False, timeout=None)
     client.execute(env=environment(tree))
-    return stored_form(notebook)
-
-
-def stored_form(notebook):
-    """Returns the notebook as it is committed: no progress bars, no metadata that changes from run to run."""
     without_progress_bars(notebook)
     for cell in notebook.cells:
         for name in ("execution", "papermill", "collapsed", "scrolled"):

@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from helpers import environment
+
 ROOT = Path(__file__).resolve().parent.parent
 CONDA_PYTHON = "3.12"  # environment.yml names one version of Python, requirements.txt serves three
 
@@ -53,72 +55,58 @@ def test_every_dependency_is_pinned_within_its_range(python):
     assert "setuptools" in pinned, "pip installs the package itself with it, without build isolation"
 
 
-def test_environment_yml_has_the_same_versions_and_nothing_else():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    *conda, pip = environment["dependencies"]
-    assert conda == [f"python={CONDA_PYTHON}", "pip"]
-    options = [line for line in pip["pip"] if line.startswith("-")]
-    assert options == ["-c requirements.txt", "-e ."]
-    versions = {canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, pip["pip"][: -len(options)])}
+def test_environment_yml_has_the_same_versions_and_nothing_else_and_says_what_for():
+    text = (ROOT / "environment.yml").read_text()
+    *conda, pip = yaml.safe_load(text)["dependencies"]
+    *packages, limits, own = pip["pip"]
+    assert conda == [f"python={CONDA_PYTHON}", "pip"] and [limits, own] == ["-c requirements.txt", "-e ."]
+    versions = {canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, packages)}
     pinned = pins(CONDA_PYTHON)
     assert versions == {name: f"=={pinned[name]}" for name in declared()}
+    assert [
+        line for line in re.findall(r"^ +- [\w-]+==.*", text, re.MULTILINE) if not re.search(r"\s# \w+", line)
+    ] == []
 
 
-def test_environment_yml_says_what_each_dependency_is_for():
-    for line in (ROOT / "environment.yml").read_text().splitlines():
-        if re.match(r"\s+- [\w-]+==", line):
-            assert re.search(r"\s# \w+", line), f"no comment behind {line.strip()}"
-
-
-def test_binder_reads_environment_yml():
-    """It takes the first that it finds, and these come before."""
-    names = ("binder", ".binder", "Dockerfile", "Project.toml", "default.nix", "DESCRIPTION")
-    assert [name for name in names if (ROOT / name).exists()] == []
-
-
-def test_the_devcontainer_has_what_make_makes():
+def test_binder_reads_environment_yml_and_the_devcontainer_has_what_make_makes():
+    binders = ("binder", ".binder", "Dockerfile", "Project.toml", "default.nix", "DESCRIPTION")  # it takes them first
+    assert [name for name in binders if (ROOT / name).exists()] == []
     container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
     make = (ROOT / "Makefile").read_text()
     requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     assert SpecifierSet(requires).contains(container["image"].rpartition(":")[2])
-    target = container["postCreateCommand"].removeprefix("make ")
-    assert re.search(rf"^{target}:", make, re.MULTILINE)
+    assert re.search(rf"^{container['postCreateCommand'].removeprefix('make ')}:", make, re.MULTILINE)
     interpreter = container["customizations"]["vscode"]["settings"]["python.defaultInterpreterPath"]
-    assert (
-        interpreter
-        == "${containerWorkspaceFolder}/" + re.search(r"^VENV \?= (\S+)", make, re.MULTILINE)[1] + "/bin/python"
-    )
+    environment = re.search(r"^VENV \?= (\S+)", make, re.MULTILINE)[1]
+    assert interpreter == "${containerWorkspaceFolder}/" + environment + "/bin/python"
 
 
-def text_files() -> dict[str, str]:
-    """Returns the repository's text files, committed or about to be, by relative path."""
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+def test_no_file_names_a_machine_or_a_registry():
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if listing.returncode:
         pytest.skip("not a git checkout")
-    contents = {}
-    for name in filter(None, listing.stdout.split("\0")):
-        try:
-            contents[name] = (ROOT / name).read_text(encoding="utf-8")
-        except (UnicodeDecodeError, FileNotFoundError, IsADirectoryError):
-            continue
-    return contents
+    folders = "|".join(["root", "home", "work", "tmp", "Users"])
+    machine = re.compile(rf"(?<![\w.~$)}}>/-])/({folders})/\w")
+    registry = re.compile(r"https?://[^\s\"']*(/simple\b|pythonhosted|py" + "pi)|index" + "-url\\s*[=h]")
+    files = [ROOT / name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]
+    assert ROOT / "pyproject.toml" in files
+    found = []
+    for file in files:
+        text = file.read_text(encoding="utf-8", errors="replace")
+        found += [f"{file}: {match[0]}" for pattern in (machine, registry) if (match := pattern.search(text))]
+    assert found == []
 
 
 def test_the_environment_of_a_run_is_described(tmp_path, monkeypatch):
-    from helpers import environment
-
     found = environment.describe_environment()
     assert {"python", "tensorflow", "keras", "system", "processor", "cores", "memory_gb"} <= set(found)
     assert found["keras"] == metadata.version("keras") and found["cores"] >= 1 and found["memory_gb"] > 0.1
     assert json.loads(json.dumps(found)) == found
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     (tmp_path / "a.txt").write_text("a")
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", "add", "a.txt"], cwd=tmp_path, check=True)
-    subprocess.run(["git", *identity, "commit", "-q", "-m", "a"], cwd=tmp_path, check=True)
+    for command in (["init", "-q"], ["add", "a.txt"], [*identity, "commit", "-q", "-m", "a"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
     monkeypatch.setattr(environment, "ROOT", tmp_path)
     commit = environment.describe_environment()["commit"]
     assert re.fullmatch("[0-9a-f]{40}", commit)
@@ -129,34 +117,14 @@ def test_the_environment_of_a_run_is_described(tmp_path, monkeypatch):
 
 
 def test_a_run_lists_each_environment_once():
-    from helpers.environment import add_environment
-
-    (first,) = add_environment([], {"python": "3.11", "keras": "3.15"})
+    add, now = environment.add_environment, {"python": "3.11", "keras": "3.15"}
+    (first,) = add([], now)
     assert first["since"].endswith("+00:00")
-    (same,) = add_environment(
-        [first], {"python": "3.11", "keras": "3.15", "gpus": []}
-    )  # known once TensorFlow is there
-    assert same == first | {"gpus": []}
-    assert add_environment([same], {"python": "3.11", "keras": "3.15"}) == [same]
-    before, other = add_environment([same], {"python": "3.11", "keras": "3.16"})
+    (same,) = add([first], now | {"gpus": []})  # known once TensorFlow is there
+    assert same == first | {"gpus": []} and add([same], now) == [same]
+    before, other = add([same], now | {"keras": "3.16"})
     assert before == same and other["keras"] == "3.16"
-    assert add_environment([before, other], {"python": "3.11", "keras": "3.15"}) == [before, other]
-
-
-def test_no_file_names_a_machine_or_a_registry():
-    folders = "|".join(["root", "home", "work", "tmp", "Users"])
-    machine = re.compile(rf"(?<![\w.~$)}}>/-])/({folders})/\w")
-    registry = re.compile(r"https?://[^\s\"']*(/simple\b|pythonhosted|py" + "pi)|index" + "-url\\s*[=h]")
-    files = text_files()
-    assert "pyproject.toml" in files
-    found = [
-        f"{name}: {match[0]}"
-        for name, text in files.items()
-        for pattern in (machine, registry)
-        for match in [pattern.search(text)]
-        if match
-    ]
-    assert not found, "\n".join(found)
+    assert add([before, other], now) == [before, other]
 
 
 def test_import_helpers_is_fast_and_light():
@@ -175,13 +143,10 @@ READMES = ["README.md", *(f"{folder}/README.md" for folder in ("data", "helpers"
 READMES += [str(path.relative_to(ROOT)) for path in (ROOT / "helpers").glob("*/README.md")]
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_links_lead_somewhere(readme):
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / readme).read_text(encoding="utf-8"))
-    assert [link for link in links if not (ROOT / readme).parent.joinpath(link).exists()] == []
-
-
-def test_the_front_page_is_one_screen_and_leads_to_all_others():
+def test_links_lead_somewhere_and_the_front_page_is_one_screen_and_leads_to_all_others():
+    for readme in READMES:
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / readme).read_text(encoding="utf-8"))
+        assert [link for link in links if not (ROOT / readme).parent.joinpath(link).exists()] == [], readme
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.split()) <= 1000
     assert all(f"]({readme})" in text for readme in READMES[1:])
@@ -243,5 +208,4 @@ builtins.__import__ = hidden
 for name in {[module.removesuffix(".__init__") for module in modules]}:
     importlib.import_module(name)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -50,8 +50,7 @@ def test_letters_have_the_digits_ink(rendered):
 def test_steps_end_in_counts():
     steps = render_steps("R", seed=0)
     assert list(steps) == ["printed", "drawn", "stretched", "even ink", "upright", "counted"]
-    blocks = steps["upright"].reshape(8, 4, 8, 4).sum(axis=(1, 3))
-    np.testing.assert_array_equal(steps["counted"], blocks)
+    np.testing.assert_array_equal(steps["counted"], steps["upright"].reshape(8, 4, 8, 4).sum(axis=(1, 3)))
 
 
 def test_network_has_stages_and_takes_raw_images(rendered):

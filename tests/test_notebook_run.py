@@ -17,7 +17,6 @@ from helpers.notebook_run import Run
 from helpers.parameters import (
     LETTERS,
     PHOTOS,
-    checked_values,
     choose_backbone,
     declared_parameters,
     describe_backbone,
@@ -54,14 +53,15 @@ def test_a_run_takes_the_parameters_of_the_notebook(tmp_path):
 
 def test_a_run_keeps_parameters_and_refuses_others(tmp_path):
     folder = tmp_path / "runs" / "x"
-    for parameters in ({"seed": np.int64(3), "data": Path("pets")}, {"seed": 3, "epochs": 5}):
+    for parameters in ({"seed": np.int64(3), "data": Path("pets")}, {"seed": 3, "epochs": 5, "cluster": "2"}):
         open_run(folder, **parameters).keep_parameters()
     open_run(folder, margin=2.0, rate=0.1).keep_parameters("margin")
     kept = (folder / "parameters.yaml").read_bytes()
-    assert yaml.safe_load(kept) == {"seed": 3, "data": "pets", "epochs": 5, "margin": 2.0}
+    assert yaml.safe_load(kept) == {"seed": 3, "data": "pets", "epochs": 5, "margin": 2.0, "cluster": "2"}
     with pytest.raises(ValueError, match="made with seed=3, and seed=4 was asked for: choose another folder"):
         open_run(folder, seed=4, rate=0.1)
     assert open_run(folder, rate=0.2).kept["seed"] == 3, "not kept before there are results"
+    assert open_run(folder, cluster=""), "who computes changes no result"
     assert {path.name for path in folder.iterdir()} == {"parameters.yaml", "environment.json"}
     assert (folder / "parameters.yaml").read_bytes() == kept
 
@@ -95,25 +95,19 @@ def test_a_missing_file_names_the_notebook_to_run(tmp_path):
     assert run.path("new.csv") == tmp_path / "new.csv"
 
 
-def test_metrics_are_merged_by_arm(tmp_path):
+def test_metrics_are_merged_by_arm_and_a_write_that_fails_leaves_the_old_file(tmp_path):
     run = Run(tmp_path)
     assert run.metrics == {}
     run.update_metrics(arms={"frozen": {"test_accuracy": np.float32(0.5), "trainable_weights": np.int64(7)}})
     run.update_metrics(arms={"fine-tuned": {"test_accuracy": 0.75}}, answer="Yes.")
     run.update_metrics(arms={"frozen": {"test_accuracy": 0.25}}, answer="No.")
-    frozen, tuned = {"test_accuracy": 0.25}, {"test_accuracy": 0.75}
-    assert run.metrics == {"answer": "No.", "arms": {"frozen": frozen, "fine-tuned": tuned}}
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    run = Run(tmp_path)
-    run.update_metrics(answer="Yes.")
+    expected = {"answer": "No.", "arms": {"frozen": {"test_accuracy": 0.25}, "fine-tuned": {"test_accuracy": 0.75}}}
+    assert run.metrics == expected
     with pytest.raises(TypeError):
         run.update_metrics(answer=object())
     with pytest.raises(UnicodeEncodeError):
         write_atomically(tmp_path / "metrics.json", "half \ud800")
-    assert json.loads((tmp_path / "metrics.json").read_text()) == {"answer": "Yes."}
-    assert len(list(tmp_path.iterdir())) == 1
+    assert json.loads((tmp_path / "metrics.json").read_text()) == expected and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_saved_table_names_its_rows_and_has_numbers_to_be_read(tmp_path):
@@ -147,7 +141,7 @@ DECLARED = declared_parameters(
     notebook("""\
 whole: int = 1  # meaning = one
 part: float = 0.5
-word: str = "a"
+word: str = "a # b"  # größer
 maybe: str | None = None
 flag: bool = False
 either: int | str = "auto"
@@ -160,7 +154,11 @@ weights: str = "imagenet"
 
 def test_parameters_are_read_as_declared():
     assert DECLARED["whole"].meaning == "meaning = one" and DECLARED["many"].default == [1, 2]
+    assert DECLARED["word"].meaning == "größer" and DECLARED["part"].meaning == ""
     assert DECLARED["maybe"].types == ("str", "None") and DECLARED["many"].types == ("list",)
+    for line in ("b: int = 2 * a", "b = 2"):  # derived, or without a type
+        with pytest.raises(ValueError, match=r"\bb\b"):
+            declared_parameters(notebook(f"a: int = 1\n{line}"))
 
 
 @pytest.mark.parametrize(
@@ -188,13 +186,8 @@ def test_other_types_are_refused(name, value):
         validate_parameters({name: value}, DECLARED)
 
 
-@pytest.mark.parametrize("line", ["b: int = 2 * a", "b = 2"])
-def test_a_default_that_is_derived_or_has_no_type_is_refused(line):
-    with pytest.raises(ValueError, match=r"\bb\b"):
-        declared_parameters(notebook(f"a: int = 1\n{line}"))
-
-
 FRACTIONS = {"validation_fraction": 0.5, "test_fraction": 0.2, "images_per_class": 0, "seed": 0}
+NETWORK = {"weights": "imagenet", "image_size": 0, "preprocessing": "auto", "features_from": "auto"}
 
 
 @pytest.mark.parametrize(
@@ -218,16 +211,11 @@ FRACTIONS = {"validation_fraction": 0.5, "test_fraction": 0.2, "images_per_class
     ],
 )
 def test_what_is_wrong_whatever_the_images_are_is_said_as_the_notebooks_do(wrong, message):
-    network = {"weights": "imagenet", "image_size": 0, "preprocessing": "auto", "features_from": "auto"}
-    network = network if "backbone" in wrong else {}
-    (problem,) = impossible_values(network | wrong)
+    (problem,) = impossible_values((NETWORK if "backbone" in wrong else {}) | wrong, {})
     assert re.search(message, problem, re.DOTALL)
 
 
 def test_only_what_was_changed_is_looked_at_and_all_problems_are_named():
-    usual = {"budget": "quick", "weights": "imagenet", "image_size": 0, "preprocessing": "auto", "backbone": LETTERS}
-    usual["features_from"] = "auto"
-    assert checked_values(usual | {"unknown": 1}, usual) == {}
-    assert checked_values(usual | {"budget": "60"}, usual) == {"budget": "60"}
-    assert checked_values(usual | {"weights": "None"}, usual).keys() == usual.keys() - {"budget"}
-    assert len(impossible_values({"budget": "x", "margin": -1.0})) == 2
+    usual = NETWORK | {"budget": "fast", "backbone": "no.keras"}
+    assert impossible_values(usual | {"unknown": 1}, usual) == []
+    assert len(impossible_values(usual | {"budget": "x", "margin": -1.0, "weights": "None"}, usual)) == 3

@@ -85,31 +85,22 @@ def test_logic_is_in_the_package(path):
 
 
 @notebooks
-def test_outputs_are_complete_and_clean(path):
+def test_outputs_are_complete_and_clean_and_nearly_all_compared(path):
     notebook = read(path)
     code = code_cells(notebook)
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run make refresh"
-    assert faults(notebook) == []
+    assert faults(notebook) == [] and all(cell.get("id") for cell in notebook.cells)
     assert path.stat().st_size <= MOST_BYTES
-
-
-@notebooks
-def test_few_outputs_are_left_uncompared(path):
-    code = code_cells(read(path))
     assert len([cell for cell in code if "nbval-ignore-output" in tags(cell)]) <= len(code) / 5
     assert [cell.source for cell in code if {"nbval-skip", "raises-exception"} & set(tags(cell))] == []
 
 
 @notebooks
-def test_cells_have_ids_and_figures_an_alternative_in_words(path):
-    notebook = read(path)
-    assert all(cell.get("id") for cell in notebook.cells)
-    for cell in code_cells(notebook):
-        for output in cell.outputs:
-            for kind in output.get("data", {}):
-                if kind.startswith("image/"):
-                    words = output.metadata.get(kind, {}).get("alt", "")
-                    assert len(words) > 20, f"In [{cell.execution_count}]: alt={words!r}"
+def test_figures_have_an_alternative_in_words(path):
+    outputs = [output for cell in code_cells(read(path)) for output in cell.outputs]
+    for output in outputs:
+        for kind in [kind for kind in output.get("data", {}) if kind.startswith("image/")]:
+            assert len(output.metadata.get(kind, {}).get("alt", "")) > 20
 
 
 def test_faults_of_stored_outputs_are_found():
@@ -144,20 +135,15 @@ LONG = ["A2_how_transferable.ipynb"]
 """What takes as long as all others together; the walk executes it, too, with less to learn from."""
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        pytest.param([path.name for path in notebook_paths() if path.name not in LONG], id="short"),
-        pytest.param(LONG, id="long", marks=pytest.mark.slow),
-    ],
-)
+SHORT = [path.name for path in notebook_paths() if path.name not in LONG]
+
+
+@pytest.mark.parametrize("names", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)], ids=["short", "long"])
 def test_stored_outputs_come_out_again(tmp_path, names):
     """All in one go: each notebook needs what the one before has made."""
     tree = copy_tree(tmp_path / "repository")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--rootdir=."]
-    options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800", f"--nbval-sanitize-with={NBVAL}"]
-    done = subprocess.run(
-        [*command, *options, *names],
-        cwd=tree / "notebooks", env=environment(tree), capture_output=True, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--rootdir=.", *names]
+    command += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=1800", f"--nbval-sanitize-with={NBVAL}"]
+    options = {"cwd": tree / "notebooks", "env": environment(tree), "capture_output": True, "text": True}
+    done = subprocess.run(command, **options)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 import shutil
 import signal
 import subprocess
@@ -63,24 +62,23 @@ logging.getLogger("tornado.general").error("Uncaught exception in ZMQStream call
 logging.getLogger("asyncio").error("Task destroyed")"""
 
 
-def write_notebook(path: Path, title: str, parameters: str, *code: str) -> None:
-    cells = [new_markdown_cell(f"# {title}\n\nSee [02](02_train.ipynb) and [the package](../helpers/run.py).")]
+def write_notebook(toy: Path, name: str, parameters: str, *code: str) -> None:
+    cells = [new_markdown_cell("# A title?\n\nSee [02](02_train.ipynb) and [the package](../helpers/run.py).")]
     cells.append(new_code_cell(parameters, metadata={"tags": ["parameters"]}))
     for source in code:
         cells += [new_markdown_cell("## A step"), new_code_cell(source)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(new_notebook(cells=cells), path)
+    nbformat.write(new_notebook(cells=cells), toy / "notebooks" / f"{name}.ipynb")
 
 
 def make_toy(folder: Path) -> Path:
     """Returns a repository with the package, two numbered notebooks and an appendix."""
     shutil.copytree(Path(helpers.__file__).parent, folder / "helpers", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "notebooks").mkdir()
     loading = RUN_DIR + 'data: str = "digits"  # a folder of images\nseed: int = 0  # of the split'
     training = RUN_DIR + 'weights: str | None = "imagenet"  # a file, a=b\nrate: float = 1e-3  # of the head'
-    notebooks = folder / "notebooks"
-    write_notebook(notebooks / "01_load_data.ipynb", "What is there?", loading, LOAD)
-    write_notebook(notebooks / "02_train.ipynb", "How good is it?", training, TRAIN, FIGURE, COMPLAINTS)
-    write_notebook(notebooks / "A1_appendix.ipynb", "Why?", "full: bool = False  # all of it", "1 / 0")
+    write_notebook(folder, "01_load_data", loading, LOAD)
+    write_notebook(folder, "02_train", training, TRAIN, FIGURE, COMPLAINTS)
+    write_notebook(folder, "A1_appendix", "full: bool = False  # all of it", "1 / 0")
     return folder
 
 
@@ -89,20 +87,21 @@ def toy(tmp_path) -> Path:
     return make_toy(tmp_path / "toy")
 
 
-def command(toy: Path, *arguments: str, cwd: str = ".") -> dict:
+def start(toy: Path, *arguments: str, cwd: str = ".", **options) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(toy), "COLUMNS": "100"}
-    words = [sys.executable, "-m", "helpers.run", *arguments]
-    return {"args": words, "cwd": toy / cwd, "env": environment, "text": True}
+    options |= {"cwd": toy / cwd, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-m", "helpers.run", *arguments], text=True, **options)
 
 
-def run(toy: Path, *arguments: str, cwd: str = ".", **options) -> subprocess.CompletedProcess:
-    done = subprocess.run(**command(toy, *arguments, cwd=cwd), capture_output=True, timeout=300, **options)
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
+def run(toy: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
+    process = start(toy, *arguments, **options)
+    printed, told = process.communicate(timeout=300)
+    assert "Traceback" not in printed + told
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, told)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+def contents(toy: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in (toy / "runs").rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -146,39 +145,38 @@ def test_notebooks_are_executed_from_the_root_and_stored_without_noise(finished)
 
 def test_what_has_finished_is_not_executed_again(finished):
     toy, _ = finished
-    before = contents(toy / "runs")
+    before = contents(toy)
     again = run(toy, "-p", "rate", "1e-2", "-p", "seed", "0")
     assert again.returncode == 0 and "nothing is left to do" in again.stderr
     assert "1,200" in again.stdout and "Report: runs/digits/report.html" in again.stdout
-    assert contents(toy / "runs") == before
+    assert contents(toy) == before
 
 
-@pytest.mark.parametrize("given", [("-p", "rate", "0.1"), ("-p", "seed", "1"), ()])
-def test_other_parameters_are_refused_and_nothing_is_touched(finished, given):
+@pytest.mark.parametrize(
+    ("given", "edit", "told"),
+    [
+        (("-p", "rate", "0.1"), "", "made with rate=0.01, and rate=0.1 was asked for"),
+        (("-p", "seed", "1"), "", "made with seed=0, and seed=1 was asked for"),
+        ((), "", "made with rate=0.01, and rate=0.001 was asked for"),
+        (("-p", "rate", "0.01"), "21 images", "01_load_data.ipynb has been edited"),
+    ],
+)
+def test_other_parameters_and_an_edited_notebook_are_refused_and_nothing_is_touched(finished, given, edit, told):
     toy, _ = finished
-    before = contents(toy / "runs")
-    refused = run(toy, *given)
-    assert refused.returncode == 2
-    assert re.search(r"made with (rate=0.01, and rate=0.\d+|seed=0, and seed=1) was asked for", refused.stderr)
-    assert contents(toy / "runs") == before
-
-
-def test_an_edited_notebook_is_refused(finished):
-    toy, _ = finished
-    path = toy / "notebooks" / "01_load_data.ipynb"
-    before, runs = path.read_text(), contents(toy / "runs")
-    path.write_text(before.replace("20 images", "21 images"))
+    before, path = contents(toy), toy / "notebooks" / "01_load_data.ipynb"
+    source = path.read_text()
+    path.write_text(source.replace("20 images", edit or "20 images"))
     try:
-        refused = run(toy, "-p", "rate", "0.01")
+        refused = run(toy, *given)
     finally:
-        path.write_text(before)
-    assert refused.returncode == 2 and "01_load_data.ipynb has been edited" in refused.stderr
-    assert contents(toy / "runs") == runs
+        path.write_text(source)
+    assert refused.returncode == 2 and told in refused.stderr
+    assert contents(toy) == before
 
 
-def test_the_report_opens_offline_and_has_everything_in_its_place(finished):
+def test_the_report_has_the_run_in_it_and_opens_offline(finished):
     html = (finished[0] / "runs" / "digits" / "report.html").read_text()
-    assert re.findall(r"<(?:script|link|iframe)\b", html) == [] and "@import" not in html and "url(" not in html
+    assert not any(word in html for word in ("<script", "<link", "<iframe", "@import", "url("))
     page = BeautifulSoup(html, "html.parser")
     assert all(tag["src"].startswith("data:") for tag in page.find_all(src=True))
     assert page.title.text == "Freeze or fine-tune? digits"
@@ -187,12 +185,9 @@ def test_the_report_opens_offline_and_has_everything_in_its_place(finished):
     assert [c.text for c in summary.tbody.find_all(["th", "td"])][:2] == ["frozen", "0.940"]
     rows = {row.th.text: [c.text for c in row.find_all("td")] for row in parameters.tbody.find_all("tr")}
     assert rows["rate"] == ["0.01", "of the head"] and rows["weights"][1] == "a file, a=b"
-    targets = {tag["id"] for tag in page.find_all(id=True)}
-    assert {a["href"][1:] for a in page.find_all("a")} <= targets  # links lead somewhere
-    assert page.img["alt"] == 'One <pixel> of "grey".'
+    assert page.img["alt"] == 'One <pixel> of "grey".' and page.find(class_="failure") is None
     assert len(page.find_all("details", class_="code")) == 6 and "injected" not in page.text
     assert "make run NAME=digits RATE=0.01\n" in page.find(id="repeat").find_next("pre").text + "\n"
-    assert page.find(class_="failure") is None
 
 
 # ---- what goes wrong on the way
@@ -206,28 +201,16 @@ def test_a_failing_cell_is_named_and_the_run_resumes_once_the_problem_is_fixed(t
     assert "kept: 01_load_data." in failed.stderr and "runs/mine/report.html" in failed.stderr
     assert "02_train did not finish." in (toy / "runs" / "mine" / "report.html").read_text()
     first = (toy / "runs" / "mine" / "01_load_data.ipynb").read_bytes()
-
     better = run(toy, "-n", "mine", "-p", "weights", "None")
-    assert better.returncode == 0, better.stderr
-    assert "resuming with 02_train" in better.stderr
+    assert better.returncode == 0 and "resuming with 02_train" in better.stderr, better.stderr
     assert (toy / "runs" / "mine" / "01_load_data.ipynb").read_bytes() == first
     assert yaml.safe_load((toy / "runs" / "mine" / "parameters.yaml").read_text())["weights"] is None
     assert 'class="failure"' not in (toy / "runs" / "mine" / "report.html").read_text()
 
 
-def test_results_of_a_notebook_that_failed_later_are_protected(toy):
-    path = toy / "notebooks" / "01_load_data.ipynb"
-    path.write_text(path.read_text().replace('run.path(\\"images.csv\\").write_text', "raise KeyError(0); print"))
-    assert run(toy).returncode == 1
-    before = contents(toy / "runs")
-    refused = run(toy, "-p", "seed", "1")
-    assert refused.returncode == 2 and "seed=0, and seed=1 was asked for" in refused.stderr
-    assert contents(toy / "runs") == before
-
-
 def test_a_dead_kernel_is_explained_and_counts_as_unfinished(toy):
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    write_notebook(toy / "notebooks" / "01_load_data.ipynb", "Dead?", "seed: int = 0  # any", kill)
+    write_notebook(toy, "01_load_data", "seed: int = 0  # any", kill)
     died = run(toy, "-n", "x")
     assert died.returncode == 1 and "01_load_data stopped" in died.stderr
     assert "memory" in died.stderr and "No notebook has finished" in died.stderr
@@ -236,10 +219,8 @@ def test_a_dead_kernel_is_explained_and_counts_as_unfinished(toy):
 
 
 def test_an_interruption_keeps_what_has_finished(toy):
-    started = "open(run_dir + '/on', 'w')"
-    write_notebook(toy / "notebooks" / "02_train.ipynb", "Long?", RUN_DIR, started, "import time; time.sleep(60)")
-    process = subprocess.Popen(**command(toy), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    write_notebook(toy, "02_train", RUN_DIR, "open(run_dir + '/on', 'w')", "import time; time.sleep(60)")
+    process, deadline = start(toy), time.monotonic() + 120
     while not (toy / "runs" / "digits" / "on").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
@@ -255,7 +236,7 @@ def test_an_interruption_keeps_what_has_finished(toy):
 def test_an_interruption_that_is_ignored_at_the_start_stays_ignored(toy):
     code = "import os, signal\n[os.kill(process, signal.SIGINT) for process in (os.getppid(), os.getpid())]"
     (toy / "notebooks" / "02_train.ipynb").unlink()
-    write_notebook(toy / "notebooks" / "01_load_data.ipynb", "Deaf?", RUN_DIR, code, "import time; time.sleep(0.5)")
+    write_notebook(toy, "01_load_data", RUN_DIR, code, "import time; time.sleep(0.5)")
     done = run(toy, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     assert done.returncode == 0, done.stderr
 
@@ -274,13 +255,10 @@ def test_two_runs_cannot_write_to_one_folder(toy):
 
 def test_all_wrong_parameters_are_reported_together(toy):
     refused = run(toy, *"-p sead 1 -p rate fast -p seed 1.5 -p full True -p run_dir x".split())
-    assert refused.returncode == 2
-    assert "no parameter sead. Did you mean seed?" in refused.stderr
-    assert "rate: expected float. Received: 'fast'" in refused.stderr
-    assert "seed: expected int. Received: '1.5'" in refused.stderr
-    assert "no parameter full" in refused.stderr  # of an appendix
-    assert "run_dir is set by the runner" in refused.stderr
-    assert "seed: int = 0  # of the split" in refused.stderr.split("no parameter sead")[0]  # what there is, first
+    known, _, told = refused.stderr.partition("There is no parameter sead. Did you mean seed?")
+    assert refused.returncode == 2 and "seed: int = 0  # of the split" in known
+    assert "rate: expected float" in told and "seed: expected int" in told
+    assert "no parameter full" in told and "run_dir is set by the runner" in told  # full is of an appendix
     assert not (toy / "runs").exists()
 
 
@@ -290,32 +268,26 @@ def test_wrong_usage_exits_with_2(arguments):
         main(arguments)
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({}, ("ImageNet weights (9 MB", "could not be downloaded", "make run WEIGHTS=path")),
-        ({"data": "no/such/folder"}, ("no/such/folder", "Check the spelling", "Nothing was started.")),
-    ],
-)
-def test_values_and_weights_are_checked_before_anything_starts(make_images, tmp_path, given, expected):
-    tree = copy_tree(tmp_path / "repository")
-    asked = {"data": str(make_images(tmp_path / "pets", {"a": 3, "b": 3}))} | given
-    offline = {"PYTHONPATH": str(tree), "KERAS_HOME": str(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:9"}
-    words = [sys.executable, "-m", "helpers.run", *(word for pair in asked.items() for word in ("-p", *pair))]
-    refused = subprocess.run(
-        words, env=os.environ | offline | {"COLUMNS": "1000"}, cwd=tree, capture_output=True, text=True, timeout=600
-    )
+def test_values_and_weights_are_checked_before_anything_starts(make_images, tmp_path):
+    tree, images = copy_tree(tmp_path / "repository"), make_images(tmp_path / "pets", {"a": 3, "b": 3})
+    options = {"cwd": tree, "capture_output": True, "text": True, "timeout": 600}
+    options["env"] = os.environ | {"PYTHONPATH": str(tree), "COLUMNS": "1000"}
+    options["env"] |= {"KERAS_HOME": str(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:9"}  # offline
+    command = [sys.executable, "-m", "helpers.run", "-p", "data", str(images), "-p", "shifted", "no/such/folder"]
+    refused = subprocess.run(command, **options)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
-    assert [text for text in expected if text not in " ".join(refused.stderr.split())] == []
+    for told in ("ImageNet weights (9 MB", "no/such/folder. Check the spelling", "Nothing was started."):
+        assert told in " ".join(refused.stderr.split())
+    refused = subprocess.run(command[:-3], **options)
+    assert refused.returncode == 2 and "could not be downloaded" in refused.stderr
     assert not (tree / "runs").exists()
 
 
 def test_a_run_is_named_after_what_it_is_made_of(tmp_path):
     cell = new_code_cell('data: str = "digits"\nbackbone: str = "auto"', metadata={"tags": ["parameters"]})
     known = declared_parameters(new_notebook(cells=[cell]))
-    assert run_name({}, known) == "digits"
+    assert run_name({}, known) == run_name({"backbone": LETTERS}, known) == "digits"
     assert run_name({"backbone": "ResNet50"}, known) == "digits-ResNet50"
-    assert run_name({"backbone": LETTERS}, known) == "digits"
     assert run_name({"data": "a/my pets"}, known) == "my pets-MobileNetV2"
     assert run_name({"data": "a/pets", "backbone": "b/own.keras"}, known) == "pets-own"
     for name in ("pets.csv", "pets.tar.gz"):
@@ -328,16 +300,13 @@ def test_a_run_is_named_after_what_it_is_made_of(tmp_path):
 
 def test_the_summary_has_a_row_for_each_arm_from_cheap_to_dear():
     arm = {"test_accuracy": 0.25, "low": 0.2, "high": 0.3}
-    tuned = arm | {"seconds": 2.34, "trainable_weights": 1200}
-    arms = {"another": arm, "fine-tuned": tuned, "frozen": arm}
-    study = {"from scratch": {"test_accuracy": 0.5}, "frozen": arm | {"test_accuracy": 0.26}}
-    several = [("from scratch", "0.500", "–", "–", "–"), ("frozen", "0.260", "0.200 to 0.300", "–", "–")]
+    arms = {"another": arm, "fine-tuned": arm | {"seconds": 2.34, "trainable_weights": 1200}, "frozen": arm}
+    plain = ("0.250", "0.200 to 0.300", "–", "–")
+    tuned = ("fine-tuned", "0.250", "0.200 to 0.300", "2.3", "1,200")
+    assert summary_rows({"arms": arms}) == [("frozen", *plain), tuned, ("another", *plain)]
+    study = {"from scratch": {"test_accuracy": 0.5}, "frozen": arm}
+    several = [("from scratch", "0.500", "–", "–", "–"), ("frozen", *plain)]
     assert summary_rows({"arms": arms, "study": study}) == several, "instead of those of one split"
-    assert summary_rows({"arms": arms}) == [
-        ("frozen", "0.250", "0.200 to 0.300", "–", "–"),
-        ("fine-tuned", "0.250", "0.200 to 0.300", "2.3", "1,200"),
-        ("another", "0.250", "0.200 to 0.300", "–", "–"),
-    ]
     assert summary_rows({}) == []
 
 
@@ -365,10 +334,9 @@ def test_a_bar_leaves_an_empty_line_in_a_notebook_that_is_executed_without_the_r
     if by_the_runner:
         monkeypatch.setenv("BARS_ON_STDOUT", "1")
     bar = "list(tqdm(range(30), 'a bar', file=progress_file(), leave=False, mininterval=0))"
-    source = (
-        f"from tqdm import tqdm; from helpers import progress_file; print('before')\n{bar}\n{bar}\nprint('after')"
-    )
-    notebook = new_notebook(cells=[new_code_cell(source), new_code_cell(f"{bar}; 1 / 0")])
+    imports = "from tqdm import tqdm; from helpers import progress_file"
+    sources = [f"{imports}; print('before')\n{bar}\n{bar}\nprint('after')", f"{bar}; 1 / 0"]
+    notebook = new_notebook(cells=list(map(new_code_cell, sources)))
     NotebookClient(notebook, allow_errors=True, kernel_name="python3").execute()
     found = [output.get("text", output.get("data")) for output in notebook.cells[0].outputs]
     if by_the_runner:

@@ -1,5 +1,7 @@
 """How transferable: halves of classes, what is copied and frozen, pairs, and that a stopped experiment goes on."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,17 +50,13 @@ def experiment(images, root, *, splits: int = 2, **options) -> Transferability:
 # ---- halves
 
 
-def test_halves_are_disjoint_and_whole_and_differ():
+def test_halves_are_disjoint_and_whole_and_differ_unless_one_is_given():
     halves = halve_classes(NAMES, splits=8)
     assert all(not set(a) & set(b) and sorted([*a, *b]) == NAMES and len(a) == len(b) == 3 for a, b in halves)
     assert len({tuple(half.b) for half in halves}) == 8
     assert halves == halve_classes(NAMES[::-1], splits=8) != halve_classes(NAMES, splits=8, seed=1)
-    many = [f"{number:03d}" for number in range(101)]
-    a, b = halve_classes(many, splits=3)[0]
+    a, b = halve_classes([f"{number:03d}" for number in range(101)], splits=3)[0]
     assert len(a) == 51 and len(b) == 50
-
-
-def test_a_given_half_is_the_same_in_all_splits():
     assert halve_classes(NAMES, splits=3, half_b=["e", "a"]) == [(["b", "c", "d", "f"], ["a", "e"])] * 3
     typed = ["e\u0301", "a"]  # é, as a Mac may write it
     assert halve_classes(["a", "b", "c", "\u00e9"], splits=2, half_b=typed)[0].b == ["a", "\u00e9"]
@@ -82,34 +80,28 @@ def test_what_cannot_be_halved(names, options, message):
 
 def test_images_of_some_classes_get_labels_of_their_own(images):
     pixels, labels = images.of(["d", "b"])
-    for part in ("train", "validation", "test"):
-        for label, name in enumerate(("d", "b")):
-            whole = images.pixels[part][images.labels[part] == NAMES.index(name)]
-            np.testing.assert_array_equal(pixels[part][labels[part] == label], whole)
+    for part, (label, name) in product(("train", "validation", "test"), enumerate("db")):
+        whole = images.pixels[part][images.labels[part] == NAMES.index(name)]
+        np.testing.assert_array_equal(pixels[part][labels[part] == label], whole)
 
 
 # ---- data
 
 
-def test_letters_are_as_many_of_each_class_in_each_part(root):
-    letters = open_classes("letters", image_size=8, images_per_class=5)
+def test_letters_are_as_many_of_each_class_in_each_part_and_digits_stand_beside_them(root):
+    options = {"image_size": 8, "images_per_class": 5}
+    letters, digits, both = (open_classes(name, **options) for name in ("letters", "digits", "letters and digits"))
     for part, count in {"train": 4, "validation": 1, "test": 5}.items():
         assert np.bincount(letters.labels[part]).tolist() == [count] * len(letters.class_names)
     seen = {image.tobytes() for part in ("train", "validation") for image in letters.pixels[part]}
     assert np.mean([image.tobytes() in seen for image in letters.pixels["test"]]) < 0.01
-    again = open_classes("letters", image_size=8, images_per_class=5)
-    np.testing.assert_array_equal(letters.pixels["test"], again.pixels["test"])
+    assert both.class_names == [*letters.class_names, *"0123456789"] and len(set(both.class_names)) > 50
+    for images in (letters, digits):
+        pixels, labels = both.of(images.class_names)
+        np.testing.assert_array_equal(pixels["test"], images.pixels["test"])
+        np.testing.assert_array_equal(labels["test"], images.labels["test"])
     with pytest.raises(ValueError, match="`image_size=8` with letters"):
         open_classes("letters", image_size=32)
-
-
-def test_digits_stand_beside_letters(root):
-    both = open_classes("letters and digits", image_size=8, images_per_class=5)
-    assert both.class_names[-10:] == list("0123456789") and len(set(both.class_names)) == len(both.class_names)
-    pixels, labels = both.of(list("0123456789"))
-    digits = open_classes("digits", image_size=8, images_per_class=5)
-    np.testing.assert_array_equal(pixels["test"], digits.pixels["test"])
-    np.testing.assert_array_equal(labels["test"], digits.labels["test"])
 
 
 def test_a_folder_of_ones_own(root, make_images):
@@ -177,10 +169,10 @@ def test_copied_means_copied_and_frozen_means_bit_equal(images, root, monkeypatc
 
 
 def test_arms_of_a_split_begin_with_the_same_upper_layers(images, root):
-    transfer = experiment(images, root)
-    first, again, other = (transfer._drawn("above", split) for split in (0, 0, 1))
+    first, again = (experiment(images, root)._drawn("above", 0) for _ in range(2))
     assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
-    assert not np.array_equal(first[0], other[0]) and not np.array_equal(first[0], transfer._drawn("base B", 0)[0])
+    for role, split in (("above", 1), ("base B", 0)):
+        assert not np.array_equal(first[0], experiment(images, root)._drawn(role, split)[0])
 
 
 @pytest.fixture(scope="module")
@@ -242,16 +234,13 @@ def test_the_test_images_choose_nothing(images, root):
 
 def test_arms_are_compared_split_by_split():
     """Both arms vary much between splits, and their difference does not."""
-    rows = [
-        {"network": "x", "split": split, "arm": arm, "n": n, "accuracy": 0.5, "difference": 0.1 * split + gain}
-        for split in range(4)
-        for n in (1, 2)
-        for arm, gain in (("BnB+", 0.0), ("AnB+", 0.02 + 0.001 * split))
-    ]
-    found = compare_arms(pd.DataFrame(rows), "BnB+", "AnB+").set_index("n")
+    rows = [("x", split, "BnB+", n, 0.1 * split) for split in range(4) for n in (1, 2)]
+    rows += [("x", split, "AnB+", n, 0.101 * split + 0.02) for split in range(4) for n in (1, 2)]
+    results = pd.DataFrame(rows, columns=["network", "split", "arm", "n", "difference"])
+    found = compare_arms(results, "BnB+", "AnB+").set_index("n")
     assert found.loc["all", "difference"] == pytest.approx(0.0215)
     assert not found["contains_zero"].any() and list(found.index) == [1, 2, "all"]
-    assert compare_arms(pd.DataFrame(rows), "AnB+", "AnB+")["contains_zero"].all()
+    assert compare_arms(results, "AnB+", "AnB+")["contains_zero"].all()
 
 
 def test_the_figure_says_what_it_shows():
@@ -280,13 +269,10 @@ def test_each_network_is_described_and_compared_by_itself(results):
 
 
 def test_costs_are_those_of_twins():
-    rows = [
-        {"network": "x", "split": split, "arm": arm, "n": n, "seconds": seconds * n + split}
-        for split in (0, 1, 2)
-        for n in (1, 2)
-        for arm, seconds in (("BnB", 1), ("BnB+", 5), ("AnB", 2), ("AnB+", 3), ("random frozen", 9))
-    ]
-    found = compare_costs(pd.DataFrame([*rows, {"network": "x", "split": 0, "arm": "base B", "n": 0, "seconds": 7}]))
+    seconds = {"BnB": 1, "BnB+": 5, "AnB": 2, "AnB+": 3, "random frozen": 9}
+    rows = [("x", split, arm, n, seconds[arm] * n + split) for split, arm, n in product((0, 1, 2), seconds, (1, 2))]
+    columns = ["network", "split", "arm", "n", "seconds"]
+    found = compare_costs(pd.DataFrame([*rows, ("x", 0, "base B", 0, 7)], columns=columns))
     assert found.loc[("BnB", "x", 2)].tolist() == [3, 11, 3 / 11] and len(found) == 4
 
 

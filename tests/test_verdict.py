@@ -42,13 +42,10 @@ def studies(count: int, **truth) -> list[dict]:
     return [study(simulate(rng, **truth)) for _ in range(count)]
 
 
-@pytest.mark.parametrize(
-    "pairs",
-    [
-        pytest.param(budget["pairs"], marks=() if budget["pairs"] == PAIRS else pytest.mark.slow)
-        for budget in BUDGETS.values()
-    ],
-)
+BUDGETED = [pytest.param(b["pairs"], marks=() if b["pairs"] == PAIRS else pytest.mark.slow) for b in BUDGETS.values()]
+
+
+@pytest.mark.parametrize("pairs", BUDGETED)
 @pytest.mark.parametrize("images", [100, 500, 2000])
 @pytest.mark.parametrize("spread", [0.05, 0.15, 0.3])  # pairs vary less than images do, as much, and more
 def test_it_is_as_sure_as_it_says(images, spread, pairs):
@@ -76,11 +73,9 @@ def test_a_large_difference_is_clear_after_a_few_pairs():
 
 
 def test_the_first_look_asks_for_more():
-    rng = np.random.default_rng(0)
+    rng, truth = np.random.default_rng(0), {"images": 300, "spread": 0.1, "difference": 0.03, "accuracy": 0.85}
     for _ in range(200):
-        found = compare_pairs(
-            *simulate(rng, images=300, spread=0.1, difference=0.03, accuracy=0.85, pairs=FIRST_LOOK)
-        )
+        found = compare_pairs(*simulate(rng, **truth, pairs=FIRST_LOOK))
         assert not found["clear"] or found["shown"] or found["equivalent"]
     equal = np.ones((FIRST_LOOK, 5000), bool)
     assert compare_pairs(equal, equal)["clear"] and not compare_pairs(equal, equal)["shown"], "as good as equal"
@@ -97,12 +92,16 @@ def tables(*, gained: int, lost: int, images: int = 400) -> tuple[np.ndarray, np
     return first, second
 
 
-def test_a_difference_of_arms_that_agree_is_none():
+def test_a_difference_that_is_none_or_within_the_margin_does_not_matter():
     study = compare_pairs(*tables(gained=0, lost=0))
     assert study["difference"] == 0 and study["low"] == -study["high"]
     assert study["equivalent"] and decide(study) == "no difference shown"
     few = compare_pairs(np.ones((6, 50), bool), np.ones((6, 50), bool))
     assert few["high"] > 0.04 and not few["equivalent"], "50 images may all be right by chance"
+    arms = tables(gained=30, lost=2)
+    assert decide(compare_pairs(*arms, margin=0.01)) == "fine-tune"
+    large = compare_pairs(*arms, margin=0.2)
+    assert large["shown"] == "second" and large["equivalent"] and decide(large) == "no difference shown"
 
 
 @pytest.mark.parametrize(("images", "share"), [(100, 0.01), (150, 0.01), (150, 0.02), (400, 0.005)])
@@ -115,13 +114,6 @@ def test_few_images_that_tell_the_arms_apart_are_not_taken_for_certainty(images,
         study = compare_pairs(first, np.ones_like(first))
         held.append(study["low"] <= share <= study["high"])
     assert np.mean(held) >= 0.93
-
-
-def test_a_gain_within_the_margin_does_not_matter():
-    arms = tables(gained=30, lost=2)
-    assert decide(compare_pairs(*arms, margin=0.01)) == "fine-tune"
-    large = compare_pairs(*arms, margin=0.2)
-    assert large["shown"] == "second" and large["equivalent"] and decide(large) == "no difference shown"
 
 
 def test_the_interval_counts_pairs_and_images():
@@ -176,38 +168,36 @@ def test_each_number_in_the_words_is_in_the_tables(gained, lost):
     assert [number for number in numbers if number.rstrip(",") not in allowed] == []
 
 
-def test_the_headline_is_the_recommendation():
-    def headline(*arms, **changes) -> str:
-        return describe_verdict(answer(*arms, **changes))["headline"]
+@pytest.mark.parametrize(
+    ("gained", "lost", "verdict", "chosen", "headline"),
+    [
+        (40, 4, "fine-tune", "fine-tuned", "Fine-tune: take all layers, unfreeze from block_13"),
+        (4, 40, "freeze", "frozen", "Freeze: fine-tuning is 9.0 points less accurate"),
+        (20, 20, "no difference shown", "frozen", "Freeze: fine-tuning is not shown to be better"),
+        (
+            40,
+            34,
+            "no difference shown",
+            "fine-tuned",
+            "Not decided: fine-tuning looks 1.5 points more",
+        ),  # than a margin
+        (40, 37, "no difference shown", "frozen", "Freeze"),
+    ],
+)
+def test_the_headline_is_the_recommendation_and_the_rest_contradicts_nothing(gained, lost, verdict, chosen, headline):
+    known = answer(*tables(gained=gained, lost=lost), stopped="the final was interrupted")
+    assert (known["verdict"], known["chosen"]) == (verdict, chosen)
+    words = describe_verdict(known)["explanation"]
+    assert describe_verdict(known)["headline"].startswith(headline)
+    assert f"handed over is {chosen}" in words and "not complete: the final was interrupted" in words
+    assert ("would likely have been shown" in words) == (verdict == "no difference shown")
+    assert "cut before block_14" in words and "with all layers taken and unfrozen from block_13" in words
 
-    assert headline(*tables(gained=40, lost=4)).startswith("Fine-tune: take all layers, unfreeze from block_13")
-    assert headline(*tables(gained=4, lost=40)).startswith("Freeze: fine-tuning is 9.0 points less accurate")
-    assert headline(*tables(gained=20, lost=20)).startswith("Freeze: fine-tuning is not shown to be better")
-    assert headline(*tables(gained=40, lost=34)).startswith("Not decided: fine-tuning looks 1.5 points more")
+
+def test_the_headline_of_a_small_difference_and_of_none():
     small = answer(*tables(gained=30, lost=2))
     small["comparison"] |= {"equivalent": True}
     small["verdict"], small["chosen"] = decide(small["comparison"]), choose_arm(small["comparison"])
     assert describe_verdict(small)["headline"].startswith("Freeze: the difference is too small to matter")
     assert describe_verdict({"comparison": {}, "arms": {}, "stopped": ""})["headline"].startswith("No verdict")
-
-
-@pytest.mark.parametrize(
-    ("gained", "lost", "verdict", "chosen"),
-    [
-        (40, 4, "fine-tune", "fine-tuned"),
-        (4, 40, "freeze", "frozen"),
-        (20, 20, "no difference shown", "frozen"),
-        (40, 34, "no difference shown", "fine-tuned"),  # likely better by more than the margin
-        (40, 37, "no difference shown", "frozen"),
-    ],
-)
-def test_what_is_handed_over_is_the_better_guess_and_the_explanation_contradicts_nothing(
-    gained, lost, verdict, chosen
-):
-    known = answer(*tables(gained=gained, lost=lost), stopped="the final was interrupted")
-    assert (known["verdict"], known["chosen"]) == (verdict, chosen)
-    words = describe_verdict(known)["explanation"]
-    assert f"handed over is {chosen}" in words and "not complete: the final was interrupted" in words
-    assert ("would likely have been shown" in words) == (verdict == "no difference shown")
-    assert "cut before block_14" in words and "with all layers taken and unfrozen from block_13" in words
     assert choose_arm({}) == "frozen"

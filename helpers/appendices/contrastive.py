@@ -45,9 +45,8 @@ def pretrain(
         epochs, batch_size, learning_rate: of the training, with Adam and `warmup_cosine`.
         temperature, seed: of the loss (at a lower one the nearest other images matter more); of everything random.
 
-    Returns:
-        The `Checkpoint`, whose history has log_loss, partner_found (0..1), and both of the validation images, with
-        "val_". The backbone has the weights of the epoch with the lowest val_log_loss, or those of the start.
+    The `Checkpoint`'s history has log_loss, partner_found (0..1), and both of the validation images, with "val_".
+    The backbone ends with the weights of the epoch with the lowest val_log_loss, or those of the start.
     """
     _check(backbone, images, batch_size=batch_size, temperature=temperature)
     set_seed(seed)
@@ -179,13 +178,8 @@ def score_features(
 ) -> np.ndarray:
     """Returns what fixed features are worth with few labels: test accuracies 0..1, float64 (draws,); shows a bar.
 
-    Args:
-        features: float (images, features).
-        labels: int (images,).
-        labelled: images that a head is solved from (`fit_head`): drawn anew each time, of each class in proportion.
-        test: others that it is tested on.
-        draws: how often. They depend on the seed and the labels alone, so that features can be compared in pairs.
-        seed: of the draws.
+    In each draw, a head is fitted to the features of `labelled` images, of each class in proportion, and tested on
+    `test` others. Draws depend on the seed and the labels alone, so that features can be compared in pairs.
     """
     splits = StratifiedShuffleSplit(n_splits=draws, train_size=labelled, test_size=test, random_state=seed)
     bar = tqdm(splits.split(features, labels), "scoring features", draws, leave=False, file=progress_file())

@@ -27,19 +27,12 @@ _VALIDATION = 0.1
 
 
 class LabelledImages(NamedTuple):
-    """Images of known classes in three parts, in memory.
+    """Images of known classes in three parts, in memory."""
 
-    Attributes:
-        pixels: part to uint8 (images, height, width, 3), 0..255.
-        labels: part to int (images,), positions in `class_names`.
-        class_names: in the order of the labels.
-        problems: what was found in the files, as from `check_images`; without a row for images that were drawn.
-    """
-
-    pixels: dict[str, np.ndarray]
-    labels: dict[str, np.ndarray]
-    class_names: list[str]
-    problems: pd.DataFrame
+    pixels: dict[str, np.ndarray]  # part to uint8 (images, height, width, 3), 0..255
+    labels: dict[str, np.ndarray]  # part to int (images,), positions in `class_names`
+    class_names: list[str]  # in the order of the labels
+    problems: pd.DataFrame  # what was found in the files, as from `check_images`; no row for images that were drawn
 
     def of(self, classes: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Returns pixels and labels of some classes alone; a label is the position in `classes`."""
@@ -67,8 +60,8 @@ def open_classes(
     if data == "letters":
         return _draw_letters(images_per_class or 50, image_size=image_size, seed=seed)
     if data == "letters and digits":
-        letters = open_classes("letters", image_size=image_size, images_per_class=images_per_class, seed=seed)
-        digits = open_classes("digits", image_size=image_size, images_per_class=images_per_class, seed=seed)
+        options = {"image_size": image_size, "images_per_class": images_per_class, "seed": seed}
+        letters, digits = open_classes("letters", **options), open_classes("digits", **options)
         first = len(letters.class_names)
         return LabelledImages(
             {part: np.concatenate([letters.pixels[part], digits.pixels[part]]) for part in PARTS},
@@ -123,17 +116,14 @@ class Halves(NamedTuple):
 def halve_classes(
     class_names: Sequence[str], *, splits: int, half_b: Iterable[str] = (), seed: int = 0
 ) -> list[Halves]:
-    """Returns several divisions of the classes into halves A and B.
+    """Returns several divisions of the classes, at least four, into halves A and B.
 
     Args:
-        class_names: at least four of them.
+        class_names: all classes.
         splits: how many. Random ones differ from each other.
         half_b: the classes of B, for a division by what they show (Yosinski et al.: natural and man-made things);
             all others are A. It is then the same in all splits, and they differ in what is drawn for the networks.
         seed: of random divisions.
-
-    Raises:
-        ValueError: too few classes, an unknown one, a half with fewer than two, or too few or too many splits.
     """
     names, half_b = sorted(class_names), list(map(unify_name, half_b))
     if len(names) < 4:

@@ -71,14 +71,9 @@ class _Masters(NamedTuple):
 def render_letters(count: int, *, seed: int, threads: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """Returns `count` distorted letters in the digits' form, and their classes; shows a progress bar.
 
-    Args:
-        count: how many letters; at least 1.
-        seed: same seed, same letters, however many threads draw them.
-        threads: drawn at once; NumPy works outside Python's lock.
-
-    Returns:
-        images: uint8, (count, 8, 8, 3), in 0..255, as from `counts_to_images`.
-        labels: int64, (count,): positions in `LETTERS`, all classes equally likely.
+    The images are uint8 (count, 8, 8, 3) in 0..255, as from `counts_to_images`; the labels int64 (count,), positions
+    in `LETTERS`, all classes equally likely. The same seed gives the same letters, however many threads draw them
+    (NumPy works outside Python's lock).
     """
     masters, sizes = _load_masters(), [min(_CHUNK, count - first) for first in range(0, count, _CHUNK)]
 
@@ -95,15 +90,10 @@ def render_letters(count: int, *, seed: int, threads: int = 2) -> tuple[np.ndarr
 
 
 def render_steps(letter: str, *, seed: int) -> dict[str, np.ndarray]:
-    """Returns one letter at each step of the way from print to 8x8 counts, for a figure.
+    """Returns one letter, or another character of its class, at each step from print to 8x8 counts, for a figure.
 
-    Args:
-        letter: a character of one of the classes in `LETTERS`; another character of the class may be drawn.
-        seed: of the face and the distortion.
-
-    Returns:
-        Ink as True or as larger numbers, by step: "printed" bool (104, 104), "drawn" bool (48, 48),
-        "stretched", "even ink" and "upright" bool (32, 32), "counted" uint8 (8, 8) in 0..16.
+    Ink is True or a larger number, by step: "printed" bool (104, 104), "drawn" bool (48, 48), "stretched", "even ink"
+    and "upright" bool (32, 32), "counted" uint8 (8, 8) in 0..16.
     """
     label = next(label for label, characters in enumerate(LETTERS) if letter in characters)
     masters, rng = _load_masters(), np.random.default_rng(seed)
@@ -122,28 +112,22 @@ def counts_to_images(counts: np.ndarray) -> np.ndarray:
     return np.repeat(np.round(np.asarray(counts) * (255 / 16)).astype(np.uint8)[..., None], 3, axis=-1)
 
 
-def build_letter_network(class_count: int, *, widths: tuple[int, ...] = (32, 64, 128)) -> keras.Model:
+def build_letter_network(class_count: int) -> keras.Model:
     """Returns an untrained residual network for 8x8 images: He et al. 2015, arXiv 1512.03385, made small.
 
-    Flat, with a stage in each layer's name as in `keras.applications.ResNet50`: `conv1` at 8x8, `conv2` at
-    8x8, `conv3` and `conv4` at 4x4, then `avg_pool` and `predictions`.
-
-    Args:
-        class_count: letters to tell apart; at least 2.
-        widths: channels of `conv2`, `conv3` and so on. The last stage has one block, the others two.
-
-    Returns:
-        A model from uint8 images (n, 8, 8, 3) in 0..255 to float32 probabilities (n, class_count).
+    From uint8 images (n, 8, 8, 3) in 0..255 to float32 probabilities (n, class_count). Flat, with a stage in each
+    layer's name as in `keras.applications.ResNet50`: `conv1` and `conv2` at 8x8, `conv3` and `conv4` at 4x4, then
+    `avg_pool` and `predictions`.
     """
     inputs = keras.Input((8, 8, 3), dtype="uint8", name="image")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="rescaling")(inputs)
-    x = _convolve(x, widths[0], name="conv1", part="")
+    x = _convolve(x, 32, name="conv1")
     x = keras.layers.Activation("relu", name="conv1_relu")(x)
-    for stage, width in enumerate(widths):
-        for block in range(1 if stage == len(widths) - 1 else 2):
+    for stage, width, blocks in ((2, 32, 2), (3, 64, 2), (4, 128, 1)):
+        for block in range(1, blocks + 1):
             # Halved once only: a digit's 8x8 pixels leave nothing to see at 2x2.
-            strides = 2 if (stage, block) == (1, 0) else 1
-            x = _add_block(x, width, strides=strides, name=f"conv{stage + 2}_block{block + 1}")
+            strides = 2 if (stage, block) == (3, 1) else 1
+            x = _add_block(x, width, strides=strides, name=f"conv{stage}_block{block}")
     x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
     outputs = keras.layers.Dense(class_count, activation="softmax", name="predictions")(x)
     return keras.Model(inputs, outputs, name="letters")
@@ -159,17 +143,16 @@ def _add_block(x, width: int, *, strides: int, name: str):
     """Returns the output of a residual block, its shortcut by a 1x1 convolution where shapes differ."""
     shortcut = x
     if strides != 1 or x.shape[-1] != width:
-        shortcut = _convolve(x, width, kernel=1, strides=strides, name=name, part="_0")
-    x = _convolve(x, width, strides=strides, name=name, part="_1")
+        shortcut = _convolve(x, width, kernel=1, strides=strides, name=f"{name}_0")
+    x = _convolve(x, width, strides=strides, name=f"{name}_1")
     x = keras.layers.Activation("relu", name=f"{name}_1_relu")(x)
-    x = _convolve(x, width, name=name, part="_2")
+    x = _convolve(x, width, name=f"{name}_2")
     x = keras.layers.Add(name=f"{name}_add")([shortcut, x])
     return keras.layers.Activation("relu", name=f"{name}_out")(x)
 
 
-def _convolve(x, width: int, *, name: str, part: str, kernel: int = 3, strides: int = 1):
+def _convolve(x, width: int, *, name: str, kernel: int = 3, strides: int = 1):
     """Returns a convolution followed by batch normalisation, which makes a bias superfluous."""
-    name += part
     conv = keras.layers.Conv2D(width, kernel, strides, padding="same", use_bias=False, name=f"{name}_conv")
     return keras.layers.BatchNormalization(name=f"{name}_bn")(conv(x))
 

@@ -48,12 +48,11 @@ def plot_transfer(summary: pd.DataFrame) -> DescribedFigure:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles))
-    texts = [
-        f"{network}, {arm}: " + ", ".join(f"{row.n}: {100 * row.difference:+z.1f}" for row in part.itertuples()) + "."
-        for (network, arm), part in curves.sort_values("n", kind="stable").groupby(["network", "arm"], sort=False)
-    ]
-    lead = "Accuracy above each split's own base, in points, over the number of copied layers."
-    figure.description = " ".join([lead, *texts])
+    texts = ["Accuracy above each split's own base, in points, over the number of copied layers."]
+    for (network, arm), part in curves.sort_values("n", kind="stable").groupby(["network", "arm"], sort=False):
+        points = ", ".join(f"{row.n}: {100 * row.difference:+z.1f}" for row in part.itertuples())
+        texts.append(f"{network}, {arm}: {points}.")
+    figure.description = " ".join(texts)
     return figure
 
 

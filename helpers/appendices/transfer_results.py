@@ -16,12 +16,10 @@ def published_results() -> pd.DataFrame:
 
 
 def summarize_transfer(results: pd.DataFrame) -> pd.DataFrame:
-    """Returns each arm's difference to the base of its own split, over the splits.
+    """Returns each arm's difference to the base of its own split, over the splits: a row for each network, arm and n.
 
-    Returns:
-        A row for each network, arm and n, with the columns network, arm, n, splits (count), accuracy (mean),
-        difference (mean), low, high (its 95 % interval over the splits), contains_zero (whether 0 lies in it; not
-        where there is no interval).
+    The columns are network, arm, n, splits (count), accuracy and difference (means), low, high (its 95 % interval
+    over the splits), contains_zero (whether 0 lies in it; not where there is no interval).
     """
     rows = []
     for (network, n, arm), group in results.groupby(["network", "n", "arm"], sort=False):
@@ -51,9 +49,8 @@ def describe_transfer(summary: pd.DataFrame) -> str:
 def compare_arms(results: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     """Returns by how much the second arm is better than the first one, paired by split and n.
 
-    Returns:
-        For each network a row for each n, and at the end one for their mean ("all"), with the columns network, n,
-        difference, low, high (95 % interval over the splits), contains_zero.
+    For each network there is a row for each n, and at the end one for their mean ("all"), with the columns network,
+    n, difference, low, high (95 % interval over the splits), contains_zero.
     """
     rows = []
     for network, part in results.groupby("network", sort=False):
@@ -67,14 +64,8 @@ def compare_arms(results: pd.DataFrame, first: str, second: str) -> pd.DataFrame
 def compare_runs(results: pd.DataFrame, first: str, second: str, *, layers: Sequence[int]) -> dict:
     """Returns by how much the second arm is better than the first one where there are no pairs: over all networks.
 
-    Args:
-        results: a row for each network, such as `published_results`.
-        first: an arm.
-        second: another one.
-        layers: the n that count.
-
-    Returns:
-        difference of the means, a fraction; error, its standard error; networks: how many of each arm.
+    `layers` are the n that count in the results, such as `published_results`. Returns the difference of the means, a
+    fraction; error, its standard error; and networks, how many there are of each arm.
     """
     rows = results[results["n"].isin(list(layers))]
     one, other = (rows.loc[rows["arm"] == arm, "difference"].to_numpy() for arm in (first, second))
@@ -85,8 +76,7 @@ def compare_runs(results: pd.DataFrame, first: str, second: str, *, layers: Sequ
 def compare_costs(results: pd.DataFrame) -> pd.DataFrame:
     """Returns the seconds of the frozen arms beside those of their "+" twins, the medians over the splits.
 
-    Returns:
-        A DataFrame indexed by arm, network and n, with the columns frozen, all_learn (seconds) and share.
+    A DataFrame indexed by arm, network and n, with the columns frozen, all_learn (seconds) and share.
     """
     seconds = results.pivot_table(index=["network", "n"], columns="arm", values="seconds", aggfunc="median")
     twins = {arm: {"frozen": seconds[arm], "all_learn": seconds[f"{arm}+"]} for arm in ("BnB", "AnB")}

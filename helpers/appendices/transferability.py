@@ -44,16 +44,14 @@ NETWORKS = ("plain", "batch_norm")
 def build_convnet(class_count: int, *, image_size: int = 8, batch_norm: bool = False) -> keras.Model:
     """Returns an untrained network of eight layers, as the paper's: AlexNet (Krizhevsky et al. 2012), made small.
 
-    Of AlexNet it lacks the groups of filters, the local response normalisation and dropout.
+    From uint8 images (n, image_size, image_size, 3) in 0..255 to float32 probabilities (n, class_count), with the
+    stages `conv1` to `conv5`, `fc6`, `fc7` and `predictions`. Of AlexNet it lacks the groups of filters, the local
+    response normalisation and dropout.
 
     Args:
         class_count: at least 2.
         image_size: pixels along a side, at least 8. The first layer brings larger images to a side of about 8.
         batch_norm: whether each layer but the last one normalises its outputs, and then has no bias.
-
-    Returns:
-        A model from uint8 images (n, image_size, image_size, 3) in 0..255 to float32 probabilities (n, class_count),
-        with the stages `conv1` to `conv5`, `fc6`, `fc7` and `predictions`.
     """
     if image_size < 8:
         raise ValueError(f"Expected `image_size` of at least 8. Received {image_size}.")
@@ -71,8 +69,7 @@ def build_convnet(class_count: int, *, image_size: int = 8, batch_norm: bool = F
         inputs = keras.Input((image_size, image_size, 3), dtype="uint8", name="image")
         x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescaling")(inputs)
         for number, width in enumerate((16, 32, 32, 48, 48), start=1):
-            first = number == 1
-            kernel, strides = (2 * stride + 1, stride) if first else (3, 1)
+            kernel, strides = (2 * stride + 1, stride) if number == 1 else (3, 1)
             convolution = layers.Conv2D(width, kernel, strides, padding="same", name=f"conv{number}", **options)
             x = follow(x, convolution)
             if number in (2, 5):
@@ -117,7 +114,6 @@ class Transferability:
         self.folder = resolve_path(folder)
         options = {"lowest_rate": 1.0, "batch_norm": "train", "augmentation": "", "patience": PATIENCE}
         self.recipe = Recipe(unfreeze_from="all", **options, **recipe)
-        self._models: dict[int, keras.Model] = {}
         every = range(1, len(self.stages))
         self.boundaries = list(boundaries) or list(every)
         if unknown := [n for n in self.boundaries if n not in every]:
@@ -138,25 +134,17 @@ class Transferability:
         for part in PARTS:
             digest.update(np.ascontiguousarray(self.images.pixels[part]))
             digest.update(np.ascontiguousarray(self.images.labels[part], dtype="int64"))
-        return {
-            "images": digest.hexdigest()[:16],
-            "halves": hashlib.sha256(repr(self.halves).encode()).hexdigest()[:16],
-            "network": self.network,
-            "recipe": str(self.recipe),
-            "seed": self.seed,
-        }
+        settings = {"images": digest.hexdigest()[:16], "halves": _digest(self.halves)}
+        return settings | {"network": self.network, "recipe": str(self.recipe), "seed": self.seed}
 
     # ---- what has to be done
 
     @property
     def trials(self) -> list[Trial]:
         """All trials: the bases, then the arms by boundary, so that what was compiled serves every split."""
-        splits = range(len(self.halves))
-        wanted = [self._trial(f"base {half}", split) for half in "AB" for split in splits]
-        wanted += [self._trial(LONGER, split) for split in splits]
-        for n in self.boundaries:
-            wanted += [self._trial(arm, split, n) for arm in TRANSFER_ARMS for split in splits]
-        return wanted
+        arms = [(base, 0) for base in ("base A", "base B", LONGER)]
+        arms += [(arm, n) for n in self.boundaries for arm in TRANSFER_ARMS]
+        return [self._trial(arm, split, n) for arm, n in arms for split in range(len(self.halves))]
 
     def _trial(self, arm: str, split: int, n: int = 0) -> Trial:
         stage = self.stages[n] if n else ""
@@ -166,24 +154,23 @@ class Transferability:
         return self.recipe.epochs * (2 if trial.arm == LONGER else 1)
 
     def run(self) -> pd.DataFrame:
-        """Does what is not done yet, with progress, and returns the results; an interrupted run resumes.
+        """Does what is not done yet, with progress, and returns a row for each trial; an interrupted run resumes.
 
-        Returns:
-            A row for each trial with the columns network, split, arm, n (layers copied; 0 for a base), accuracy (of
-            the test images of half B, of base A's own half), difference (to base B of the same split), seconds (of
-            the training, with the activations that it needs), trainable_weights, outcome.
+        The columns are network, split, arm, n (layers copied; 0 for a base), accuracy (of the test images of half B,
+        of base A's own half), difference (to base B of the same split), seconds (of the training, with the
+        activations that it needs), trainable_weights, outcome.
         """
         trials = Trials(self.folder / f"{self.network}.jsonl", settings=self.settings)
         results = trials.run(self.trials, self.run_trial, expected=self._epochs, title=self.network)
-        base = {trial.seed: result.get("accuracy") for trial, result in results.items() if trial.arm == "base B"}
-        rows = []
-        for trial, result in results.items():
-            row = {"network": self.network, "split": trial.seed, "arm": trial.arm, "n": self._copied(trial)}
-            kept = ("accuracy", "seconds", "trainable_weights", "outcome")
-            rows.append(row | {name: result.get(name) for name in kept})
-        table = pd.DataFrame(rows).astype({"accuracy": float})
-        table.insert(5, "difference", table["accuracy"] - table["split"].map(base).astype(float))
-        return table
+        columns = ["network", "split", "arm", "n", "accuracy", "difference"]
+        columns += ["seconds", "trainable_weights", "outcome"]
+        rows = [
+            {"network": self.network, "split": trial.seed, "arm": trial.arm, "n": self._copied(trial)} | result
+            for trial, result in results.items()
+        ]
+        table = pd.DataFrame(rows, columns=columns).astype({"accuracy": float})
+        base = table[table["arm"] == "base B"].set_index("split")["accuracy"]
+        return table.assign(difference=table["accuracy"] - table["split"].map(base))
 
     def _copied(self, trial: Trial) -> int:
         return self.stages.index(trial.stage) if trial.stage else 0
@@ -194,7 +181,7 @@ class Transferability:
         """Returns the result of one trial, plain values: accuracy (of the test images), seconds and others."""
         if trial.arm == LONGER:
             return self._learn(trial, self._drawn("base B", trial.seed))
-        if trial.arm.startswith("base"):
+        if trial.arm in ("base A", "base B"):
             result = self._learn(trial, self._drawn(trial.arm, trial.seed))
             with whole_file(self._file(trial.arm, trial.seed)) as partial:
                 np.savez(partial, *self._model(len(self._classes(trial.arm, trial.seed))).get_weights())
@@ -221,14 +208,10 @@ class Transferability:
             before = sum(activations.seconds for activations in entering.values())
         keep = fine_tune(model, pixels, labels, recipe=recipe, show=False)
         scores = evaluate(compute_activations(model, pixels["test"]), labels["test"])
-        return {
-            "accuracy": scores["test_accuracy"],
-            "log_loss": scores["log_loss"],
-            "seconds": before + keep.seconds,
-            "trainable_weights": sum(int(np.prod(weight.shape)) for weight in model.trainable_weights),
-            "best_epoch": keep.best_epoch,
-            "outcome": keep.outcome,
-        }
+        result = {"accuracy": scores["test_accuracy"], "log_loss": scores["log_loss"]}
+        result |= {"seconds": before + keep.seconds, "best_epoch": keep.best_epoch, "outcome": keep.outcome}
+        result["trainable_weights"] = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+        return result
 
     def _base(self, name: str, split: int) -> list[np.ndarray]:
         """Returns a base's weights; if their file was deleted, they are learned again."""
@@ -239,14 +222,12 @@ class Transferability:
             return [kept[key] for key in kept.files]
 
     def _file(self, name: str, split: int) -> Path:
-        digest = hashlib.sha256(repr(self.settings).encode()).hexdigest()[:16]
-        return self.folder / f"{self.network}-{digest}" / f"{name} {split}.npz"
+        return self.folder / f"{self.network}-{_digest(self.settings)}" / f"{name} {split}.npz"
 
+    @cache  # noqa: B019 (an experiment lives as long as the process)
     def _model(self, class_count: int) -> keras.Model:
         """Returns the network for so many classes: built once, since compiling takes seconds."""
-        if class_count not in self._models:
-            self._models[class_count] = self._build(class_count)
-        return self._models[class_count]
+        return self._build(class_count)
 
     def _build(self, class_count: int) -> keras.Model:
         size = self.images.pixels["train"].shape[1]
@@ -256,7 +237,7 @@ class Transferability:
         """Returns the half that an arm learns: B, but for base A."""
         return self.halves[split].a if arm == "base A" else self.halves[split].b
 
-    @cache  # noqa: B019 (an experiment lives as long as the process)
+    @cache  # noqa: B019
     def _drawn(self, role: str, split: int) -> list[np.ndarray]:
         """Returns random weights, others for each role: equal in all arms of a split, so that they are pairs."""
         set_seed(self._seed(role, split))
@@ -272,17 +253,14 @@ class Transferability:
         return sum(len(layer.weights) for stage in stages[: n + 1] for layer in stage.layers)
 
 
+def _digest(value) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
 def run_transfer(
     images: LabelledImages, halves: list[Halves], *, networks: Sequence[str] = NETWORKS[:1], **options
 ) -> pd.DataFrame:
-    """Returns the results of the experiment with one network after the other: `Transferability.run`.
-
-    Args:
-        images: from `open_classes`.
-        halves: from `halve_classes`.
-        networks: "plain", "batch_norm" or both.
-        options: of `Transferability`.
-    """
+    """Returns the results of the experiment with one network after the other: `Transferability.run`."""
     # All are made before the first one begins: what one of them refuses is told at once.
     experiments = [Transferability(images, halves, network=network, **options) for network in networks]
     return pd.concat([experiment.run() for experiment in experiments], ignore_index=True)

@@ -16,21 +16,15 @@ def find_unlabelled(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns the images below a folder that can be learned from without labels, and what is wrong with the others.
 
+    The images are as `load_pixels` takes them, label always "", split "train" or "validation"; the problems are as
+    `check_images` returns them.
+
     Args:
         source: a folder, with folders in it or not, or an archive of one. Names of folders mean nothing here.
         tested_by: the `images.csv` of a run. Its test images, their copies and near-duplicates are left out: what a
             classifier is tested on must not be learned from, not even without labels. None for no such run.
-        held_out: share of the images in validation, in (0, 1), but at least two images. Near-duplicates come into one
-            part.
+        held_out: share of the images in validation, in (0, 1), but at least two. Near-duplicates come into one part.
         seed: of the division.
-
-    Returns:
-        The images, as `load_pixels` takes them: path, label (always ""), split (train or validation), group, width,
-        height, sha256. And the problems, as `check_images` returns them: what is wrong with those left out.
-
-    Raises:
-        ValueError: there are too few images that differ to hold two out, or an archive cannot be unpacked safely.
-        FileNotFoundError: no such folder, or no such table.
     """
     source = resolve_path(source)
     if not source.exists():

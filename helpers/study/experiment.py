@@ -3,13 +3,11 @@
 import base64
 import hashlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from threading import Event, Thread
 from time import perf_counter
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -26,20 +24,11 @@ from helpers.data.tables import PARTS
 from helpers.evaluation import evaluate
 from helpers.evaluation.metrics import is_correct
 from helpers.study.trials import Trial
-from helpers.training import (
-    Recipe,
-    attach_head,
-    compute_activations,
-    fine_tune,
-    first_stage,
-    fit_head,
-    load_activations,
-    probe_depth,
-)
-from helpers.training.activations import content_digest
+from helpers.training.activations import compute_activations, content_digest, load_activations
 from helpers.training.calibration import apply_temperature, calibrated_scores
-from helpers.training.heads import head_weights
-from helpers.training.probing import load_features
+from helpers.training.fine_tuning import Recipe, fine_tune, first_stage
+from helpers.training.heads import attach_head, fit_head, head_weights
+from helpers.training.probing import load_features, probe_depth
 
 _MOST_BYTES = 1_500_000_000  # of the activations that a training step keeps; larger batches are computed in parts
 _MOST_FACTOR = 4  # of a training step to a forward pass, about three; what an epoch takes beyond that is its own
@@ -48,18 +37,13 @@ _MOST_FACTOR = 4  # of a training step to a forward pass, about three; what an e
 class Experiment:
     """A pretrained network and a table of images, and what any arm makes of them.
 
-    Nothing is left of a trial: each one starts from the pretrained weights and from the head that is solved on its
-    own training images.
+    Each trial starts from the pretrained weights and from the head that is fitted to its own training images.
 
     Args:
         network: a backbone from `load_backbone`; or a classifier, whose head is not used.
         images: the run's table: path, label, split, sha256, group. Its test images are the same for all seeds.
         resize: the rule by which images are brought to the network's size.
         recipe: fields of a `Recipe`; stage, rate, steps and seed come with each trial.
-
-    Attributes:
-        end: the last cut point, where all layers are taken.
-        costs: share of the forward cost below each stage, and below `end`.
     """
 
     def __init__(self, network: keras.Model, images: pd.DataFrame, *, resize: str, **recipe):
@@ -69,12 +53,11 @@ class Experiment:
         self.class_names = sorted(images["label"].unique())
         self._pretrained = self.network.get_weights()
         stages = describe_stages(self.network)
-        self.end = list(cut_points(self.network))[-1]
+        self.end = list(cut_points(self.network))[-1]  # where all layers are taken
+        # The share of the forward cost below each stage, and below the end.
         self.costs = dict(zip([*stages.index[1:], self.end], stages["cost"].tolist(), strict=True))
         self.multiply_adds = int(stages["multiply_adds"].sum())
-        kept = images["split"].value_counts()
-        self._validation_fraction = kept["validation"] / (kept["train"] + kept["validation"])
-        self._classifiers: dict[str, keras.Model] = {}
+        self._classifiers, self._random = {}, None
 
     def __reduce__(self):
         """Workers get what it was made from, and make it anew, with the pretrained weights."""
@@ -102,14 +85,13 @@ class Experiment:
         """Returns the images and the labels of each part; seed 0 is the run's own split, others redraw validation."""
         images = self.images
         if seed:
-            test = images["split"] == "test"
+            counts, test = images["split"].value_counts(), images["split"] == "test"
+            fraction = counts["validation"] / (counts["train"] + counts["validation"])
             given = images["split"].where(test, "")
             if "group" in images:  # an image beside a test image of its group stays where it is
                 beside = images["group"].isin(set(images.loc[test, "group"]) - {""}) & ~test
                 given = given.mask(beside, "train")
-            images = split_images(
-                images.assign(split=given), validation_fraction=self._validation_fraction, seed=seed
-            )
+            images = split_images(images.assign(split=given), validation_fraction=fraction, seed=seed)
         return self._load(images)
 
     def training_images(self) -> tuple[Pixels, np.ndarray]:
@@ -121,6 +103,29 @@ class Experiment:
         pixels = load_pixels(images, image_size=self.network.input_shape[1:3], resize=self.resize)
         return pixels, encode_labels(images)[0]
 
+    # ---- the network
+
+    def _restore(self) -> None:
+        self.network.set_weights(self._pretrained)
+        self.network.trainable = True
+
+    @lru_cache  # noqa: B019
+    def _up_to(self, cut: str) -> keras.Model:
+        """Returns the network up to a cut point. All these share their layers."""
+        with on_all_devices():
+            return truncate(self.network, cut)
+
+    def first_stage(self, cut: str, unfreeze_from: str) -> str:
+        """Returns the first stage that learns of the network up to a cut: a name, "auto" or "all", as in 03."""
+        stage = first_stage(self._up_to(cut), unfreeze_from)
+        find_stage(self._up_to(cut), stage)
+        return stage
+
+    def probe(self) -> pd.DataFrame:
+        """Returns how well a linear head does at each cut point, on the run's own split."""
+        self._restore()
+        return probe_depth(self.network, *self.split(0), class_weight=self.recipe.class_weight)
+
     @lru_cache(maxsize=4)  # noqa: B019
     def _features(self, seed: int) -> dict[str, dict]:
         self._restore()
@@ -130,52 +135,36 @@ class Experiment:
     def _solved(self, cut: str, seed: int):
         """Returns the head on the frozen layers up to a cut point, and the seconds that features and head took."""
         head = self._fit_head(self._features(seed)[cut]["train"], self.split(seed)[1]["train"])
-        features = load_activations(truncate(self.network, cut), self.split(seed)[0]["train"])
-        return head, features.seconds + head.seconds_
+        return head, load_activations(self._up_to(cut), self.split(seed)[0]["train"]).seconds + head.seconds_
 
     def _fit_head(self, features, labels: np.ndarray):
         return fit_head(features, labels, class_weight=self.recipe.class_weight)
 
-    def first_stage(self, cut: str, unfreeze_from: str) -> str:
-        """Returns the first stage that learns of the network up to a cut: a name, "auto" or "all", as in 03."""
-        network = truncate(self.network, cut)
-        stage = first_stage(network, unfreeze_from)
-        find_stage(network, stage)
-        return stage
-
-    def _restore(self) -> None:
-        self.network.set_weights(self._pretrained)
-        self.network.trainable = True
-
-    def probe(self) -> pd.DataFrame:
-        """Returns how well a linear head does at each cut point, on the run's own split."""
-        self._restore()
-        return probe_depth(self.network, *self.split(0), class_weight=self.recipe.class_weight)
+    def _classifier(self, name: str, network: keras.Model, head) -> keras.Model:
+        """Returns a network with a fitted head: one model for each name, since compiling takes seconds."""
+        if name not in self._classifiers:
+            self._classifiers[name] = attach_head(network, head, class_names=self.class_names)
+        self._classifiers[name].layers[-2].set_weights(head_weights(head))
+        return self._classifiers[name]
 
     # ---- the arms
 
     def run(self, trial: Trial) -> dict:
         """Returns the result of one trial, plain values.
 
-        Returns:
-            seconds (from decoded images to the trained arm; what is stored counts as if it were computed now),
-            trainable_weights (count), memory_mb (by which the process's memory rose meanwhile), outcome (a plain
-            sentence). Of arms with a network also log_loss and accuracy on the validation images, at the end; of
-            fine-tuned ones temperature. Of trials of the final also test_accuracy, test_log_loss, correct (`unpack`).
+        seconds (from decoded images to the trained arm; what is stored counts as if it were computed now),
+        trainable_weights (count), memory_mb (by which the process's memory rose), outcome (a plain sentence); with a
+        network also log_loss and accuracy on the validation images, at the end; fine-tuned, temperature; in the final
+        test_accuracy, test_log_loss, correct (`unpack`).
         """
-        arms = {
-            "majority class": self._without_network,
-            "raw pixels": self._without_network,
-            "frozen": self._frozen,
-            "from scratch": self._from_scratch,
-        }
+        others = {"frozen": self._frozen, "from scratch": self._from_scratch}
+        others |= dict.fromkeys(("majority class", "raw pixels"), self._without_network)
         started = perf_counter()
         try:
-            with _peak_memory() as memory:
-                result = arms.get(trial.arm, self._fine_tuned)(trial)
+            result, peak = _with_peak_memory(lambda: others.get(trial.arm, self._fine_tuned)(trial))
         finally:
             self._restore()
-        return result | {"memory_mb": memory["mb"], "wall_seconds": round(perf_counter() - started, 3)}
+        return result | {"memory_mb": peak, "wall_seconds": round(perf_counter() - started, 3)}
 
     def _without_network(self, trial: Trial) -> dict:
         pixels, labels = self.split(trial.seed)
@@ -189,54 +178,30 @@ class Experiment:
     def _frozen(self, trial: Trial) -> dict:
         labels, features = self.split(trial.seed)[1], self._features(trial.seed)[trial.cut]
         head, seconds = self._solved(trial.cut, trial.seed)
-        found = calibrated_scores(head.predict_proba(features["validation"]), labels["validation"])
-        result = {
-            "outcome": f"solved, C = {head.C_:.2g}",
-            "log_loss": found["log_loss"],
-            "accuracy": found["accuracy"],
-            "seconds": seconds,
-            "trainable_weights": sum(weight.size for weight in head_weights(head)),
-        }
+        validation = calibrated_scores(head.predict_proba(features["validation"]), labels["validation"])
+        result = {"outcome": f"solved, C = {head.C_:.2g}", "seconds": seconds}
+        result |= {name: validation[name] for name in ("log_loss", "accuracy")}
+        result["trainable_weights"] = sum(weight.size for weight in head_weights(head))
         return result | _scores(head.predict_proba(features["test"]), labels["test"])
 
     def _fine_tuned(self, trial: Trial) -> dict:
         head, seconds = self._solved(trial.cut, trial.seed)
-        model = self._classifier(trial.cut)
         self._restore()
-        model.layers[-2].set_weights(head_weights(head))
-        return self._train(model, trial, before=seconds)
-
-    def _classifier(self, cut: str) -> keras.Model:
-        """Returns the network up to a cut point with a head. All classifiers share their layers."""
-        if cut not in self._classifiers:
-            with on_all_devices():
-                self._classifiers[cut] = self._attach_blank(truncate(self.network, cut))
-        return self._classifiers[cut]
-
-    def _attach_blank(self, network: keras.Model) -> keras.Model:
-        classes, features = len(self.class_names), network.output_shape[-1]
-        shape = (classes if classes > 2 else 1, features)
-        blank = SimpleNamespace(coef_=np.zeros(shape), intercept_=np.zeros(shape[0]))
-        return attach_head(network, blank, class_names=self.class_names)
+        return self._train(self._classifier(trial.cut, self._up_to(trial.cut), head), trial, before=seconds)
 
     def _from_scratch(self, trial: Trial) -> dict:
         set_seed(trial.seed)
         pixels, labels = self.split(trial.seed)
         weights = keras.models.clone_model(self.network).get_weights()  # freshly initialised
-        network, model = self._random_network
-        network.set_weights(weights)
+        if self._random is None:
+            with on_all_devices():
+                self._random = keras.models.clone_model(self.network, clone_function=_quick_statistics)
+        self._random.set_weights(weights)
         started = perf_counter()
-        head = self._fit_head(compute_activations(network, pixels["train"]), labels["train"])
+        head = self._fit_head(compute_activations(self._random, pixels["train"]), labels["train"])
         seconds = perf_counter() - started
-        model.layers[-2].set_weights(head_weights(head))
+        model = self._classifier("from scratch", self._random, head)
         return self._train(model, trial, before=seconds, batch_norm="train", batch_parts=1, lowest_rate=1.0)
-
-    @cached_property
-    def _random_network(self) -> tuple[keras.Model, keras.Model]:
-        """A network to be trained from scratch, and its classifier: made once, so that it is compiled once."""
-        with on_all_devices():
-            network = keras.models.clone_model(self.network, clone_function=_quick_statistics)
-        return network, self._attach_blank(network)
 
     def _train(self, model: keras.Model, trial: Trial, *, before: float, **changes) -> dict:
         pixels, labels = self.split(trial.seed)
@@ -245,14 +210,10 @@ class Experiment:
             inputs = load_activations(model, pixels, stage=trial.stage)  # of all parts in one go
             before += inputs["train"].seconds + inputs["validation"].seconds
         keep = fine_tune(model, pixels, labels, recipe=recipe, show=False)
-        result = {
-            "outcome": keep.outcome,
-            "log_loss": keep.best_loss,
-            "accuracy": keep.history["val_accuracy"][-1] if keep.best_epoch else keep.start["accuracy"],
-            "temperature": keep.temperature,
-            "seconds": before + keep.seconds,
-            "trainable_weights": sum(int(np.prod(weight.shape)) for weight in model.trainable_weights),
-        }
+        result = {"outcome": keep.outcome, "log_loss": keep.best_loss, "temperature": keep.temperature}
+        result["accuracy"] = keep.history["val_accuracy"][-1] if keep.best_epoch else keep.start["accuracy"]
+        result["seconds"] = before + keep.seconds
+        result["trainable_weights"] = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
         if trial.phase == "final":
             result |= _scores(compute_activations(keep.model, inputs["test"]), labels["test"])
         return result
@@ -266,7 +227,7 @@ class Experiment:
         """Returns in how many parts a batch is computed, so that a training fits into a small memory."""
         if keras.distribution.list_devices("gpu") or self.recipe.batch_norm == "train":
             return 1
-        network = truncate(self.network, cut)
+        network = self._up_to(cut)
         learning = list(find_stages(network).values())[find_stage(network, stage) :]
         tensors = [tensor for part in learning for node in part.nodes for tensor in node.outputs]
         numbers = sum(math.prod(tensor.shape[1:]) for tensor in tensors)
@@ -277,38 +238,26 @@ class Experiment:
     def measure(self, stage: str) -> dict[str, float]:
         """Returns what this machine needs, from three short trainings from `stage` on.
 
-        Returns:
-            In seconds: forward (an image, whole network), epoch (what an epoch takes besides), build (compiling an
-            arm's functions), begin (of a trial before its first step), head (solving it). Counts: batches (of an
-            epoch), images (that train), everything (all images), multiply_adds (of one image, forward). And factor:
-            of training to forward.
+        In seconds: forward (an image, whole network), epoch (what an epoch takes besides), build (compiling an arm's
+        functions), begin (of a trial before its first step), head (solving it). Counts: batches (of an epoch), images
+        (that train), everything (all images), multiply_adds (of an image, forward). And factor: training to forward.
         """
-        pixels, _ = self.split(0)
-        head, _ = self._solved(self.end, 0)
+        pixels, (head, _) = self.split(0)[0], self._solved(self.end, 0)
         features = load_activations(self.network, pixels)["train"]
-        load_activations(self._classifier(self.end), pixels, stage=stage)  # they are counted apart
-        forward = features.seconds / len(features)
-        images = len(pixels["train"])
+        model = self._classifier(self.end, self._up_to(self.end), head)
+        load_activations(model, pixels, stage=stage)  # they are counted apart
+        forward, images = features.seconds / len(features), len(features)
         batches = -(-images // self.recipe.batch_size)
         arm = ("plan", "fine-tuned", self.end, stage, self.recipe.learning_rate)
         # The second training finds what the first one has compiled, the third one does not.
         first, again, longer = (self.run(Trial(*arm, batches * epochs))["wall_seconds"] for epochs in (1, 1, 3))
-        build = max(first - again, 0.0)
         epoch = max((longer - first) / 2, 1e-3)
         computing = max(images * forward * (1 - self.costs[stage]), 1e-6)
         factor = float(np.clip(epoch / computing, 1, _MOST_FACTOR))
-        return {
-            "forward": forward,
-            "factor": factor,
-            "epoch": max(epoch - factor * computing, 0.0),
-            "build": build,
-            "begin": max(again - epoch, 0.0),
-            "head": head.seconds_,
-            "batches": batches,
-            "images": images,
-            "everything": len(self.images),
-            "multiply_adds": self.multiply_adds,
-        }
+        counts = {"batches": batches, "images": images, "everything": len(self.images)}
+        seconds = {"forward": forward, "epoch": max(epoch - factor * computing, 0.0), "head": head.seconds_}
+        seconds |= {"build": max(first - again, 0.0), "begin": max(again - epoch, 0.0)}
+        return counts | seconds | {"factor": factor, "multiply_adds": self.multiply_adds}
 
     # ---- the arm that was chosen
 
@@ -356,23 +305,21 @@ def _quick_statistics(layer: keras.layers.Layer) -> keras.layers.Layer:
     return type(layer).from_config(settings)
 
 
-@contextmanager
-def _peak_memory() -> Iterator[dict]:
-    """Measures how far the process's memory rises above what it holds at first, in MB, by a look every 10 ms."""
-    process, ended, measured = psutil.Process(), Event(), {"mb": 0.0}
-    start = process.memory_info().rss
+def _with_peak_memory(work: Callable[[], dict]) -> tuple[dict, float]:
+    """Returns what `work` returns, and by how many MB the process's memory rose meanwhile, by a look every 10 ms."""
+    process, ended = psutil.Process(), Event()
+    start = peak = process.memory_info().rss
 
     def look() -> None:
-        while True:
-            last = ended.wait(0.01)
-            measured["mb"] = max(measured["mb"], round((process.memory_info().rss - start) / 1e6, 1))
-            if last:
-                return
+        nonlocal peak
+        while not ended.wait(0.01):
+            peak = max(peak, process.memory_info().rss)
 
     thread = Thread(target=look, daemon=True)
     thread.start()
     try:
-        yield measured
+        result = work()
     finally:
         ended.set()
         thread.join()
+    return result, round((max(peak, process.memory_info().rss) - start) / 1e6, 1)

@@ -18,12 +18,7 @@ BUDGETS = {
         "pairs": 5,
     },
     "standard": {"depths": 4, "learning_rates": _RATES, "rungs": ((60, 1), (200, 3)), "pairs": 6},
-    "thorough": {
-        "depths": 8,
-        "learning_rates": (*_RATES, 3e-3),
-        "rungs": ((60, 1), (200, 2), (200, 5)),
-        "pairs": 10,
-    },
+    "thorough": {"depths": 8, "learning_rates": (*_RATES, 3e-3), "rungs": ((60, 1), (200, 2), (200, 5)), "pairs": 10},
 }
 """At how many depths learning may begin, at which rates (fewer ones where `quick` looks beyond the middle depth and
 the first cut); of each rung of the race the steps, and the splits that judge it; the final's pairs at most."""
@@ -77,29 +72,28 @@ class Plan:
 
     def scratch_race(self) -> list[Trial]:
         """Returns the trainings from random weights that choose their rate; none if there are none."""
-        end, steps = list(self.costs)[-1], _FROM_SCRATCH["steps"]
         rates = _FROM_SCRATCH["learning_rates"] if self.scratch else ()
-        return [Trial("race", "from scratch", end, self.first, rate, steps) for rate in rates]
+        return [self._from_scratch("race", rate, 0) for rate in rates]
+
+    def _from_scratch(self, phase: str, rate: float, seed: int) -> Trial:
+        return Trial(phase, "from scratch", list(self.costs)[-1], self.first, rate, _FROM_SCRATCH["steps"], seed)
 
     def final(self, tuned: Arm, everything: Arm | None, scratch: float, *, pairs: range) -> list[Trial]:
-        """Returns the trials of some of the final's pairs, pair by pair, so that a stop leaves whole pairs.
+        """Returns the trials of some of the final's pairs (seeds, from 1), so that a stop leaves whole pairs.
 
-        Args:
-            tuned: the best fine-tuned arm.
-            everything: the best arm in which everything learns, if there is one.
-            scratch: learning rate of the network with random weights; 0 without.
-            pairs: their numbers, which are seeds, from 1.
+        They are of the best fine-tuned arm, the best one in which everything learns (None for none), and the network
+        with random weights, at this learning rate (0 for none).
         """
         few = self._everything_pairs(tuned, everything) if everything and everything != tuned else 0
-        end, steps, trials = list(self.costs)[-1], _FROM_SCRATCH["steps"], []
+        trials = []
         for seed in pairs:
-            trials += [Trial("final", "frozen", self.frozen, seed=seed)]
-            trials += [Trial("final", "fine-tuned", *tuned, self.steps, seed)]
+            trials.append(Trial("final", "frozen", self.frozen, seed=seed))
+            trials.append(Trial("final", "fine-tuned", *tuned, self.steps, seed))
             if seed <= few:
                 trials.append(Trial("final", "everything", *everything, self.steps, seed))
             if scratch and seed <= _FEW:
-                trials.append(Trial("final", "from scratch", end, self.first, scratch, steps, seed))
-            trials += [Trial("final", "majority class", seed=seed), Trial("final", "raw pixels", seed=seed)]
+                trials.append(self._from_scratch("final", scratch, seed))
+            trials += [Trial("final", arm, seed=seed) for arm in ("majority class", "raw pixels")]
         return trials
 
     def _everything_pairs(self, tuned: Arm, everything: Arm) -> int:
@@ -111,34 +105,28 @@ class Plan:
     def seconds(self, trial: Trial) -> float:
         """Returns what one trial is expected to take."""
         m = self.measured
-        if trial.arm == "majority class":
-            return 0.1
-        if trial.arm == "raw pixels":
-            return 0.3 + 2e-3 * m["everything"]
-        if trial.arm == "frozen":
-            return m["head"] + 0.1
+        short = {"majority class": 0.1, "raw pixels": 0.3 + 2e-3 * m["everything"], "frozen": m["head"] + 0.1}
+        if trial.arm in short:
+            return short[trial.arm]
         above = self.costs[trial.cut] - self.costs[trial.stage]
         # with BatchNormalization that learns, a step takes up to twice as long
         factor = m["factor"] * (2 if trial.arm == "from scratch" else 1)
-        epochs = trial.steps / m["batches"]
-        training = epochs * (m["epoch"] + m["images"] * m["forward"] * above * factor)
+        training = trial.steps / m["batches"] * (m["epoch"] + m["images"] * m["forward"] * above * factor)
         scoring = (m["everything"] - m["images"]) * m["forward"] * above
         return m["begin"] * (1 + above) / 2 + m["head"] / 3 + training + scoring  # several arms share a split's head
 
     @property
-    def expected_steps(self) -> dict[str, float]:
-        """Expected seconds of each step: activations, race, final."""
-        m = self.measured
-        stages = {stage for _, stage, _ in self.arms}
-        race = [t for n in range(len(self.rungs)) for t in self.rung(n, self._typical(self.survivors(n)))]
+    def expected(self) -> dict[str, float]:
+        """Expected seconds of race, final and all of it, in one process."""
+        m, rungs = self.measured, range(len(self.rungs))
+        race = [trial for n in rungs for trial in self.rung(n, self._typical(self.survivors(n)))]
         everything = next((arm for arm in self.arms if arm[1] == self.first), None)
         scratch = _FROM_SCRATCH["learning_rates"][0] if self.scratch else 0.0
         final = self.final(self._typical(1)[0], everything, scratch, pairs=range(1, self.pairs + 1))
-        return {
-            "activations": m["everything"] * m["forward"] * sum(self.costs[stage] for stage in sorted(stages)),
-            "race": self._seconds_of(race + self.scratch_race()),
-            "final": self._seconds_of(final),
-        }
+        of_race, of_final = self._seconds_of(race + self.scratch_race()), self._seconds_of(final)
+        stored = sum(self.costs[stage] for stage in sorted({stage for _, stage, _ in self.arms}))
+        activations = m["everything"] * m["forward"] * stored
+        return {"race": of_race, "final": of_final, "all": activations + of_race + of_final}
 
     def _seconds_of(self, trials: list[Trial]) -> float:
         """Returns what the trials take, one after the other, as expected; those that are alike are compiled once."""
@@ -150,28 +138,23 @@ class Plan:
         """Returns so many arms, spread over all of them: which ones survive is not known yet."""
         return [self.arms[(2 * number + 1) * len(self.arms) // (2 * count)] for number in range(count)]
 
-    @property
-    def expected(self) -> float:
-        """Seconds that all of it is expected to take, in one process."""
-        return sum(self.expected_steps.values())
-
     def describe(self) -> str:
         """Returns the plan in a few lines, with the time that it is expected to take."""
-        cuts, stages, rates = (list(dict.fromkeys(arm[place] for arm in self.arms)) for place in (0, 1, 2))
+        cuts, stages, rates = (list(dict.fromkeys(values)) for values in zip(*self.arms, strict=True))
         rungs = [
             f"{self.survivors(number)} for {steps} steps on {splits} split{'s' * (splits > 1)}"
             for number, (steps, splits) in enumerate(self.rungs)
         ]
         scratch = "; and the network from scratch, at two rates" if self.scratch else ""
         early = f", fewer if the answer is clear after {FIRST_LOOK}" if self.pairs > FIRST_LOOK else ""
-        times = {step: _duration(seconds) for step, seconds in self.expected_steps.items()}
+        times = {step: _duration(seconds) for step, seconds in self.expected.items()}
         return (
             f"frozen: cut at {self.frozen}\n"
             f"race:   {len(self.arms)} arms: cut at {' or '.join(cuts)}; unfrozen from {', '.join(stages)}; "
             f"learning rate {', '.join(f'{rate:g}' for rate in sorted(rates))}\n"
             f"        {', then '.join(rungs)}{scratch} (about {times['race']})\n"
             f"final:  {self.pairs} pairs of trainings{early} (about {times['final']})\n"
-            f"in all  about {_duration(self.expected)} on one machine like this"
+            f"in all  about {times['all']} on one machine like this"
         )
 
 
@@ -196,30 +179,22 @@ def read_margin(margin: float) -> float:
     return margin / 100
 
 
-def make_plan(budget: str | float, *, cuts: list[str], usual: Arm, costs: dict[str, float], measured: dict) -> Plan:
-    """Returns what fits into a budget.
+def make_plan(budget: str | float, **known) -> Plan:
+    """Returns what fits into a budget; a ValueError if not even a quick race and its final fit into so few minutes.
 
-    Args:
-        budget: a name in `BUDGETS`, or minutes: then the largest of these that fits, with more pairs if time is left.
-        cuts: cut points to try; the first one is the frozen arm's.
-        usual: 03's arm.
-        costs: `Experiment.costs`.
-        measured: `Experiment.measure`.
-
-    Raises:
-        ValueError: no such budget, or so few minutes that not even a quick race and its final fit into them.
+    Minutes buy the largest of `BUDGETS` that fits, with more pairs if time is left. What is `known`: the cuts to try
+    (the first one is the frozen arm's), 03's arm (usual), `Experiment.costs`, and what `Experiment.measure` measured.
     """
     minutes = read_budget(budget)
-    known = {"cuts": cuts, "usual": usual, "costs": costs, "measured": measured}
     if isinstance(minutes, str):
         return _plan(minutes, **known)
     available = 0.85 * 60 * minutes  # what was measured in a moment is not exact
     for name in reversed(BUDGETS):
         plan = _plan(name, **known)
-        if plan.expected <= available:
-            more = int((available - plan.expected) / plan.expected_steps["final"] * plan.pairs)
+        if plan.expected["all"] <= available:
+            more = int((available - plan.expected["all"]) / plan.expected["final"] * plan.pairs)
             return replace(plan, pairs=max(min(plan.pairs + more, _MOST_PAIRS), plan.pairs))
-    enough = math.ceil(plan.expected / 0.85 / 60)
+    enough = math.ceil(plan.expected["all"] / 0.85 / 60)
     raise ValueError(
         f"A budget of {minutes:g} minutes is too small for a race and a final of {plan.pairs} pairs. On this machine "
         f"{enough} minutes are enough (budget={enough}); fewer or smaller images, or a smaller network, need less."
@@ -232,7 +207,7 @@ def _plan(name: str, *, cuts: list[str], usual: Arm, costs: dict[str, float], me
     for number, cut in enumerate(cuts):
         # All depths where the frozen network ends; elsewhere the middle one, from which on 03 fine-tunes.
         middle = _spread(costs, cut, 2)[0]
-        depths = _spread(costs, cut, wanted["depths"]) if number == 0 else (middle,)
+        depths = (middle,) if number else _spread(costs, cut, wanted["depths"])
         for stage in depths:
             beyond = "rates_of_other_cuts" if number else "" if stage == middle else "rates_of_other_depths"
             arms |= {(cut, stage, rate) for rate in wanted.get(beyond, rates)}
@@ -244,12 +219,9 @@ def _plan(name: str, *, cuts: list[str], usual: Arm, costs: dict[str, float], me
 def _spread(costs: dict[str, float], cut: str, depths: int) -> tuple[str, ...]:
     """Returns stages at even shares of the cost of the network up to a cut point, from late to the first one."""
     names = list(costs)[: list(costs).index(cut)]
-    chosen = []
-    for step in range(depths - 1, 0, -1):
-        nearest = min(names, key=lambda name: abs(costs[name] - costs[cut] * step / depths))
-        if nearest not in chosen and nearest != names[0]:
-            chosen.append(nearest)
-    return (*chosen, names[0])
+    shares = [costs[cut] * step / depths for step in range(depths - 1, 0, -1)]
+    nearest = [min(names, key=lambda name: abs(costs[name] - share)) for share in shares]
+    return (*(name for name in dict.fromkeys(nearest) if name != names[0]), names[0])
 
 
 def _duration(seconds: float) -> str:

@@ -20,21 +20,21 @@ from helpers.training import choose_cut
 
 _PLAN = Trial("plan", "plan")
 
+_ARM = ["cut", "stage", "learning_rate"]
 _RACE = ["rung", "cut", "stage", "cost_before", "learning_rate", "steps", "splits", "log_loss", "accuracy", "low"]
 _RACE += ["high", "outcome", "seconds"]
-
-_FINAL = ["arm", "cut", "stage", "learning_rate", "pair", "test_accuracy", "log_loss", "seconds", "trainable_weights"]
-_FINAL += ["memory_mb", "temperature", "outcome", "correct"]
-
-_SUMMARY = ["cut", "stage", "learning_rate", "pairs", "test_accuracy", "low", "high", "difference", "difference_low"]
-_SUMMARY += ["difference_high", "seconds", "trainable_weights", "memory_mb"]
+_COSTS = ["seconds", "trainable_weights", "memory_mb"]
+_FINAL = ["arm", *_ARM, "pair", "test_accuracy", "log_loss", *_COSTS, "temperature", "outcome", "correct"]
+_DIFFERENCE = ["difference", "difference_low", "difference_high"]
+_SUMMARY = [*_ARM, "pairs", "test_accuracy", "low", "high", *_DIFFERENCE, *_COSTS]
 
 
 class Study:
     """Freeze or fine-tune? Asked of a network and images, with a budget.
 
     The same study, made again, resumes where it was. Ctrl-C (Jupyter's interrupt) and the end of the given minutes
-    end a step with what there is by then, and the next steps use that.
+    end a step with what there is by then, and the next steps use that. A budget, margin or cluster that makes no
+    sense is a ValueError, and so is the file of another study.
 
     Args:
         experiment: the network, the images and the recipe.
@@ -48,9 +48,6 @@ class Study:
     Attributes:
         plan: what is done, and how long that is expected to take.
         stopped: why a step ended early; "" if none did.
-
-    Raises:
-        ValueError: budget, margin or cluster make no sense, or the file is of another study.
     """
 
     def __init__(
@@ -66,27 +63,26 @@ class Study:
         usual: tuple[str, float] = ("auto", 1e-3),
     ):
         self.experiment, self.margin, self.stopped = experiment, read_margin(margin), ""
-        self._started, self._interrupted_in, self._unfinished_rung = time.monotonic(), "", 0
+        self._interrupted_in, self._unfinished_rung, started = "", 0, time.monotonic()
         budget, cuts = read_budget(budget), candidate_cuts(probe, cut)
         arm = (cuts[0], experiment.first_stage(cuts[0], usual[0]), usual[1])
         settings = experiment.settings | {"margin": margin, "cuts": cuts, "03's arm": arm}
         self.trials = Trials(file, settings=settings, cluster=cluster)
-        known = self.trials.results().get(_PLAN) or self.trials.keep(_PLAN, self._make_plan(budget, cuts, arm))
+        if not (known := self.trials.results().get(_PLAN)):
+            plan = make_plan(
+                budget, cuts=cuts, usual=arm, costs=experiment.costs, measured=experiment.measure(arm[1])
+            )
+            known = self.trials.keep(_PLAN, {"plan": asdict(plan), "budget": budget})
         if known["budget"] != budget and (isinstance(budget, str) or isinstance(known["budget"], str)):
             raise ValueError(
                 f"This study was planned with budget={known['budget']!r}, and {budget!r} was asked for. Only minutes "
                 f"can be changed. Choose another `run_dir`, or delete {self.trials.file}."
             )
         plan = known["plan"]
-        plan |= {"arms": tuple(map(tuple, plan["arms"])), "rungs": tuple(map(tuple, plan["rungs"]))}
-        self.plan = Plan(**plan | {"usual": tuple(plan["usual"])})
+        tuples = {name: tuple(map(tuple, plan[name])) for name in ("arms", "rungs")}  # JSON has lists
+        self.plan = Plan(**plan | tuples | {"usual": tuple(plan["usual"])})
         spent = sum(result.get("wall_seconds", 0.0) for result in self.trials.results().values())
-        self._deadline = math.inf if isinstance(budget, str) else self._started + 60 * budget - spent
-
-    def _make_plan(self, budget: str | float, cuts: list[str], usual: Arm) -> dict:
-        measured = self.experiment.measure(usual[1])
-        plan = make_plan(budget, cuts=cuts, usual=usual, costs=self.experiment.costs, measured=measured)
-        return {"plan": asdict(plan), "budget": budget}
+        self._deadline = math.inf if isinstance(budget, str) else started + 60 * budget - spent
 
     # ---- the steps
 
@@ -111,11 +107,30 @@ class Study:
             if len(finished) < len(wanted):
                 self._unfinished_rung = number + 1
                 break
-            losses = {arm: np.mean([_loss(result) for result in results]) for arm, results in of_arms.items()}
+            losses = {arm: _mean_loss(results) for arm, results in of_arms.items()}
             bound = sorted(losses.values())[min(self.plan.survivors(number + 1), len(arms)) - 1]
             arms = [arm for arm in arms if losses[arm] <= bound or arm == self.plan.usual]
         numbers = dict.fromkeys(("cost_before", "learning_rate", "log_loss", "accuracy", "low", "high"), float)
         return pd.DataFrame(rows, columns=_RACE).astype(numbers)  # also of a race without a row
+
+    def _race_row(self, number: int, arm: Arm, results: list[dict]) -> dict:
+        row = dict(zip(_ARM, arm, strict=True)) | {"cost_before": self.experiment.costs[arm[1]]}
+        row |= {"rung": number + 1, "steps": self.plan.rungs[number][0], "splits": len(results)}
+        row |= {"log_loss": _mean_loss(results), "outcome": max(results, key=_loss)["outcome"]}
+        row["seconds"] = np.mean([result.get("seconds", np.nan) for result in results])
+        if accuracies := [result["accuracy"] for result in results if "accuracy" in result]:
+            row["accuracy"] = np.mean(accuracies)
+            total = len(accuracies) * int((self.experiment.images["split"] == "validation").sum())
+            row["low"], row["high"] = accuracy_interval(round(row["accuracy"] * total), total)
+        return row
+
+    def best_arm(self, race: pd.DataFrame) -> Arm:
+        """Returns the arm with the lowest log-loss in the last rung that was completed."""
+        complete = race[race["rung"] != self._unfinished_rung]  # of that one there are the cheapest arms only
+        rows = complete if len(complete) else race
+        last = rows[rows["rung"] == rows["rung"].max()]
+        best = last.loc[last["log_loss"].idxmin()]
+        return best["cut"], best["stage"], float(best["learning_rate"])
 
     def final(self, race: pd.DataFrame) -> pd.DataFrame:
         """Returns the final: the best arms and the controls, all on the same fresh splits with the same seeds.
@@ -124,20 +139,19 @@ class Study:
         answer is clear (`compare_pairs`).
 
         Returns:
-            A row for each arm and pair with the columns arm, cut, stage, learning_rate, pair (the seed),
-            test_accuracy, log_loss (of the test images), seconds, trainable_weights, memory_mb (by which memory
-            rose), temperature, outcome, correct (bool array, one for each test image).
+            A row for each arm and pair with the columns arm, cut, stage, learning_rate, pair (the seed), what
+            `Experiment.run` returns, and log_loss and correct (bool, one for each) of the test images.
         """
         if race.empty:
             return pd.DataFrame(columns=_FINAL)
-        tuned, of_all = self.best_arm(race), race[race["stage"] == self.plan.first]
-        everything = self.best_arm(of_all) if len(of_all) else None
-        scratch, finished, done = self._scratch_rate(), {}, 0
+        of_all = race[race["stage"] == self.plan.first]
+        arms = self.best_arm(race), self.best_arm(of_all) if len(of_all) else None, self._scratch_rate()
+        finished, done = {}, 0
         for look in sorted({min(FIRST_LOOK, self.plan.pairs), self.plan.pairs}):
-            wanted = self.plan.final(tuned, everything, scratch, pairs=range(done + 1, look + 1))
+            wanted = self.plan.final(*arms, pairs=range(done + 1, look + 1))
             results, done = self._run("final", wanted, title="final"), look
             finished |= results
-            table = self._final_table(finished)
+            table = _final_table(finished)
             if len(results) < len(wanted) or self._compare(table).get("clear"):
                 break
         return table
@@ -149,20 +163,26 @@ class Study:
         complete = wanted and len(finished) == len(wanted)
         return min(wanted, key=lambda trial: _loss(finished[trial])).learning_rate if complete else 0.0
 
-    def _final_table(self, finished: dict[Trial, dict]) -> pd.DataFrame:
-        rows = [asdict(trial) | result | {"pair": trial.seed} for trial, result in finished.items()]
-        table = pd.DataFrame(rows).rename(columns={"log_loss": "validation_log_loss", "test_log_loss": "log_loss"})
-        if "correct" in table:
-            table["correct"] = [unpack(result) if "correct" in result else None for result in finished.values()]
-        return table.reindex(columns=_FINAL)
+    def _run(self, step: str, wanted: list[Trial], *, title: str) -> dict[Trial, dict]:
+        """Returns the results of the trials; fewer of them if the step is stopped."""
+        if self._interrupted_in not in ("", step):  # an earlier step was: what there is has to do
+            return self.trials.results(wanted)
+        self._interrupted_in = ""
+        if step == "race" or not self._unfinished_rung:
+            self.stopped = ""
+        # Race and controls leave the final its time.
+        deadline = self._deadline - (self.plan.expected["final"] if step != "final" else 0)
+        options = {"expected": self.plan.seconds, "deadline": deadline, "title": title}
+        try:
+            finished = self.trials.run(wanted, self.experiment.run, **options)
+            if len(finished) < len(wanted):
+                self.stopped = f"the minutes given were over in the {step}"
+        except KeyboardInterrupt:
+            finished = self.trials.results(wanted)
+            self.stopped, self._interrupted_in = f"the {step} was interrupted", step
+        return finished
 
-    def best_arm(self, race: pd.DataFrame) -> Arm:
-        """Returns the arm with the lowest log-loss in the last rung that was completed."""
-        complete = race[race["rung"] != self._unfinished_rung]  # of that one there are the cheapest arms only
-        rows = complete if len(complete) else race
-        last = rows[rows["rung"] == rows["rung"].max()]
-        best = last.loc[last["log_loss"].idxmin()]
-        return best["cut"], best["stage"], float(best["learning_rate"])
+    # ---- the answer
 
     def _compare(self, final: pd.DataFrame) -> dict:
         """Returns `compare_pairs` of the two arms; empty with fewer than two pairs of both."""
@@ -179,17 +199,11 @@ class Study:
         arms = {name: row.dropna().to_dict() for name, row in summarize(final).iterrows()}
         for arm in arms.values():
             arm["all_layers"] = arm.get("cut", self.experiment.end) == self.experiment.end
-        answer = {
-            "verdict": decide(comparison) if comparison else "none",
-            "stopped": self.stopped,
-            "pairs_planned": self.plan.pairs,
-            "test_images": int((self.experiment.images["split"] == "test").sum()),
-            "margin": self.margin,
-            "arms": arms,
-            "failed": [f"{row.arm}, pair {row.pair}: {row.outcome}" for row in failed.itertuples()],
-            "comparison": comparison,
-        }
-        answer["chosen"] = choose_arm(comparison)
+        answer = {"verdict": decide(comparison) if comparison else "none", "chosen": choose_arm(comparison)}
+        answer |= {"comparison": comparison, "margin": self.margin, "arms": arms}
+        answer |= {"stopped": self.stopped, "pairs_planned": self.plan.pairs}
+        answer["test_images"] = int((self.experiment.images["split"] == "test").sum())
+        answer["failed"] = [f"{row.arm}, pair {row.pair}: {row.outcome}" for row in failed.itertuples()]
         words = describe_verdict(answer)
         return answer | words | {"paragraph": f"{words['headline']} {words['explanation']}"}
 
@@ -203,45 +217,10 @@ class Study:
         temperatures = rows["temperature"].dropna()
         return self.experiment.retrain(trial, temperature=median(temperatures) if len(temperatures) else 1.0)
 
-    # ---- what they need
-
-    def _run(self, step: str, wanted: list[Trial], *, title: str) -> dict[Trial, dict]:
-        """Returns the results of the trials; fewer of them if the step is stopped."""
-        if self._interrupted_in not in ("", step):  # an earlier step was: what there is has to do
-            return self.trials.results(wanted)
-        self._interrupted_in = ""
-        if step == "race" or not self._unfinished_rung:
-            self.stopped = ""
-        # Race and controls leave the final its time.
-        deadline = self._deadline - (self.plan.expected_steps["final"] if step != "final" else 0)
-        options = {"expected": self.plan.seconds, "deadline": deadline, "title": title}
-        try:
-            finished = self.trials.run(wanted, self.experiment.run, **options)
-            if len(finished) < len(wanted):
-                self.stopped = f"the minutes given were over in the {step}"
-        except KeyboardInterrupt:
-            finished = self.trials.results(wanted)
-            self.stopped, self._interrupted_in = f"the {step} was interrupted", step
-        return finished
-
-    def _race_row(self, number: int, arm: Arm, results: list[dict]) -> dict:
-        known = [result for result in results if "accuracy" in result]
-        row = dict(zip(("cut", "stage", "learning_rate"), arm, strict=True))
-        row |= {"rung": number + 1, "steps": self.plan.rungs[number][0], "splits": len(results)}
-        row["cost_before"] = self.experiment.costs[arm[1]]
-        row["log_loss"] = np.mean([_loss(result) for result in results])
-        row["outcome"] = max(results, key=_loss)["outcome"]
-        row["seconds"] = np.mean([result.get("seconds", np.nan) for result in results])
-        if known:
-            row["accuracy"] = np.mean([result["accuracy"] for result in known])
-            total = len(known) * int((self.experiment.images["split"] == "validation").sum())
-            row["low"], row["high"] = accuracy_interval(round(row["accuracy"] * total), total)
-        return row
-
 
 def candidate_cuts(probe: pd.DataFrame, cut: str = "auto") -> list[str]:
     """Returns the cut points to try: the one that 02 takes, and the end or the best of the earlier ones."""
-    taken, end = choose_cut(probe) if cut == "auto" else cut, probe["cut"].iloc[-1]
+    taken, end = choose_cut(probe, cut), probe["cut"].iloc[-1]
     earlier = probe.iloc[:-1].dropna(subset="log_loss")
     if taken != end:
         return [taken, end]
@@ -257,6 +236,18 @@ def _loss(result: dict) -> float:
     return math.inf if result["outcome"].startswith(("failed", "diverged")) else result["log_loss"]
 
 
+def _mean_loss(results: list[dict]) -> float:
+    return np.mean([_loss(result) for result in results])
+
+
+def _final_table(finished: dict[Trial, dict]) -> pd.DataFrame:
+    rows = [asdict(trial) | result | {"pair": trial.seed} for trial, result in finished.items()]
+    table = pd.DataFrame(rows).rename(columns={"log_loss": "validation_log_loss", "test_log_loss": "log_loss"})
+    if "correct" in table:
+        table["correct"] = [unpack(result) if "correct" in result else None for result in finished.values()]
+    return table.reindex(columns=_FINAL)
+
+
 def _tables(final: pd.DataFrame, *arms: str) -> list[np.ndarray]:
     """Returns for each arm what it got right, bool (pairs, images), of the pairs that all of them have."""
     scored = final[final["correct"].notna()].pivot(index="pair", columns="arm", values="correct")
@@ -268,23 +259,20 @@ def summarize(final: pd.DataFrame) -> pd.DataFrame:
     """Returns the final's arms, from the controls to the one in which most learns.
 
     Returns:
-        A DataFrame indexed by arm with the columns cut, stage, learning_rate, pairs (count), test_accuracy, low, high
-        (its 95 % interval over images and seeds), difference (to the frozen arm), difference_low, difference_high
-        and the medians of seconds, trainable_weights and memory_mb.
+        A DataFrame indexed by arm with the columns cut, stage, learning_rate, pairs (count), test_accuracy with its
+        95 % interval over images and seeds, difference to the frozen arm with its own, and the medians of the costs.
     """
     rows = {}
     for arm in ARMS:
         trials, (table,) = final[final["arm"] == arm], _tables(final, arm)
         if not len(table):
             continue
-        row = trials.iloc[0][["cut", "stage", "learning_rate"]].to_dict() | {"pairs": len(table)}
+        row = trials.iloc[0][_ARM].to_dict() | {"pairs": len(table)}
         row["test_accuracy"], row["low"], row["high"] = accuracy_over_pairs(table)
         first, second = _tables(final, "frozen", arm) if arm != "frozen" else ([], [])
         if len(first) > 1:
             comparison = compare_pairs(first, second)
-            row["difference"] = comparison["difference"]
-            row["difference_low"], row["difference_high"] = comparison["low"], comparison["high"]
-        row |= {name: median(trials[name].dropna()) for name in ("seconds", "trainable_weights", "memory_mb")}
-        rows[arm] = row
+            row |= zip(_DIFFERENCE, (comparison["difference"], comparison["low"], comparison["high"]), strict=True)
+        rows[arm] = row | {name: median(trials[name].dropna()) for name in _COSTS}
     numbers = {name: float for name in _SUMMARY if name not in ("cut", "stage", "pairs")}  # also without a row
     return pd.DataFrame.from_dict(rows, orient="index", columns=_SUMMARY).astype(numbers).rename_axis("arm")

@@ -11,15 +11,16 @@ import pickle
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import islice, takewhile
 from pathlib import Path
-from threading import Event
 
 from tqdm import tqdm
 
 import helpers
-from helpers import progress_file, resolve_path, whole_file
+from helpers import progress_file, resolve_path
 
 _VERSION = 3  # to be raised when trials are described or trained otherwise, and results are not comparable
 
@@ -37,8 +38,7 @@ class Trial:
     seed: int = 0  # of the split and of everything random; 0 for the run's own split
 
     def __str__(self) -> str:
-        parts = [self.arm, self.cut, self.stage, f"{self.learning_rate:.3g}" if self.learning_rate else ""]
-        return " ".join(part for part in parts if part)
+        return " ".join(str(part) for part in (self.arm, self.cut, self.stage, self.learning_rate) if part)
 
 
 class Trials:
@@ -46,30 +46,28 @@ class Trials:
 
     Args:
         file: JSON lines, made if need be: the settings, then a trial and its result in each line.
-        settings: plain values that the results depend on.
+        settings: plain values that the results depend on; a file of other ones is a ValueError.
         cluster: "" for this process, a number of worker processes on this machine, or a Dask scheduler's address.
 
     Attributes:
         done: trials that this object has added to the file.
-
-    Raises:
-        ValueError: the file is damaged or of other settings, or there is no such cluster.
     """
 
     def __init__(self, file: str | Path, *, settings: dict, cluster: str | int = ""):
-        self.file, self.done, self._package = resolve_path(file), [], ()
+        self.file, self.done, self._client, self._package = resolve_path(file), [], None, ()
         settings = json.loads(json.dumps({"version": _VERSION} | settings, default=str))
         kept, self._finished = _read(self.file)
         if not kept:
             self._append({"settings": settings})
-        for name, value in settings.items():
-            if kept and kept.get(name) != value:
+        for name in settings if kept else ():
+            if kept.get(name) != settings[name]:
                 raise ValueError(
-                    f"{self.file} is of other data or parameters: {name}={kept.get(name)!r}, and {value!r} was asked "
-                    f"for. Choose another `run_dir`, or delete the file."
+                    f"{self.file} is of other data or parameters: {name}={kept.get(name)!r}, and {settings[name]!r} "
+                    f"was asked for. Choose another `run_dir`, or delete the file."
                 )
-        self._client = _connect(str(cluster)) if cluster else None
-        weakref.finalize(self, _disconnect, self._client)
+        if cluster:
+            self._client = _connect(str(cluster))
+            weakref.finalize(self, self._client.close)
 
     def results(self, wanted: Iterable[Trial] | None = None) -> dict[Trial, dict]:
         """Returns the results of the trials that are finished, in the order asked for."""
@@ -92,40 +90,29 @@ class Trials:
         deadline: float = float("inf"),
         title: str = "",
     ) -> dict[Trial, dict]:
-        """Returns the results of the wanted trials, after doing those that are missing, with a progress bar.
+        """Returns the wanted trials' results, after doing those that are missing in this order, with a progress bar.
 
         Args:
-            wanted: in the order in which they are begun.
-            work: from a trial to its result, plain values; the same in all calls, and picklable for a cluster. If it
-                raises an exception, that is the trial's result (`outcome`), and the others are done all the same.
-            expected: from a trial to the seconds that it will take, for the time left.
+            wanted, title: the trials, and what the bar calls them.
+            work: from a trial to its result, plain values; the same in all calls, and picklable for a cluster. An
+                exception is the trial's result (`outcome`), but for a full disk (OSError).
+            expected: from a trial to the seconds that it will take.
             deadline: on `time.monotonic()`'s clock. No trial is begun that would end later: there are fewer results.
-            title: of the progress bar.
-
-        Raises:
-            KeyboardInterrupt: on Ctrl-C. What is finished is kept.
-            OSError: there is no space for the file, or for what the work writes.
         """
         missing = [trial for trial in wanted if trial not in self._finished]
-
-        def in_time() -> Iterator[Trial]:
-            for trial in missing:
-                if time.monotonic() + expected(trial) > deadline:
-                    return
-                yield trial
-
         form = "{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left{postfix}"
         options = {"desc": title, "bar_format": form, "leave": False, "file": progress_file(), "delay": 1}
         with tqdm(total=sum(map(expected, wanted)), **options) as bar:
             bar.update(bar.total - sum(map(expected, missing)))
-            for trial, result in (self._in_cluster if self._client else _one_by_one)(in_time(), work, bar):
+            in_time = takewhile(lambda trial: time.monotonic() + expected(trial) <= deadline, missing)
+            for trial, result in (self._in_cluster if self._client else _one_by_one)(in_time, work, bar):
                 self.keep(trial, result)
                 bar.update(expected(trial))
         return self.results(wanted)
 
     def _append(self, line: dict) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        _mend(self.file)
+        _whole_lines(self.file)
         with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
@@ -133,20 +120,20 @@ class Trials:
 
     def _in_cluster(self, trials: Iterator[Trial], work: Callable[[Trial], dict], bar: tqdm):
         """Yields trials and their results as they come in; Dask begins a dead worker's trial again elsewhere."""
-        self._package, running, ended = self._package or self._pack(work), {}, Event()
+        from distributed import wait
+
+        self._package, running = self._package or self._pack(work), {}
         try:
             while True:
-                workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
+                workers = max(len(self._client.scheduler_info(n_workers=-1)["workers"]), 1)
                 # No more than can begin at once: a trial that waits could begin too late for the deadline.
-                while len(running) < max(workers, 1) and (trial := next(trials, None)):
-                    future = self._client.submit(_run_packed, *self._package, trial, pure=False)
-                    future.add_done_callback(lambda _: ended.set())
-                    running[future] = trial
+                for trial in islice(trials, max(workers - len(running), 0)):
+                    running[self._client.submit(_run_packed, *self._package, trial, pure=False)] = trial
                 if not running:
                     return
                 bar.set_postfix_str(f"{len(running)} running, {workers} workers")
-                ended.wait(1.0)  # no longer: workers may have joined
-                ended.clear()
+                with suppress(TimeoutError), self._client.as_current():  # no longer: workers may have joined
+                    wait(list(running), timeout=1, return_when="FIRST_COMPLETED")
                 for future in [future for future in running if future.done()]:
                     yield running.pop(future), future.result()
         finally:
@@ -157,8 +144,7 @@ class Trials:
         import cloudpickle
 
         content, file = cloudpickle.dumps((helpers.ROOT, work)), self.file.with_suffix(".pickle")
-        with whole_file(file) as partial:
-            partial.write_bytes(content)
+        file.write_bytes(content)
         weakref.finalize(self, file.unlink, missing_ok=True)
         return str(file), hashlib.sha256(content).hexdigest()
 
@@ -190,11 +176,7 @@ def _unpack(file: str, digest: str) -> Callable[[Trial], dict]:
 
 
 def read_cluster(cluster: str) -> str:
-    """Returns the value of `cluster`: "", a number of processes, or a scheduler's address.
-
-    Raises:
-        ValueError: it is none of them.
-    """
+    """Returns the value of `cluster`: "", a number of processes, or a scheduler's address; else a ValueError."""
     if cluster and "://" not in cluster and not (cluster.isdigit() and int(cluster)):
         raise ValueError(
             f'Expected `cluster` to be "", a number of processes or an address (tcp://...). Received {cluster!r}.'
@@ -203,43 +185,34 @@ def read_cluster(cluster: str) -> str:
 
 
 def _connect(cluster: str):
-    """Returns the connection to a cluster; one on this machine is started now."""
+    """Returns the connection to a cluster; one on this machine is started now, and ends with the connection."""
     try:
-        from distributed import Client, LocalCluster
+        from distributed import Client
     except ImportError:
         raise ValueError("`cluster` needs Dask, which is not installed: pip install -e .[cluster]") from None
-    if "://" in read_cluster(cluster):
-        try:
-            return Client(cluster, set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"There is no scheduler at {cluster}, which `cluster` names: {error}") from None
-    threads = {"TF_NUM_INTRAOP_THREADS": str(max((os.cpu_count() or 1) // int(cluster), 1))}
-    options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None, "env": threads}
-    return Client(LocalCluster(n_workers=int(cluster), **options), set_as_default=False)
+    if "://" not in read_cluster(cluster):
+        threads = {"TF_NUM_INTRAOP_THREADS": str(max((os.cpu_count() or 1) // int(cluster), 1))}
+        options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None, "env": threads}
+        return Client(n_workers=int(cluster), set_as_default=False, **options)
+    try:
+        return Client(cluster, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"There is no scheduler at {cluster}, which `cluster` names: {error}") from None
 
 
-def _disconnect(client) -> None:
-    if client:
-        client.close()
-        if client.cluster:  # on this machine
-            client.cluster.close()
-
-
-def _mend(file: Path) -> bytes:
-    """Returns the whole lines; what a killed process or a full disk left of a last one is cut off."""
+def _whole_lines(file: Path) -> list[bytes]:
+    """Returns a file's lines; what a killed process or a full disk left of a last one is cut off."""
     content = file.read_bytes() if file.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        os.truncate(file, len(whole))
-    return whole
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        os.truncate(file, end)
+    return content[:end].splitlines()
 
 
 def _read(file: Path) -> tuple[dict, dict[Trial, dict]]:
     """Returns settings and results."""
-    if (old := file.with_suffix(".journal")).exists():
-        raise ValueError(f"{old} is a study by another version of this repository, and not comparable. Delete it.")
     settings, results = {}, {}
-    for number, line in enumerate(_mend(file).splitlines(), start=1):
+    for number, line in enumerate(_whole_lines(file), start=1):
         try:
             kept = json.loads(line)
             settings = settings or kept["settings"]

@@ -14,11 +14,8 @@ def decide(comparison: dict) -> str:
 def choose_arm(comparison: dict) -> str:
     """Returns which network to hand over, "frozen" or "fine-tuned": the one that the verdict names.
 
-    Where no difference is shown, it is the frozen one, which is cheaper, unless fine-tuning did better by more than
-    the margin: then that is the better guess.
-
-    Args:
-        comparison: `compare_pairs(frozen, fine_tuned)`; empty without results.
+    Where no difference is shown (or nothing compared), it is the frozen one, which is cheaper, unless fine-tuning did
+    better by more than the margin: then that is the better guess.
     """
     if not comparison:
         return "frozen"
@@ -27,11 +24,7 @@ def choose_arm(comparison: dict) -> str:
 
 
 def describe_verdict(answer: dict) -> dict[str, str]:
-    """Returns the answer in plain words: headline, the recommendation in a sentence, and explanation, a paragraph.
-
-    Args:
-        answer: what `verdict.json` holds, without these two.
-    """
+    """Returns headline, a recommendation in a sentence, and explanation, a paragraph, of what verdict.json holds."""
     stopped = f" The study is not complete: {answer['stopped']}." if answer["stopped"] else ""
     if not answer["comparison"]:
         headline = "No verdict: fewer than two splits have results of both arms."
@@ -67,25 +60,25 @@ def _headline(answer: dict, points: dict[str, float]) -> str:
 def _explanation(answer: dict, points: dict[str, float]) -> str:
     comparison = answer["comparison"]
     frozen, tuned = answer["arms"]["frozen"], answer["arms"]["fine-tuned"]
-    sentences = [
-        f"On {comparison['images']:,} held-out test images (used for no decision), the frozen network, "
-        f"{_describe_cut(frozen)}, has an accuracy of {100 * frozen['test_accuracy']:.1f} %, and the fine-tuned one, "
-        f"{_describe_cut(tuned)} and unfrozen from {tuned['stage']}, of {100 * tuned['test_accuracy']:.1f} %: "
-        f"{points['difference']:+z.1f} points on average over {comparison['pairs']} splits and seeds "
-        f"({_interval(points)}).",
-        f"The probability that fine-tuning is better at all is {_percent(comparison['better'])}.",
-    ]
+    detectable = ""
     if answer["verdict"] == "no difference shown" and not comparison["equivalent"]:
-        detectable = f"{points['detectable']:.1f} points or more"
-        sentences.append(f"Only a difference of about {detectable} would likely have been shown.")
+        detectable = (
+            f" Only a difference of about {points['detectable']:.1f} points or more would likely have been shown."
+        )
     costs = [
         f"{arm['seconds']:.1f} s with {arm['trainable_weights']:,.0f} trainable weights ({name})"
         for name, arm in (("frozen", frozen), ("fine-tuned", tuned))
     ]
-    sentences.append(f"A training takes {' and '.join(costs)}.")
-    taken = f"fine-tuned: {_describe_arm(tuned)}" if answer["chosen"] == "fine-tuned" else "frozen"
-    sentences.append(f"The classifier that is handed over is {taken}.")
-    return " ".join(sentences)
+    chosen = f"fine-tuned: {_describe_arm(tuned)}" if answer["chosen"] == "fine-tuned" else "frozen"
+    return (
+        f"On {comparison['images']:,} held-out test images (used for no decision), the frozen network, "
+        f"{_describe_cut(frozen)}, has an accuracy of {100 * frozen['test_accuracy']:.1f} %, and the fine-tuned one, "
+        f"{_describe_cut(tuned)} and unfrozen from {tuned['stage']}, of {100 * tuned['test_accuracy']:.1f} %: "
+        f"{points['difference']:+z.1f} points on average over {comparison['pairs']} splits and seeds "
+        f"({_interval(points)}). The probability that fine-tuning is better at all is "
+        f"{_percent(comparison['better'])}.{detectable} A training takes {' and '.join(costs)}. "
+        f"The classifier that is handed over is {chosen}."
+    )
 
 
 def _interval(points: dict[str, float]) -> str:

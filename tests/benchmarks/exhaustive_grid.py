@@ -16,6 +16,7 @@ folder with them and the weights.
 import argparse
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from time import process_time
 
@@ -63,10 +64,8 @@ def make_experiment(name: str) -> Timed:
     return Timed(network, images, resize="crop")
 
 
-def run_grid(
-    experiment: Experiment, cuts: list[str], options: argparse.Namespace, file: str
-) -> tuple[pd.DataFrame, float]:
-    """Returns a row for each arm and split, with `correct`, and the core-seconds that the grid took."""
+def run_grid(experiment: Experiment, cuts: list[str], options: argparse.Namespace, file: str):
+    """Returns a DataFrame with a row for each arm and split, and the core-seconds that the grid took."""
     wanted = [
         Trial("final", "grid", cut, stage, rate, steps, seed)
         for seed in SEEDS
@@ -77,17 +76,33 @@ def run_grid(
     ]
     trials = Trials(file, settings=experiment.settings, cluster=options.cluster)
     found = trials.run(wanted, experiment.run, expected=lambda trial: trial.steps, title="grid")
-    rows = [
-        {
-            **{name: getattr(trial, name) for name in [*ARM, "seed"]},
-            "log_loss": result["log_loss"],
-            "accuracy": result["accuracy"],
-            "test_accuracy": result["test_accuracy"],
-            "correct": unpack(result),
-        }
-        for trial, result in found.items()
-    ]
-    return pd.DataFrame(rows), sum(result["cpu_seconds"] for result in found.values())
+    rows = [asdict(trial) | result | {"correct": unpack(result)} for trial, result in found.items()]
+    columns = [*ARM, "seed", "log_loss", "accuracy", "test_accuracy", "correct"]
+    return pd.DataFrame(rows, columns=columns), sum(result["cpu_seconds"] for result in found.values())
+
+
+def compare_study(study: Study, of_chosen: np.ndarray, seconds: float) -> dict:
+    """Returns what a study chose and says, beside the grid's choice (what that got right, bool (splits, images))."""
+    final = study.final(study.race())
+    answer = study.verdict(final)
+    scored = final[final["pair"].isin(SEEDS)].set_index("arm")
+    frozen, tuned = (np.stack(scored.loc[arm, "correct"].tolist()) for arm in ("frozen", "fine-tuned"))
+    handed_over = tuned if answer["chosen"] == "fine-tuned" else frozen
+    spent = [r["cpu_seconds"] for t, r in study.trials.results().items() if t.phase in ("race", "final")]
+    arm = answer["arms"]["fine-tuned"]
+    return {
+        "chose": [arm["cut"], arm["stage"], arm["learning_rate"], study.plan.steps],
+        "frozen": frozen.mean(),
+        "fine_tuned": tuned.mean(),
+        "regret_points": 100 * (of_chosen.mean() - tuned.mean()),
+        "regret_of_the_verdict_points": 100 * (max(of_chosen.mean(), frozen.mean()) - handed_over.mean()),
+        "verdict": answer["verdict"],
+        "grids_verdict": decide(compare_pairs(frozen, of_chosen)),
+        "pairs": answer["comparison"]["pairs"],
+        "headline": answer["headline"],
+        "core_seconds": sum(spent),
+        "share_of_the_grid": sum(spent) / seconds,
+    }
 
 
 def main() -> None:
@@ -116,30 +131,8 @@ def main() -> None:
         "best_on_test": {"arm": best, "test_accuracy": means["test_accuracy"].max()},
     }
     for budget in options.budgets:
-        file = f"{kept}-{budget}.jsonl"
-        study = Study(experiment, probe, file=file, cluster=options.cluster, budget=budget)
-        race = study.race()
-        final = study.final(race)
-        answer = study.verdict(final)
-        scored = final[final["pair"].isin(SEEDS)].set_index("arm")
-        frozen, tuned = (np.stack(scored.loc[arm, "correct"].tolist()) for arm in ("frozen", "fine-tuned"))
-        grids_verdict = decide(compare_pairs(frozen, of_chosen))
-        spent = {t: r["cpu_seconds"] for t, r in study.trials.results().items() if t.phase in ("race", "final")}
-        arm = answer["arms"]["fine-tuned"]
-        report[budget] = {
-            "chose": [arm["cut"], arm["stage"], arm["learning_rate"], study.plan.steps],
-            "frozen": frozen.mean(),
-            "fine_tuned": tuned.mean(),
-            "regret_points": 100 * (of_chosen.mean() - tuned.mean()),
-            "regret_of_the_verdict_points": 100
-            * (max(of_chosen.mean(), frozen.mean()) - (tuned if answer["chosen"] == "fine-tuned" else frozen).mean()),
-            "verdict": answer["verdict"],
-            "grids_verdict": grids_verdict,
-            "pairs": answer["comparison"]["pairs"],
-            "headline": answer["headline"],
-            "core_seconds": sum(spent.values()),
-            "share_of_the_grid": sum(spent.values()) / seconds,
-        }
+        study = Study(experiment, probe, file=f"{kept}-{budget}.jsonl", cluster=options.cluster, budget=budget)
+        report[budget] = compare_study(study, of_chosen, seconds)
     text = json.dumps(report, indent=2, default=float)
     (HERE / f"grid_{options.name}.json").write_text(text + "\n")
     print(means.round(4).to_string(), text, sep="\n")

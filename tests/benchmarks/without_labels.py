@@ -51,20 +51,20 @@ def pretrained(method: str, letters: np.ndarray, *, rate: float, epochs: int) ->
     """Returns a backbone that a method has taught."""
     set_seed(1)
     backbone = build_letter_backbone("letters")
-    images, labels = letters, np.zeros(len(letters), int)
+    if method == "random weights":
+        return backbone
+    images, labels = Pairs(letters, "crop,rotate,light", seed=1), np.zeros(len(letters), int)
     if method == "turns":
         labels = np.random.default_rng(1).integers(0, 4, len(letters))
         images = np.stack([np.rot90(letter, turn) for letter, turn in zip(letters, labels, strict=True)])
         turn = keras.layers.Dense(4, activation="softmax")(backbone.output)
         model, loss = keras.Model(backbone.inputs[0], turn), "sparse_categorical_crossentropy"
-    elif method != "random weights":
+    else:
         model, loss = pairs_model(backbone, method)
-        images = Pairs(letters, "crop,rotate,light", seed=1)
-    if method != "random weights":
-        schedule = warmup_cosine(rate, images=len(letters), batch_size=BATCH_SIZE, epochs=epochs)
-        model.compile(keras.optimizers.Adam(schedule), loss)
-        batches = make_dataset(images, labels, batch_size=BATCH_SIZE, shuffle=1, even=True)
-        model.fit(batches, epochs=epochs, shuffle=False, verbose=0)
+    schedule = warmup_cosine(rate, images=len(letters), batch_size=BATCH_SIZE, epochs=epochs)
+    model.compile(keras.optimizers.Adam(schedule), loss)
+    batches = make_dataset(images, labels, batch_size=BATCH_SIZE, shuffle=1, even=True)
+    model.fit(batches, epochs=epochs, shuffle=False, verbose=0)
     return backbone
 
 
