@@ -7,7 +7,7 @@ import pandas as pd
 
 from helpers._keras import keras
 from helpers.backbones.graphs import all_layers
-from helpers.backbones.stages import find_stage, find_stages
+from helpers.backbones.stages import find_stage, find_stages, first_stage
 
 
 def freeze(model: keras.Model, *, unfreeze_from: str | None = None, batch_norm: str = "frozen") -> pd.DataFrame:
@@ -17,7 +17,7 @@ def freeze(model: keras.Model, *, unfreeze_from: str | None = None, batch_norm: 
 
     Args:
         model: a functional model with one input and one output.
-        unfreeze_from: the first stage that learns; None freezes all.
+        unfreeze_from: the first stage that learns, "auto" for the one at half of the cost, "all"; None freezes all.
         batch_norm: "frozen" keeps every BatchNormalization layer as it was pretrained, scale, shift and statistics,
             also in the stages that learn; "train" lets those learn too. The choice is made layer by layer, since
             calling a network with `training=False` does not protect its statistics in `fit`.
@@ -25,7 +25,7 @@ def freeze(model: keras.Model, *, unfreeze_from: str | None = None, batch_norm: 
     if batch_norm not in ("frozen", "train"):
         raise ValueError(f'Expected `batch_norm` "frozen" or "train". Received {batch_norm!r}.')
     stages = find_stages(model)
-    first = len(stages) if unfreeze_from is None else find_stage(model, unfreeze_from)
+    first = len(stages) if unfreeze_from is None else find_stage(model, first_stage(model, unfreeze_from))
     rows = {}
     model.trainable = True  # a model that is frozen as a whole hides what its layers say
     for index, (name, stage) in enumerate(stages.items()):

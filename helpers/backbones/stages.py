@@ -170,6 +170,13 @@ def _inner_stages(model: keras.Model) -> list[str]:
     return names
 
 
+def first_stage(model: keras.Model, unfreeze_from: str) -> str:
+    """Returns the first stage that learns: a given name, "auto" for the one at half of the forward cost, "all"."""
+    if unfreeze_from == "all":
+        return list(find_stages(model))[1]
+    return stage_at(model, 0.5) if unfreeze_from == "auto" else unfreeze_from
+
+
 def find_stage(model: keras.Model, stage: str) -> int:
     """Returns the position of a stage among the network's; ValueError if there is none, or for the first."""
     names = _inner_stages(model)

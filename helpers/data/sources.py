@@ -26,8 +26,9 @@ COLUMNS = ("path", "label", "split", "group", "problem", "reason")
 def open_data(data: str) -> Path:
     """Returns the folder, or the table, of labelled images that the parameter `data` names.
 
-    It is "digits", the embedded example (`helpers.data.digits`, written below `data/digits` on first use); a folder; a table (.csv, .tsv, .parquet) with the columns path and label; or an archive of one of
-    these, unpacked below `runs/.unpacked` on first use. A folder that directly holds one such table stands for it.
+    It is "digits", the embedded example (`helpers.data.digits`, written below `data/digits` on first use); a folder;
+    a table (.csv, .tsv, .parquet) with the columns path and label; or an archive of one of these, unpacked below
+    `runs/.unpacked` on first use. A folder that directly holds one such table stands for it.
 
     Raises:
         FileNotFoundError: there is nothing of this name.

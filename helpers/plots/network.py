@@ -1,6 +1,5 @@
 """The network as a row of stages: what is taken, what is frozen, what learns."""
 
-import pandas as pd
 from matplotlib.patches import Patch
 
 from helpers.plots.figures import DescribedFigure, new_figure
@@ -16,14 +15,17 @@ _HEAD = 0.06
 """Width of the head, whose own cost would not be seen, as a share of the network."""
 
 
-def plot_stages(stages: pd.DataFrame, *, cut: str = "head", learns_from: str = "head") -> DescribedFigure:
+def plot_stages(network, *, cut: str = "head", learns_from: str = "head") -> DescribedFigure:
     """Returns a diagram of a network's stages, each as wide as its share of the forward cost.
 
     Args:
-        stages: from `describe_stages`, of a backbone or of a classifier.
+        network: a Keras model, a backbone or a classifier.
         cut: the first stage that is left out; "head" where all are taken.
         learns_from: the first stage that learns; "head" where only the head does.
     """
+    from helpers.backbones import describe_stages  # here: other figures need no TensorFlow
+
+    stages = describe_stages(network)
     inner = stages.drop(index=[name for name in ("input", "head") if name in stages.index])
     taken = list(inner.index[: inner.index.get_loc(cut)] if cut in inner.index else inner.index)
     frozen = taken[: taken.index(learns_from)] if learns_from in taken else taken

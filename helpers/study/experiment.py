@@ -17,7 +17,7 @@ from sklearn.svm import SVC
 
 from helpers._keras import draw_apart, keras, on_all_devices, set_seed
 from helpers.backbones import describe_stages, features_tensor, truncate
-from helpers.backbones.stages import cut_points, find_stage, find_stages
+from helpers.backbones.stages import cut_points, find_stage, find_stages, first_stage
 from helpers.data import encode_labels, load_pixels, shrink_pixels, split_images
 from helpers.data.pixels import Pixels
 from helpers.data.tables import PARTS
@@ -26,7 +26,7 @@ from helpers.evaluation.metrics import is_correct
 from helpers.study.trials import Trial
 from helpers.training.activations import compute_activations, content_digest, load_activations
 from helpers.training.calibration import apply_temperature, calibrated_scores
-from helpers.training.fine_tuning import Recipe, fine_tune, first_stage
+from helpers.training.fine_tuning import Recipe, fine_tune
 from helpers.training.heads import attach_head, fit_head, head_weights
 from helpers.training.probing import load_features, probe_depth
 

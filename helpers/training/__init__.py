@@ -18,7 +18,7 @@ from helpers.training.files import load_classifier, load_ood_detector, load_sett
 from helpers.training.fine_tuning import (
     Recipe,
     fine_tune,
-    first_stage,
+    layerwise_factors,
     make_optimizer,
     plan_epochs,
     prepare_training,
@@ -35,7 +35,7 @@ __all__ = [
     "choose_cut",
     "compute_activations",
     "fine_tune",
-    "first_stage",
+    "layerwise_factors",
     "fit_head",
     "load_activations",
     "load_classifier",

@@ -18,7 +18,7 @@ from helpers._keras import compute_deterministically, count_devices, keras, on_a
 from helpers.backbones import cut, freeze
 from helpers.backbones.costs import count_multiply_adds
 from helpers.backbones.graphs import all_layers, find_nodes, variable_index
-from helpers.backbones.stages import find_stages, stage_at
+from helpers.backbones.stages import find_stages, first_stage
 from helpers.data.augmentation import Augmented, read_augmentation
 from helpers.data.batches import make_dataset
 from helpers.data.stores import content_keys
@@ -71,13 +71,6 @@ def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"Expected `{name}` above 0. Received {value}.")
-
-
-def first_stage(model: keras.Model, unfreeze_from: str) -> str:
-    """Returns the first stage that learns: a given name, "auto" for the one at half of the forward cost, "all"."""
-    if unfreeze_from == "all":
-        return list(find_stages(model))[1]
-    return stage_at(model, 0.5) if unfreeze_from == "auto" else unfreeze_from
 
 
 def count_epochs(steps: int, *, images: int, batch_size: int) -> int:

@@ -20,6 +20,7 @@ from frozen_phase import load_network, load_table, real_data
 from sklearn.model_selection import StratifiedKFold
 
 from helpers.backbones import keras, truncate
+from helpers.backbones.stages import first_stage
 from helpers.data import encode_labels, load_pixels
 from helpers.training import (
     Recipe,
@@ -27,7 +28,6 @@ from helpers.training import (
     choose_cut,
     compute_activations,
     fine_tune,
-    first_stage,
     fit_head,
     probe_depth,
 )
