@@ -112,7 +112,7 @@ lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 refresh: $(TESTING)  ## execute the notebooks again and store their outputs, to be committed
 	@"$(PY)" tests/refresh.py
 
-readme: $(TESTING)  ## run the embedded example and put what came of it into README.md
+readme: $(PLAYWRIGHT)  ## run the embedded example and put what came of it into README.md
 	@"$(PY)" tests/readme.py
 
 pretrain: $(INSTALLED)  ## make the embedded example's network again, from letters and their classes (up to 30 minutes)

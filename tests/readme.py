@@ -1,29 +1,28 @@
 """Runs the embedded example and puts what came of it into README.md: `make readme`.
 
 The run is a newcomer's: `python -m helpers.run` in a clean copy of the repository. What it prints replaces what
-stands between the marks `<!-- result -->` and `<!-- /result -->`; its figure of accuracy against cost replaces
-.github/result.png, and what stands between `<!-- picture -->` and `<!-- /picture -->`.
+stands between the marks `<!-- result -->` and `<!-- /result -->`; the first page of its report, as it is printed,
+replaces .github/report.png, and the recommendation is the picture's alternative in words.
 
     python tests/readme.py
 """
 
-import base64
+import json
 import os
-import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import nbformat
 from refresh import ROOT, copy_tree
 
 from helpers import write_atomically
 from helpers.report.card import escape_markdown
 
-PICTURE = ".github/result.png"
-FIGURE = "Test accuracy with 95 % interval against training time"
-"""How the description of the README's figure begins."""
+PICTURE = ".github/report.png"
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PAGE = {"width": 794, "height": 1123}  # A4 at 96 pixels an inch
 
 
 def replace_between(text: str, name: str, content: str) -> str:
@@ -35,18 +34,28 @@ def replace_between(text: str, name: str, content: str) -> str:
     return f"{before}{start}\n{content}\n{end}{rest.partition(end)[2]}"
 
 
-def find_figure(notebook) -> tuple[bytes, str]:
-    """Returns the README's figure, a PNG, and its description, from an executed 04; ValueError if it has not one."""
-    shown = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
-    found = [o for o in shown if o.get("metadata", {}).get("image/png", {}).get("alt", "").startswith(FIGURE)]
-    if len(found) != 1:
-        raise ValueError(f"Expected one figure with a description that begins with {FIGURE!r}. Found {len(found)}.")
-    return base64.b64decode(found[0].data["image/png"]), found[0].metadata["image/png"]["alt"]
+def find_chromium() -> str | None:
+    """Returns the browser in the variable CHROMIUM, or the one that is installed."""
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
 
 
-def updated(readme: str, printed: str, description: str) -> str:
-    """Returns the README with what the run printed, and with the description of its picture."""
-    words = escape_markdown(re.sub(r" *Efficient:.*", "", description))
+def photograph(report: Path, picture: Path) -> None:
+    """Writes a picture, a PNG, of the first page of a report as it is printed."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+        page = browser.new_page(viewport=PAGE, color_scheme="light")
+        page.emulate_media(media="print")
+        page.goto(report.as_uri())
+        page.add_style_tag(content="body { padding: 12mm 15mm !important; } .details { visibility: hidden; }")
+        page.screenshot(path=picture, clip={"x": 0, "y": 0} | PAGE)
+        browser.close()
+
+
+def updated(readme: str, printed: str, headline: str) -> str:
+    """Returns the README with what the run printed, and with what its report recommends."""
+    words = escape_markdown(f"The first page of the report. {headline}")
     readme = replace_between(readme, "picture", f"![{words}]({PICTURE})")
     return replace_between(readme, "result", f"```\n{printed.strip()}\n```")
 
@@ -61,10 +70,10 @@ def main() -> int:
         if done.returncode:
             print("Nothing was changed.", file=sys.stderr)
             return 1
-        executed = nbformat.read(tree / "runs" / "digits" / "04_freeze_or_fine_tune.ipynb", as_version=4)
-    picture, description = find_figure(executed)
-    text = updated((ROOT / "README.md").read_text(encoding="utf-8"), done.stdout, description)
-    (ROOT / PICTURE).write_bytes(picture)
+        run = tree / "runs" / "digits"
+        photograph(run / "report.html", ROOT / PICTURE)
+        headline = json.loads((run / "verdict.json").read_text(encoding="utf-8"))["headline"]
+    text = updated((ROOT / "README.md").read_text(encoding="utf-8"), done.stdout, headline)
     write_atomically(ROOT / "README.md", text)
     print("README.md and its picture are those of this run.")
     return 0

@@ -151,12 +151,12 @@ def plot_mistakes(pixels, mistakes: pd.DataFrame) -> DescribedFigure:
     """
     if mistakes.empty:
         return text_figure("No mistake among these images.")
-    rows = -(-len(mistakes) // 6)
-    figure, grid = image_grid(rows, 6, width=9.6, height=2 * rows + 0.4)
+    rows = -(-len(mistakes) // 4)
+    figure, grid = image_grid(rows, 4, width=7, height=2.1 * rows + 0.4)
     titles = prediction_titles(mistakes, between="\n")
     for axes, position, title in zip(grid.flat, mistakes["position"], titles, strict=False):
         show_image(axes, pixels[[position]][0], title)
-    figure.suptitle("Most confident mistakes: predicted class (probability), true class", fontsize=11)
+    figure.suptitle("Most confident mistakes", fontsize=11)
     told = (f"{row.label} taken for {row.predicted} ({_percent(row.probability)})" for row in mistakes.itertuples())
     figure.description = f"Grid of the {len(mistakes)} most confident mistakes: {'; '.join(told)}"
     return figure

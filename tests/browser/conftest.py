@@ -1,15 +1,13 @@
 """A Chromium that Playwright drives, where there is one, and pictures of what it showed."""
 
-import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
+from readme import find_chromium
 
 from helpers import ROOT
 
-CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # What is looked at in a test is on this machine: a page that wants anything else does not get it.
 ARGUMENTS = ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",)
 
@@ -18,7 +16,7 @@ ARGUMENTS = ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",)
 def browser():
     """A Chromium without a window and without a network: the one in the variable CHROMIUM, or the installed one."""
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: make install-browser")
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    found = find_chromium()
     if not found:
         pytest.skip("Chromium is missing: on Debian and Ubuntu, apt install chromium; or name one in CHROMIUM")
     with playwright.sync_playwright() as started:
