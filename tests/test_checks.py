@@ -497,11 +497,12 @@ def test_a_class_with_too_few_images_stops_the_run(photos):
 
 
 def test_a_class_of_which_nothing_is_left_is_named(make_images, photos, tmp_path):
-    make_images(tmp_path / "train", {"a": 12, "b": 12})
-    make_images(tmp_path / "test", {"a": 2, "b": 1}, seed=1)
-    (tmp_path / "test" / "b" / "000.png").write_bytes(b"damaged")
+    given = tmp_path / "given"
+    make_images(given / "train", {"a": 12, "b": 12})
+    make_images(given / "test", {"a": 2, "b": 1}, seed=1)
+    (given / "test" / "b" / "000.png").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="(?s)'b'.*given part test.*left out: 1, for example .*000.png"):
-        exclude_problems(*check_images(find_images(tmp_path)))
+        exclude_problems(*check_images(find_images(given)))
     write(photo(700), photos.folder / os.fsdecode(b"k\xe4fer") / "1.png")
     with pytest.raises(ValueError, match=r"xe4fer': too few images: no usable image.*\(bad name"):
         exclude_problems(*photos())
