@@ -240,12 +240,10 @@ def _measure(path: str, content: bytes, white: int) -> tuple[_Opened, np.ndarray
     # Few calls that wait for Python's lock: with two threads, waiting took as long as decoding
     with reading.open_image(io.BytesIO(content)) as image, reading.taking_turns(image):
         format = "JPEG" if image.format == "MPO" else image.format
-        remarks = _remark(path, image, format)
-        width, height = image.size
+        (width, height), turned = image.size, reading.find_orientation(image)
         pixels, brightest, small = "", 0, min(width, height) < SIDE
         if format == "JPEG" and image.mode in ("RGB", "L") and not small:
             # All of the file is decoded, but only to grey and small: twice as fast, and enough to compare
-            turned = reading.find_orientation(image)
             image.draft("L", (2 * SIDE, 2 * SIDE))
             image.load()
             grey = reading.turn_upright(image, turned)
@@ -264,6 +262,9 @@ def _measure(path: str, content: bytes, white: int) -> tuple[_Opened, np.ndarray
         if blank:  # colours of one brightness are the same grey
             bands = reading.read_image(io.BytesIO(content), white=white).split()
             blank = all(_is_blank(band.resize((SIDE, SIDE), Image.Resampling.BOX), band) for band in bands)
+        remarks = _remark(path, image, format)  # at last: where a later frame is damaged, the first is lost with it
+    if turned != 1:
+        remarks.append(("EXIF rotation", "it is turned, or mirrored, as its EXIF data say; some programs do not"))
     if blank:
         scale = f" (its values of 16 bits reach {brightest}, and {white} is white)" if brightest else ""
         remarks.append(("blank", f"every pixel has nearly the same colour{scale}: there is nothing to learn from"))
@@ -280,11 +281,9 @@ def _remark(path: str, image: Image.Image, format: str) -> list[tuple[str, str]]
     meant = Image.registered_extensions().get(extension, "")
     if extension and meant != format and (meant, format) != ("MPO", "JPEG"):
         remarks.append(("wrong extension", f"its content is {format}: it is read as that, other programs may fail"))
-    with suppress(Exception):  # a later frame is damaged: the first may be whole, and will be decoded next
+    with suppress(Exception):  # a later frame is damaged, and the first may be whole
         if getattr(image, "is_animated", False) and image.format != "MPO":  # two lenses of one telephone
             remarks.append(("animation", f"it has {image.n_frames} frames or pages, and only the first is used"))
-    if reading.find_orientation(image) != 1:
-        remarks.append(("EXIF rotation", "it is turned, or mirrored, as its EXIF data say; some programs do not"))
     return remarks
 
 
@@ -420,7 +419,10 @@ def _same_pixels(images: pd.DataFrame, similar: np.ndarray) -> np.ndarray:
 
     def equal(pair: np.ndarray) -> bool:
         files = (reading.read_image(paths[row], white=white) for row in pair)  # one by one: large ones are many bytes
-        return len({hashlib.sha256(image.tobytes()).digest() for image in files}) == 1
+        try:
+            return len({hashlib.sha256(image.tobytes()).digest() for image in files}) == 1
+        except (OSError, ValueError):  # changed since it was checked: whoever reads it next will say so
+            return False
 
     one, other, bits = similar.T
     pairs = similar[(bits <= 32) & (sizes[one] == sizes[other]).all(axis=1), :2]

@@ -33,8 +33,7 @@ def load_pixels(images: pd.DataFrame, *, image_size: tuple[int, int], resize: st
 
     Args:
         images: columns path, split, sha256, and white if there are images of 16 bits, as `check_images` makes them.
-        image_size: (height, width) in pixels.
-        resize: "crop", "pad" or "stretch", as in `read_pixels`.
+        image_size, resize: (height, width) in pixels; "crop", "pad" or "stretch", as in `read_pixels`.
 
     Raises:
         ValueError: the image size is not positive, there is no such rule, or an image is not what it was.
