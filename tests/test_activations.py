@@ -53,7 +53,8 @@ def test_parts_are_computed_together_and_equal_images_once(root, forwards):
     assert [count for _, _, count in forwards] == [11], "the twelfth is a copy"
     for part, array in parts.items():
         assert loaded[part].shape == (len(array), 8, 8, 6)
-        close(loaded[part], expected(stage_network(), array, "conv3"))
+        if len(array):
+            close(loaded[part], expected(stage_network(), array, "conv3"))
     np.testing.assert_array_equal(loaded["test"][3], loaded["train"][0])
 
 

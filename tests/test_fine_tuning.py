@@ -11,7 +11,7 @@ import pytest
 from networks import call, coloured_images, random_images, stage_network
 from sklearn.utils.class_weight import compute_class_weight
 
-from helpers.backbones import audit_weights, copy_weights, freeze, keras
+from helpers.backbones import audit_weights, copy_weights, freeze, keras, load_model
 from helpers.backbones.stages import find_stages
 from helpers.data.augmentation import Augmented
 from helpers.training import (
@@ -303,7 +303,7 @@ def test_another_way_to_compute_makes_the_same_steps_to_rounding(root, changes, 
     assert {layer.compute_dtype for layer in other.model.layers if layer.weights} == {"float32"}
     assert other.audit["frozen_changed"].sum() == 0 and other.keep.best_epoch > 0
     other.model.save(root / "x.keras")
-    loaded = keras.models.load_model(root / "x.keras")
+    loaded = load_model(root / "x.keras")
     np.testing.assert_allclose(call(loaded, PIXELS["validation"]), call(other.model, PIXELS["validation"]), atol=1e-6)
 
 

@@ -296,10 +296,13 @@ def _compile(model: keras.Model, part: keras.Model, recipe: Recipe, *, stage: st
     schedule = warmup_cosine(1.0, **sizes, epochs=recipe.epochs or count_epochs(recipe.steps, **sizes))
     at_once = steps_at_once(part, batch_size=math.ceil(recipe.batch_size / parts))
     at_once = min(math.ceil(images / recipe.batch_size) * parts, at_once)
+
+    def rate():  # no lambda, with which the model could not be saved
+        return highest * schedule(optimizer.iterations)
+
     with on_all_devices():
         highest = keras.Variable(recipe.learning_rate, trainable=False, dtype="float32", name="highest_rate")
-        rates = {"rates": recipe.lowest_rate, "parts": parts}
-        optimizer = make_optimizer(model, lambda: highest * schedule(optimizer.iterations), **rates)
+        optimizer = make_optimizer(model, rate, rates=recipe.lowest_rate, parts=parts)
         # Metrics as objects, whose variables are there already: else Keras' function would be traced a second time.
         metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), log_loss()]
         part.compile(optimizer, "sparse_categorical_crossentropy", metrics=metrics, steps_per_execution=at_once)
