@@ -113,9 +113,10 @@ class Run:
     # ---- what this notebook saves
 
     def keep_parameters(self, *names: str) -> None:
-        """Adds parameters, all or those named, to `parameters.yaml`, and the environment: `open` refuses other values.
+        """Adds parameters, all or those named, to `parameters.yaml`: from now on, `open` refuses other values.
 
-        A notebook calls it right before it saves results: until then, a mistyped parameter can be corrected.
+        A notebook calls it right before it saves results: until then, a mistyped parameter can be corrected. Versions
+        and machine go to `environment.json`.
         """
         kept = self.kept | {name: self.parameters[name] for name in names or self.parameters}
         write_atomically(self.path("parameters.yaml"), yaml.safe_dump(kept, allow_unicode=True))
