@@ -115,8 +115,8 @@ class Run:
     def keep_parameters(self, *names: str) -> None:
         """Adds parameters, all or those named, to `parameters.yaml`: from now on, `open` refuses other values.
 
-        A notebook calls it right before it saves results: until then, a mistyped parameter can be corrected in the
-        same folder. Versions and machine go to `environment.json`.
+        A notebook calls it right before it saves results: until then, a mistyped parameter can be corrected. Versions
+        and machine go to `environment.json`.
         """
         kept = self.kept | {name: self.parameters[name] for name in names or self.parameters}
         write_atomically(self.path("parameters.yaml"), yaml.safe_dump(kept, allow_unicode=True))

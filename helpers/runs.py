@@ -15,10 +15,9 @@ COLUMNS = ("name", "data", "backbone", "verdict", "accuracy", "low", "high", "se
 def list_runs(folder: str | Path = "runs") -> pd.DataFrame:
     """Returns a DataFrame with a row for each folder in a folder of runs, the newest first; none if it is missing.
 
-    The columns are name (of the folder), data, backbone, verdict (see helpers/study/README.md), accuracy of the
-    chosen arm, low and high of its 95 % interval (fractions, NaN before the verdict), seconds (of its training), date
-    (UTC, of the first results) and note: empty, or what is missing or damaged. Accuracies can be compared on the same
-    test images only.
+    The columns are name, data, backbone, verdict (see helpers/study/README.md), accuracy of the chosen arm, low and
+    high of its 95 % interval (fractions, NaN before the verdict), seconds (of its training), date (UTC, of the first
+    results) and note: what is missing or damaged. Accuracies can be compared on the same test images only.
     """
     folder = resolve_path(folder)
     paths = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []

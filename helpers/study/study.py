@@ -93,10 +93,9 @@ class Study:
         are left (Jamieson and Talwalkar 2016, arXiv 1502.07943). 03's arm stays, and so do ties. A rung is decided
         when all of its arms are done, so that the choice does not depend on which worker was faster.
 
-        Returns:
-            A row for each arm and rung with the columns rung (from 1), cut, stage, cost_before (share, 0..1, of the
-            network's cost below the stage), learning_rate, steps, splits (count), log_loss and accuracy at the end of
-            the training (means over splits), low, high (the accuracy's 95 % interval), outcome, seconds (mean).
+        There is a row for each arm and rung: rung (from 1), cut, stage, cost_before (share, 0..1, of the network's
+        cost below the stage), learning_rate, steps, splits (count); means over splits of log_loss, of accuracy (with
+        its 95 % interval low, high) and of seconds; outcome.
         """
         arms, rows, self._unfinished_rung = list(self.plan.arms), [], 0
         for number in range(len(self.plan.rungs)):
@@ -136,11 +135,8 @@ class Study:
         """Returns the final: the best arms and the controls, all on the same fresh splits with the same seeds.
 
         Test images are scored here for the first time, once for each arm and pair. After a few pairs it ends if the
-        answer is clear (`compare_pairs`).
-
-        Returns:
-            A row for each arm and pair with the columns arm, cut, stage, learning_rate, pair (the seed), what
-            `Experiment.run` returns, and log_loss and correct (bool, one for each) of the test images.
+        answer is clear (`compare_pairs`). There is a row for each arm and pair: arm, cut, stage, learning_rate, pair
+        (the seed), what `Experiment.run` returns, and log_loss and correct (bool, one for each) of the test images.
         """
         if race.empty:
             return pd.DataFrame(columns=_FINAL)
@@ -256,11 +252,10 @@ def _tables(final: pd.DataFrame, *arms: str) -> list[np.ndarray]:
 
 
 def summarize(final: pd.DataFrame) -> pd.DataFrame:
-    """Returns the final's arms, from the controls to the one in which most learns.
+    """Returns the final's arms, from the controls to the one in which most learns, a DataFrame indexed by arm.
 
-    Returns:
-        A DataFrame indexed by arm with the columns cut, stage, learning_rate, pairs (count), test_accuracy with its
-        95 % interval over images and seeds, difference to the frozen arm with its own, and the medians of the costs.
+    The columns are cut, stage, learning_rate, pairs (count), test_accuracy with its 95 % interval over images and
+    seeds, difference to the frozen arm with its own, and the medians of the costs.
     """
     rows = {}
     for arm in ARMS:
