@@ -176,7 +176,7 @@ def test_an_export_that_gives_something_else_does_not_get_its_name(classifier, t
     export = keras.Model.export
 
     def changed(self, *args, **kwargs):
-        head = self.get_layer("head")
+        head = self.layers[-1].get_layer("head")
         weights = head.get_weights()
         head.set_weights([kernel * 1.01 for kernel in weights])
         export(self, *args, **kwargs)
