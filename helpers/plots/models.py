@@ -11,7 +11,6 @@ from helpers.plots.figures import (
     draw_intervals,
     image_grid,
     label_log_axis,
-    name_row,
     new_axes,
     new_figure,
     shorten,
@@ -265,8 +264,7 @@ def plot_corrupted_examples(image: np.ndarray) -> DescribedFigure:
     figure, grid = image_grid(len(CORRUPTIONS), 6, width=8.8, height=1.3 * shape * len(CORRUPTIONS) + 0.4)
     for row, kind in zip(grid, CORRUPTIONS, strict=True):
         for axes, severity in zip(row, severities, strict=True):
-            show_image(axes, corrupt(image, kind, severity=severity))
-        name_row(row[0], kind)
+            show_image(axes, corrupt(image, kind, severity=severity), row="" if severity else kind)
     for axes, severity in zip(grid[0], severities, strict=True):
         axes.set_title(f"severity {severity}" if severity else "unchanged", fontsize=10)
     figure.description = f"One image under corruptions of growing severity, in rows: {', '.join(CORRUPTIONS)}."
