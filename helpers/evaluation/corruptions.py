@@ -102,7 +102,7 @@ def corruption_table(
     conditions = [("none", 0), *itertools.product(CORRUPTIONS, SEVERITIES)]
     infer, correct = {arm: Inference(model) for arm, model in models.items()}, {arm: [] for arm in models}
     # Some images at a time, under all conditions, in up to 64 MB: no copy of the set.
-    count = int(np.clip(64e6 // (len(conditions) * pixels[:1].nbytes), 1, 32))
+    count = int(np.clip(64e6 // (len(conditions) * np.prod(pixels.shape[1:])), 1, 32))
     total = len(chosen) * len(conditions) * len(models)
     bar = tqdm(total=total, desc="changed images", unit="image", file=progress_file(), leave=False, delay=1)
     with bar, ThreadPoolExecutor() as pool:  # Pillow and NumPy's noise work without Python's lock
