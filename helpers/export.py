@@ -68,6 +68,7 @@ FORMATS = {
     "litert": Format("LiteRT", "litert", ".tflite", ("ai_edge_litert.interpreter",)),
 }
 KINDS = tuple(FORMATS)
+_KIND_OF = {format.suffix: kind for kind, format in FORMATS.items()}
 
 
 def read_kinds(exports: str | Iterable[str] | None) -> list[str]:
@@ -116,7 +117,7 @@ def export_model(path: str | Path, folder: str | Path, *, kinds: str | Iterable[
     kinds = read_kinds(kinds)
     if not kinds:
         return {}
-    model, settings = _without_random_layers(load_model(path)), load_settings(path)
+    model, settings = load_model(path), load_settings(path)
     for layer in all_layers(model):  # tensors that a layer (of KerasHub) holds besides weights: inputs, to tf2onnx
         for name, value in list(vars(layer).items()):
             if isinstance(value, tensorflow.Tensor):
@@ -143,7 +144,9 @@ def export_model(path: str | Path, folder: str | Path, *, kinds: str | Iterable[
 def _write(model: keras.Model, settings: dict, kind: str, file: Path) -> None:
     """Writes one export, loads it again, and compares it with Keras."""
     title, keras_name, *_ = FORMATS[kind]
-    named = keras.Model(model.inputs[0], {"probabilities": model.outputs[0]}, name=model.name)
+    inputs = keras.Input(model.input_shape[1:], dtype=model.inputs[0].dtype)
+    # said here: Keras would apply dropout, noise and augmentation in what it exports
+    named = keras.Model(inputs, {"probabilities": model(inputs, training=False)}, name=model.name)
     signature = [keras.InputSpec(shape=(None, *model.input_shape[1:]), dtype="uint8", name="images")]
     noise = np.random.default_rng(0).integers(0, 256, (3, *model.input_shape[1:]), dtype="uint8")
     options = {}
@@ -233,21 +236,6 @@ def _teach_erfc() -> None:
             graph.remove_node(node.name)
 
 
-def _without_random_layers(model: keras.Model) -> keras.Model:
-    """Returns the model without dropout, noise and augmentation, which Keras would apply in what it exports."""
-
-    def plain(layer):
-        if not isinstance(layer, keras.Layer) or layer.weights or not layer.variables:
-            return layer  # it has no random generator
-        dtype = keras.backend.standardize_dtype(layer.input.dtype)
-        noise = np.random.default_rng(0).integers(0, 256, (2, *layer.input.shape[1:])).astype(dtype)
-        same = np.array_equal(keras.ops.convert_to_numpy(layer(noise, training=False)), noise)
-        # where it also changes the type, a product with 1 does so, too
-        return keras.layers.Rescaling(1.0, name=layer.name, dtype=layer.dtype_policy) if same else layer
-
-    return keras.models.clone_model(model, clone_function=plain)
-
-
 # ---- comparing
 
 
@@ -258,7 +246,9 @@ def load_export(path: str | Path) -> tuple[Callable[[np.ndarray], np.ndarray], d
     Raises a ValueError for a file that is damaged or not one of `export_model`, and an ImportError without runtime.
     """
     path = resolve_path(path)
-    kind = _kind_of(path)
+    if path.suffix not in _KIND_OF:
+        raise ValueError(f"Expected an export, whose name ends in {', '.join(_KIND_OF)}. Received {path.name}.")
+    kind = _KIND_OF[path.suffix]
     _import_packages(kind)
     try:
         with silent_stderr():
@@ -281,25 +271,18 @@ def compare_exports(path: str | Path, exports: Iterable[str | Path], images: np.
         images with the same most probable class), images, and seconds_per_image (in batches of 32, on the CPU).
     """
     path = resolve_path(path)
-    runtimes = {path: ("keras", _keras_runtime(load_model(path)))}
+    runtimes = {path: _keras_runtime(load_model(path))}
     for file in map(resolve_path, exports.values() if isinstance(exports, dict) else exports):
-        runtimes[file] = _kind_of(file), load_export(file)[0]
+        runtimes[file] = load_export(file)[0]
     rows, expected = [], None
-    for file, (kind, predict) in tqdm(runtimes.items(), desc="comparing exports", file=progress_file(), leave=False):
+    for file, predict in tqdm(runtimes.items(), desc="comparing exports", file=progress_file(), leave=False):
         probabilities, seconds = _time(predict, images)
         expected = probabilities if expected is None else expected
-        row = {"kind": kind, "file": file.name, "megabytes": _bytes(file) / 1e6}
+        row = {"kind": _KIND_OF.get(file.suffix, "keras"), "file": file.name, "megabytes": _bytes(file) / 1e6}
         row["largest_difference"] = float(np.abs(probabilities - expected).max())
         row["same_class"] = float((probabilities.argmax(axis=1) == expected.argmax(axis=1)).mean())
         rows.append(row | {"images": len(images), "seconds_per_image": seconds / len(images)})
     return pd.DataFrame(rows)
-
-
-def _kind_of(path: Path) -> str:
-    for kind, format in FORMATS.items():
-        if path.suffix == format.suffix:
-            return kind
-    raise ValueError(f"Expected an export, whose name ends in .savedmodel, .onnx or .tflite. Received {path.name}.")
 
 
 def _keras_runtime(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:

@@ -126,7 +126,7 @@ def test_mistakes_are_shown_with_both_classes_and_never_as_certain():
     assert sum(bool(axes.images) for axes in figure.axes) == 7
     assert "No mistake" in plots.plot_mistakes(images, mistakes[:0]).description
     sure = find_mistakes(np.array([[0.9996, 0.0004]]), [1], class_names=["ant", "bee"])
-    assert plots.prediction_titles(sure) == ["ant (> 99 %), true: bee"]
+    assert plots.prediction_titles(sure) == ["ant (> 99 %)\ntrue: bee"]
 
 
 def test_reliability_shows_every_bin():

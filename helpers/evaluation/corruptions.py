@@ -13,7 +13,6 @@ import io
 import itertools
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,24 +93,29 @@ def corruption_table(
 
     if images < 0:
         raise ValueError(f"Expected `images` of at least 0 (0 for all). Received {images}.")
+
+    def change(job: tuple) -> np.ndarray:
+        (corruption, severity), image = job
+        return corrupt(image, corruption, severity=severity)
+
     chosen = _choose(labels, images or len(labels))
     conditions = [("none", 0), *itertools.product(CORRUPTIONS, SEVERITIES)]
-    correct = {(*condition, arm): [] for condition in conditions for arm in models}
-    infer = {arm: Inference(model) for arm, model in models.items()}
-    batches = np.array_split(chosen, -(-len(chosen) // min(each.batch_size for each in infer.values())))
-    for each in infer.values():
-        each.batch_size = len(batches[0])  # a smaller batch would be filled up
-    bar = tqdm(total=len(conditions) * len(chosen), desc="changed images", file=progress_file(), leave=False, delay=1)
+    infer, correct = {arm: Inference(model) for arm, model in models.items()}, {arm: [] for arm in models}
+    # Some images at a time, under all conditions, in up to 64 MB: no copy of the set.
+    count = int(np.clip(64e6 // (len(conditions) * np.prod(pixels.shape[1:])), 1, 32))
+    total = len(chosen) * len(conditions) * len(models)
+    bar = tqdm(total=total, desc="changed images", unit="image", file=progress_file(), leave=False, delay=1)
     with bar, ThreadPoolExecutor() as pool:  # Pillow and NumPy's noise work without Python's lock
-        for positions in batches:  # corrupted while they are read: no copy of the set
-            batch = pixels[positions]
-            for corruption, severity in conditions:
-                change = partial(corrupt, corruption=corruption, severity=severity)
-                changed = np.stack(list(pool.map(change, batch)))
-                for arm in models:
-                    correct[corruption, severity, arm].append(is_correct(infer[arm](changed), labels[positions]))
-                bar.update(len(positions))
-    return pd.DataFrame([_row(*key, np.concatenate(parts)) for key, parts in correct.items()])
+        for positions in np.array_split(chosen, -(-len(chosen) // count)):
+            changed = np.stack(list(pool.map(change, itertools.product(conditions, pixels[positions]))))
+            for arm in models:
+                right = is_correct(infer[arm](changed), np.tile(labels[positions], len(conditions)))
+                correct[arm].append(right.reshape(len(conditions), -1))
+                bar.update(len(changed))
+    found = {arm: np.concatenate(parts, axis=1) for arm, parts in correct.items()}
+    return pd.DataFrame(
+        [_row(*condition, arm, found[arm][row]) for row, condition in enumerate(conditions) for arm in models]
+    )
 
 
 def shifted_table(

@@ -37,21 +37,25 @@ def is_correct(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (predicted.argmax(axis=1) if predicted.ndim == 2 else predicted) == labels
 
 
-def results_table(arms: dict[str, dict]) -> pd.DataFrame:
-    """Returns the arms side by side for people: accuracy with its interval, seconds, trainable weights.
+RESULTS = {"test accuracy": "{test_accuracy:.3f}", "95 % interval": "{low:.3f} to {high:.3f}"}
+COSTS = {"seconds": "{seconds:.1f}", "trainable weights": "{trainable_weights:,.0f}"}
+"""Columns of `results_table`, and how what is known about an arm is written in them."""
+
+
+def results_table(arms: dict[str, dict], columns: dict[str, str] = RESULTS | COSTS) -> pd.DataFrame:
+    """Returns the arms side by side for people: texts, "" for what is not known.
 
     `arms` is name to metrics: `evaluate`'s, with seconds and trainable_weights (count) where they are known.
     """
-    rows = {
-        name: {
-            "test accuracy": f"{arm['test_accuracy']:.3f}",
-            "95 % interval": f"{arm['low']:.3f} to {arm['high']:.3f}" if "low" in arm else "",
-            "seconds": f"{arm['seconds']:.1f}" if "seconds" in arm else "",
-            "trainable weights": f"{arm['trainable_weights']:,.0f}" if "trainable_weights" in arm else "",
-        }
-        for name, arm in arms.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
+
+    def filled(text: str, arm: dict) -> str:
+        try:
+            return text.format(**arm)
+        except KeyError:
+            return ""
+
+    rows = {name: [filled(text, arm) for text in columns.values()] for name, arm in arms.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
 
 
 def compare_networks(frozen: np.ndarray, tuned: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], str]:

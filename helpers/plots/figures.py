@@ -65,16 +65,12 @@ def image_grid(rows: int, columns: int, *, width: float, height: float) -> tuple
     return figure, grid
 
 
-def show_image(axes: Axes, image: ArrayLike, title: str = "", **style) -> None:
-    """Draws an image in a frame, with its title above it."""
+def show_image(axes: Axes, image: ArrayLike, title: str = "", *, row: str = "", **style) -> None:
+    """Draws an image in a frame, with its title above it, and to the left the name of the row that it begins."""
     axes.imshow(image, interpolation="nearest", **style)
     axes.set_frame_on(True)
     axes.set_title(title, fontsize=9)
-
-
-def name_row(axes: Axes, name: str) -> None:
-    """Writes the name of a row of images to the left of its first one."""
-    axes.set_ylabel(name, rotation=0, ha="right", va="center")
+    axes.set_ylabel(row, rotation=0, ha="right", va="center")
 
 
 def shorten(name: str, *, most: int = 20) -> str:

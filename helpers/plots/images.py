@@ -14,7 +14,7 @@ from helpers.data.checks import KINDS
 from helpers.data.parallel import quiet
 from helpers.data.reading import FULL_WHITE, read_image
 from helpers.data.tables import PARTS
-from helpers.plots.figures import DescribedFigure, image_grid, name_row, new_axes, shorten, show_image, text_figure
+from helpers.plots.figures import DescribedFigure, image_grid, new_axes, shorten, show_image, text_figure
 
 _GREYS = {"train": "0.25", "validation": "0.55", "test": "0.8"}
 
@@ -48,8 +48,7 @@ def plot_examples(images: pd.DataFrame) -> DescribedFigure:
         for axes, path in zip(row, train.loc[train["label"] == name, "path"], strict=False):
             thumbnail = read_image(path, white=find_white(images))
             thumbnail.thumbnail((96, 96))
-            show_image(axes, thumbnail)
-        name_row(row[0], name)
+            show_image(axes, thumbnail, row=name if axes is row[0] else "")
     figure.suptitle("Training images")
     figure.description = f"Grid of up to 8 training images each of {', '.join(names)}."
     return figure
@@ -119,8 +118,7 @@ def plot_image_rows(rows: dict[str, np.ndarray]) -> DescribedFigure:
     figure, grid = image_grid(len(lines), 16, width=9.8, height=0.6 * len(lines) + 0.2)
     for line, (title, images) in zip(grid, lines, strict=True):
         for axes, image in zip(line, images, strict=False):
-            show_image(axes, image)
-        name_row(line[0], title)
+            show_image(axes, image, row=title if axes is line[0] else "")
     figure.description = "Rows of images: " + "; ".join(f"{len(images)} {title}" for title, images in rows.items())
     return figure
 
@@ -132,9 +130,8 @@ def plot_augmentations(images: np.ndarray) -> DescribedFigure:
         rows[kind] = [augment(image, (kind,), seed=number) for number, image in enumerate(images)]
     figure, grid = image_grid(len(rows), len(images), width=1.2 * len(images) + 1, height=1.25 * len(rows))
     for line, (kind, variants) in zip(grid, rows.items(), strict=True):
-        for axes, variant in zip(line, variants, strict=True):
-            show_image(axes, variant)
-        name_row(line[0], kind)
+        for column, (axes, variant) in enumerate(zip(line, variants, strict=True)):
+            show_image(axes, variant, row="" if column else kind)
     figure.description = f"{len(images)} training images, unchanged and under {', '.join(AUGMENTATIONS)}."
     return figure
 

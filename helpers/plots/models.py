@@ -11,7 +11,6 @@ from helpers.plots.figures import (
     draw_intervals,
     image_grid,
     label_log_axis,
-    name_row,
     new_axes,
     new_figure,
     shorten,
@@ -131,17 +130,21 @@ def _with_others(confusion: pd.DataFrame, most: int) -> pd.DataFrame:
     return pd.DataFrame(member.T @ counts @ member, index=names, columns=names)
 
 
-def prediction_titles(predictions: pd.DataFrame, *, between: str = ", ") -> list[str]:
-    """Returns "cat (97 %), true: dog" for each row of `find_mistakes` or `choose_examples`."""
+def prediction_titles(predictions: pd.DataFrame) -> list[str]:
+    """Returns "cat (97 %)" and below it "true: dog", for each row of `find_mistakes` or `choose_examples`."""
     titles = []
     for row in predictions.itertuples():
-        predicted, label = (shorten(name, most=12) for name in (row.predicted, row.label))
-        titles.append(f"{predicted} ({_percent(row.probability)}){between}true: {label}")
+        predicted, label = (" ".join(name.split()) for name in (row.predicted, row.label))
+        titles.append(f"{predicted} ({_percent(row.probability)})\ntrue: {label}")
     return titles
 
 
 def _percent(probability: float) -> str:
     return "> 99 %" if probability > 0.99 else f"{100 * probability:.0f} %"  # none is rounded to a certainty
+
+
+def _fitted(title: str, most: int) -> str:
+    return "\n".join(shorten(line, most=most) for line in title.split("\n"))
 
 
 def plot_mistakes(pixels, mistakes: pd.DataFrame) -> DescribedFigure:
@@ -153,9 +156,8 @@ def plot_mistakes(pixels, mistakes: pd.DataFrame) -> DescribedFigure:
         return text_figure("No mistake among these images.")
     rows = -(-len(mistakes) // 4)
     figure, grid = image_grid(rows, 4, width=7, height=2.1 * rows + 0.4)
-    titles = prediction_titles(mistakes, between="\n")
-    for axes, position, title in zip(grid.flat, mistakes["position"], titles, strict=False):
-        show_image(axes, pixels[[position]][0], title)
+    for axes, position, title in zip(grid.flat, mistakes["position"], prediction_titles(mistakes), strict=False):
+        show_image(axes, pixels[[position]][0], _fitted(title, 22))
     figure.suptitle("Most confident mistakes", fontsize=11)
     told = (f"{row.label} taken for {row.predicted} ({_percent(row.probability)})" for row in mistakes.itertuples())
     figure.description = f"Grid of the {len(mistakes)} most confident mistakes: {'; '.join(told)}"
@@ -239,17 +241,17 @@ def plot_grad_cam(images: np.ndarray, maps: np.ndarray | None, *, titles: list[s
         return text_figure("This network has no spatial feature maps (e.g. a transformer).")
     height, width = images.shape[1:3]
     rows, gap = -(-len(images) // 3), max(width // 20, 1)
-    figure, grid = image_grid(rows, 3, width=9.6, height=(1.55 * height / width + 0.35) * rows)
+    figure, grid = image_grid(rows, 3, width=9.6, height=(1.55 * height / width + 0.5) * rows)
     for axes, image, cam, title in zip(grid.flat, images, maps, titles, strict=False):
         faded = 128 + (image - 128.0) * (0.2 + 0.8 * cam[..., None])
         sheet = np.concatenate([image, np.full((height, gap, 3), 255), faded.round()], axis=1)
-        show_image(axes, sheet.astype("uint8"), shorten(title, most=40))
+        show_image(axes, sheet.astype("uint8"), _fitted(title, 44))
         axes.set_frame_on(False)
         if cam.min() < 0.5 < cam.max():
             across, down = np.arange(width) + width + gap, np.arange(height)
             for color, thickness in (("white", 2.5), ("black", 1.0)):  # seen on what is dark and on what is light
                 axes.contour(across, down, cam, levels=[0.5], colors=color, linewidths=thickness)
-    told = (f"{title}: {_describe_map(cam)}" for title, cam in zip(titles, maps, strict=True))
+    told = [f"{title}: {_describe_map(cam)}".replace("\n", ", ") for title, cam in zip(titles, maps, strict=True)]
     figure.description = f"Grad-CAM, each image beside itself with what does not matter faded: {'; '.join(told)}"
     return figure
 
@@ -301,8 +303,7 @@ def plot_corrupted_examples(image: np.ndarray) -> DescribedFigure:
     figure, grid = image_grid(len(CORRUPTIONS), 6, width=8.8, height=1.3 * shape * len(CORRUPTIONS) + 0.4)
     for row, kind in zip(grid, CORRUPTIONS, strict=True):
         for axes, severity in zip(row, severities, strict=True):
-            show_image(axes, corrupt(image, kind, severity=severity))
-        name_row(row[0], kind)
+            show_image(axes, corrupt(image, kind, severity=severity), row="" if severity else kind)
     for axes, severity in zip(grid[0], severities, strict=True):
         axes.set_title(f"severity {severity}" if severity else "unchanged", fontsize=10)
     figure.description = f"One image under corruptions of growing severity, in rows: {', '.join(CORRUPTIONS)}."

@@ -34,6 +34,7 @@ def write_card(run: Path) -> Path:
 
     folder = RunFolder(run)
     file, problems = folder.run / "chosen.keras", folder.problems
+    model = _read_model(file)
     counts = [] if folder.images is None else list(count_images(folder.images).itertuples())
     found = None if problems is None else problems.groupby(["problem", "action"], sort=False).size()
     text = _template().render(
@@ -41,7 +42,8 @@ def write_card(run: Path) -> Path:
         file=Markup(repr(f"runs/{folder.run.name}/{file.name}")),
         verdict=folder.verdict,
         metrics=folder.metrics,
-        model=_read_model(file),
+        model=model,
+        outputs=list(enumerate(model["class_names"])),
         chosen=chosen_arm(folder.verdict),
         parameters={setting.name: setting.value for setting in folder.settings} | folder.parameters,
         fingerprint=_digest(folder.run / "images.csv") if counts else "",

@@ -11,15 +11,7 @@ import yaml
 from helpers.execution import read_executed
 from helpers.parameters import declared_parameters
 
-# Columns of tables of arms, and what stands in them: from an arm in `metrics.json`, with its differences in points.
-_RESULTS = {"test accuracy": "{test_accuracy:.3f}", "95 % interval": "{low:.3f} to {high:.3f}"}
-_COSTS = {"seconds": "{seconds:.1f}", "trainable weights": "{trainable_weights:,.0f}"}
-_RESULTS_IN_FULL = _RESULTS | {"minus frozen, points": "{points:+.1f}"}
-_RESULTS_IN_FULL |= {"its 95 % interval": "{points_low:+.1f} to {points_high:+.1f}"}
-_COSTS_IN_FULL = {"cut at": "{cut}", "unfrozen from": "{stage}", "learning rate": "{learning_rate:g}"}
-_COSTS_IN_FULL |= _COSTS | {"memory, MB": "{memory_mb:.1f}"}
-
-COLUMNS = ("arm", *_RESULTS, *_COSTS)
+COLUMNS = ("arm", "test accuracy", "95 % interval", "seconds", "trainable weights")
 
 NOTHING = "–"
 
@@ -199,42 +191,45 @@ def summary_rows(metrics: dict) -> list[tuple[str, ...]]:
 
     Where 04 has results over several splits and seeds, they stand for those of 02 and 03.
     """
-    return _rows(metrics, _RESULTS | _COSTS)
+    from helpers.evaluation import results_table  # here, as below: SciPy takes a second, and most commands need none
+
+    return list(results_table(_arms(metrics)).replace("", NOTHING).itertuples(name=None))
 
 
 def result_table(metrics: dict) -> tuple[list[str], list[tuple[str, ...]]]:
     """Returns columns and rows of texts: what each arm reached, and how far from the frozen one, in points."""
-    return _without_empty(_RESULTS_IN_FULL, metrics)
+    from helpers.evaluation.metrics import RESULTS
+
+    interval = "{points_low:+.1f} to {points_high:+.1f}"
+    return _texts(metrics, RESULTS | {"minus frozen, points": "{points:+.1f}", "its 95 % interval": interval})
 
 
 def cost_table(metrics: dict) -> tuple[list[str], list[tuple[str, ...]]]:
     """Returns columns and rows of texts: each arm's cut, first stage that learns, and rate; and what it costs."""
-    return _without_empty(_COSTS_IN_FULL, metrics)
+    from helpers.evaluation.metrics import COSTS
+
+    chosen = {"cut at": "{cut}", "unfrozen from": "{stage}", "learning rate": "{learning_rate:g}"}
+    return _texts(metrics, chosen | COSTS | {"memory, MB": "{memory_mb:.1f}"})
 
 
-def _rows(metrics: dict, formats: dict[str, str]) -> list[tuple[str, ...]]:
-    from helpers.evaluation.metrics import ARMS  # here: SciPy takes a second, and most commands need no table
+def _arms(metrics: dict) -> dict[str, dict]:
+    """Returns what is known about the arms, in the order of `ARMS`, with differences in points."""
+    from helpers.evaluation.metrics import ARMS
 
-    arms = metrics.get("study") or metrics.get("arms", {})
-    rows = []
-    for name in sorted(arms, key=lambda name: ARMS.index(name) if name in ARMS else len(ARMS)):
-        known = {key: value for key, value in arms[name].items() if value not in ("", None)}
-        if not known.get("learning_rate"):
-            known.pop("learning_rate", None)  # nothing is fine-tuned
-        known |= {k.replace("difference", "points"): 100 * v for k, v in known.items() if k.startswith("difference")}
-        rows.append((name, *(_filled(text, known) for text in formats.values())))
-    return rows
-
-
-def _filled(text: str, values: dict) -> str:
-    try:
-        return text.format(**values)
-    except KeyError:
-        return NOTHING
+    found, arms = metrics.get("study") or metrics.get("arms", {}), {}
+    for name in sorted(found, key=lambda name: ARMS.index(name) if name in ARMS else len(ARMS)):
+        arm = {key: value for key, value in found[name].items() if value not in ("", None)}
+        if not arm.get("learning_rate"):
+            arm.pop("learning_rate", None)  # nothing is fine-tuned
+        points = {key.replace("difference", "points"): value for key, value in arm.items() if "difference" in key}
+        arms[name] = arm | {key: 100 * value for key, value in points.items()}
+    return arms
 
 
-def _without_empty(formats: dict[str, str], metrics: dict) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Returns the table without columns that say nothing."""
-    columns, rows = ["arm", *formats], _rows(metrics, formats)
-    kept = [number for number in range(len(columns)) if any(row[number] != NOTHING for row in rows)]
-    return [columns[number] for number in kept], [tuple(row[number] for number in kept) for row in rows]
+def _texts(metrics: dict, columns: dict[str, str]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Returns columns and rows of `results_table`, without columns that say nothing."""
+    from helpers.evaluation import results_table
+
+    table = results_table(_arms(metrics), columns)
+    table = table.loc[:, (table != "").any()].replace("", NOTHING)
+    return ["arm", *table], list(table.itertuples(name=None))
