@@ -517,6 +517,15 @@ def test_archives_are_unpacked_once_and_found_again(root, name):  # told by cont
     assert other != folder and (other / "cats" / "1.png").read_bytes() == b"other"
 
 
+def test_a_table_in_an_archive_may_not_name_files_outside(root):
+    write(root, "secret.png", "another.png")
+    lines = b"path,label\nimages/1.png,a\nimages/../images/2.png,b\n%s/secret.png,a\n../../../../another.png,b\n"
+    files = {"x/labels.csv": lines % os.fsencode(root), "x/images/1.png": b"1", "x/images/2.png": b"2"}
+    found = find_images(open_data(str(make_zip(root / "x.zip", files))))
+    outside = found[found["problem"] == "outside"]
+    assert outside["path"].tolist() == ["another.png", "secret.png"] and (found["problem"] == "").sum() == 2
+
+
 @pytest.mark.parametrize("name", ["n" * 200 + ".zip", os.fsdecode(b"\xff.zip"), "🐈" * 60 + ".zip"])
 def test_several_may_unpack_at_once_whatever_its_name(root, name):
     archive = make_zip(root / name, {f"{label}/{index}": bytes(1000) for label in "ab" for index in range(50)})

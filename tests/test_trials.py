@@ -98,6 +98,9 @@ def test_what_cannot_be_continued_is_refused(make):
     trials.file.write_bytes(trials.file.read_bytes().replace(b'"result"', b'"resXlt"'))
     with pytest.raises(ValueError, match="line 2 of .*study.jsonl"):
         make()
+    trials.file.with_suffix(".journal").write_text("")
+    with pytest.raises(ValueError, match="study.journal is a study by another version of this repository"):
+        make()
 
 
 # ---- a cluster

@@ -35,7 +35,7 @@ class Kind(NamedTuple):
 
 _KINDS = {
     ("error", "left out", False): "not an image; empty file; truncated; damaged; too large; unsupported; "
-    "no permission; missing file; broken link; not a file; bad name; incomplete row; contradiction",
+    "no permission; missing file; broken link; not a file; bad name; outside; incomplete row; contradiction",
     ("error", "stops the run", False): "too few images",
     ("error", "left out", True): "two labels",
     # what would spoil the answer

@@ -357,10 +357,12 @@ def _list_table(table: Path) -> tuple[list[_Row], dict[str, str]]:
         else:
             reason = f"row {row.row} gives it no label" if path else f"row {row.row} names no file"
             rows.append(_Row(path or str(table), row.label, row.split, row.group, "incomplete row", reason))
-    return rows + [row for path, listed in same.items() for row in _list_file(path, listed)], parts
+    unpacked = resolve_path("runs/.unpacked")  # what others packed has nothing to name outside of it
+    archive = unpacked / table.relative_to(unpacked).parts[0] if table.is_relative_to(unpacked) else None
+    return rows + [row for path, listed in same.items() for row in _list_file(path, listed, archive)], parts
 
 
-def _list_file(path: str, listed: list) -> list[_Row]:
+def _list_file(path: str, listed: list, archive: Path | None) -> list[_Row]:
     """Returns the rows of one file: one to use, where all that is listed of it agrees, and one per repetition."""
     first, *again = listed
     group = next((row.group for row in listed if row.group), "")
@@ -372,7 +374,10 @@ def _list_file(path: str, listed: list) -> list[_Row]:
             said = ", ".join(f"{value or 'none'!r} in row {values[value]}" for value in sorted(values))
             label = "" if column == "label" else first.label
             return [_Row(path, label, "", group, "contradiction", f"the table gives it several {column}s: {said}")]
-    rows = [_Row(path, first.label, first.split, group, *_find_problem(path))]
+    problem = _find_problem(path)
+    if archive and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(archive)):
+        problem = ("outside", "it lies outside of the unpacked archive that names it: not opened")
+    rows = [_Row(path, first.label, first.split, group, *problem)]
     same = [f"row {row.row} says the same as row {first.row}" for row in again]
     return rows + [_Row(path, first.label, first.split, group, "repeated row", reason) for reason in same]
 

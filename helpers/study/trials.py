@@ -211,6 +211,8 @@ def _whole_lines(file: Path) -> list[bytes]:
 
 def _read(file: Path) -> tuple[dict, dict[Trial, dict]]:
     """Returns settings and results."""
+    if (old := file.with_suffix(".journal")).exists():
+        raise ValueError(f"{old} is a study by another version of this repository, and not comparable. Delete it.")
     settings, results = {}, {}
     for number, line in enumerate(_whole_lines(file), start=1):
         try:
