@@ -123,8 +123,9 @@ def plot_image_rows(rows: dict[str, np.ndarray]) -> DescribedFigure:
     return figure
 
 
-def plot_augmentations(images: np.ndarray) -> DescribedFigure:
-    """Returns images, uint8 (images, height, width, 3), and below each a random variant of every augmentation."""
+def plot_augmentations(pixels) -> DescribedFigure:
+    """Returns six of these images, uint8 (images, height, width, 3), and a variant of each by every augmentation."""
+    images = pixels[np.linspace(0, len(pixels) - 1, 6).astype(int)]
     rows = {"unchanged": images}
     for kind in AUGMENTATIONS:
         rows[kind] = [augment(image, (kind,), seed=number) for number, image in enumerate(images)]
