@@ -40,8 +40,8 @@ def _relabel(folder: RunFolder) -> list[str]:
             first = sure.iloc[0]
             percent = min(99, round(100 * float(first["probability"])))  # none is rounded to a certainty
             steps.append(
-                f"Check the labels of the most confident mistakes: in {len(sure)} of those listed, the wrong class has "
-                f"{100 * SURE:.0f} % or more. "
+                f"Check the labels of the most confident mistakes: in {len(sure)} of those listed, the wrong class "
+                f"has {100 * SURE:.0f} % or more. "
                 f"First: {first['path']}, labelled {first['label']}, predicted {first['predicted']} ({percent} %)."
             )
     return steps
