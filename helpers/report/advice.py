@@ -1,7 +1,5 @@
 """What to do next, from what a run has found: sentences for who decides."""
 
-import pandas as pd
-
 from helpers.report.run_folder import RunFolder
 
 SURE = 0.9
@@ -47,7 +45,7 @@ def _relabel(folder: RunFolder) -> list[str]:
     return steps
 
 
-def _collect(classes: pd.DataFrame) -> list[str]:
+def _collect(classes) -> list[str]:
     numbers = classes[["images", "recall", "recall_high"]].astype(float)
     overall = (numbers["recall"] * numbers["images"]).sum() / numbers["images"].sum()
     weak = classes.loc[numbers["recall"].where(numbers["recall_high"] < overall).dropna().sort_values().index[:2]]
@@ -68,7 +66,7 @@ def _decide(verdict: dict) -> list[str]:
     ]
 
 
-def _harden(corruptions: pd.DataFrame | None) -> list[str]:
+def _harden(corruptions) -> list[str]:
     if corruptions is None:
         return []
     table = corruptions.astype({"severity": int, "accuracy": float})
@@ -94,6 +92,6 @@ def _change_network(verdict: dict, parameters: dict) -> list[str]:
     return [f"Try another network (BACKBONE=..., another NAME): with {used}, {100 * best:.0f} % are right."]
 
 
-def _files(paths: pd.Series) -> str:
+def _files(paths) -> str:
     more = f" and {len(paths) - 2} more" if len(paths) > 2 else ""
     return ", ".join(paths.iloc[:2]) + more
