@@ -88,7 +88,9 @@ def _load_application(name: str, weights: str | None, image_size: int) -> tuple[
     known = {key.lower(): key for key in application_names()}
     if name not in known.values():
         nearest = known[difflib.get_close_matches(name.lower(), known, n=1, cutoff=0)[0]]
-        of_h5 = "Weights go to `weights`; a whole model, loaded by Keras, can be saved again as .keras."
+        kept = str(Path(name).with_suffix(".keras"))
+        of_h5 = "Weights go to `weights`; a whole model is brought to the other format by "
+        of_h5 += f"keras.models.load_model({name!r}, compile=False).save({kept!r})."
         hint = of_h5 if name.endswith((".h5", ".hdf5")) else f"Did you mean {nearest!r}?"
         raise ValueError(
             f"Expected `backbone` to be a network of keras.applications, a .keras file or a preset of KerasHub "
