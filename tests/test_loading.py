@@ -370,7 +370,7 @@ def weights_file(tmp_path_factory):
     [
         ({"backbone": "ResNet5O"}, ValueError, "'ResNet5O'.*Did you mean 'ResNet50'"),
         ({"backbone": "mobilenetv2"}, ValueError, "Did you mean 'MobileNetV2'"),
-        ({"backbone": "own.h5"}, ValueError, "'own.h5'.*saved again as .keras"),
+        ({"backbone": "own.h5"}, ValueError, "'own.h5'.*'own.keras'"),
         ({"backbone": "{}/nowhere.keras"}, FileNotFoundError, "`backbone`.*nowhere.keras"),
         ({"backbone": "{}/cut.keras"}, ValueError, "cut.keras cannot be loaded.*cut off"),
         ({"preprocessing": "imagenet"}, ValueError, "`preprocessing`.*Received 'imagenet'"),
