@@ -1,5 +1,6 @@
 """One environment, described three times: pyproject.toml, requirements.txt, environment.yml."""
 
+import ast
 import json
 import os
 import re
@@ -44,6 +45,20 @@ def pins(python: str) -> dict[str, str]:
             assert name not in found, f"{name} is pinned twice for Python {python}"
             found[name] = specifier.version
     return found
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = sum(project["optional-dependencies"].values(), project["dependencies"])
+    known = {canonicalize_name(Requirement(line).name) for line in lines}
+    providers = metadata.packages_distributions()
+    for file in (ROOT / "helpers").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"helpers"}:
+                given_by = {canonicalize_name(provider) for provider in providers.get(name, [name])}
+                assert given_by & known, f"{file.name} imports {name}, which pyproject.toml does not declare"
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])

@@ -362,3 +362,22 @@ def test_what_a_run_can_end_in_is_drawn(draw, words):
         assert figure._repr_mimebundle_()[0]["image/png"]
     for axes in figure.axes:
         assert axes.get_xlabel() or not axes.get_xticks().size or not axes.axison
+
+
+def test_predictions_are_drawn_from_all_and_mistakes_are_told_and_framed():
+    names, labels = ["ant", "bee"], np.array([0, 0, 1, 1, 1, 0])
+    probabilities = np.array([[0.999, 0.001], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4], [0.1, 0.9], [0.9, 0.1]])
+    pixels = np.arange(6, dtype="uint8")[:, None, None, None] * np.ones((1, 4, 4, 3), "uint8")
+    files = [f"pets/{position}.png" for position in range(6)]
+    figure = plots.plot_predictions(pixels, probabilities, labels, class_names=names, files=files)
+    shown = {axes.get_xlabel(): axes for axes in figure.axes if axes.images}
+    assert set(shown) == {f"{position}.png" for position in range(6)}
+    for position, (guess, sure) in enumerate(zip(probabilities.argmax(1), probabilities.max(1), strict=True)):
+        axes, mistaken = shown[f"{position}.png"], guess != labels[position]
+        assert axes.images[0].get_array()[0, 0, 0] == position
+        percent = "> 99 %" if sure > 0.99 else f"{100 * sure:.0f} %"
+        expected = f"{names[guess]} ({percent})" + (f"\ntrue: {names[labels[position]]}" if mistaken else "")
+        assert axes.get_title() == expected and (axes.spines["left"].get_linewidth() > 1) == mistaken
+    assert figure.description.count(", right") == 4 and figure.description.count(", true") == 2
+    three = plots.plot_predictions(pixels, probabilities, labels, class_names=names, right=3, wrong=None)
+    assert len(three.axes) == 3

@@ -31,7 +31,8 @@ def _relabel(folder: RunFolder) -> list[str]:
     if folder.problems is not None:
         doubtful = folder.problems[folder.problems["problem"].isin(["two labels", "similar, two labels"])]
         if len(doubtful):
-            steps.append(f"Decide which label is right for {_files(doubtful['path'])}: the same image has two.")
+            files = _files(doubtful["path"])
+            steps.append(f"Decide which label is right for {files}: the same image, or nearly the same, has two.")
     if folder.mistakes is not None:
         sure = folder.mistakes[folder.mistakes["probability"].astype(float) >= SURE]
         if len(sure):
@@ -62,7 +63,7 @@ def _decide(verdict: dict) -> list[str]:
         return []
     return [
         f"To decide between frozen and fine-tuned, use more test images or a larger BUDGET: this study would likely "
-        f"have shown a difference of {100 * comparison['detectable']:.1f} points, and smaller ones only by chance."
+        f"have shown a difference of {100 * comparison['detectable']:.1f} points, and smaller ones less likely."
     ]
 
 
