@@ -64,7 +64,7 @@ class Format(NamedTuple):
 
 FORMATS = {
     "savedmodel": Format("TensorFlow SavedModel", "tf_saved_model", ".savedmodel"),
-    "onnx": Format("ONNX", "onnx", ".onnx", ("tf2onnx", "onnxruntime")),
+    "onnx": Format("ONNX", "onnx", ".onnx", ("tf2onnx", "onnx", "onnxruntime")),
     "litert": Format("LiteRT", "litert", ".tflite", ("ai_edge_litert.interpreter",)),
 }
 KINDS = tuple(FORMATS)
