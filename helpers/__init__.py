@@ -22,6 +22,12 @@ def resolve_path(path: str | Path) -> Path:
     return ROOT / Path(str(path)).expanduser()  # papermill makes a number of a folder called 2024
 
 
+def shown_path(path: Path) -> str:
+    """Returns the path as a person at this prompt would type it."""
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 @contextmanager
 def whole_file(path: Path):
     """Yields a path to write to, beside `path`, which it replaces when the block ends without an error."""

@@ -1,19 +1,15 @@
 """The run that a notebook belongs to: its parameters, what earlier notebooks have saved, and where it saves."""
 
 import json
-import os
 from pathlib import Path
 
 import yaml
 
-from helpers import resolve_path, write_atomically
+from helpers import resolve_path, shown_path, write_atomically
 from helpers.environment import add_environment, describe_environment
 from helpers.parameters import Parameter, choose_backbone, type_names, validate_parameters
+from helpers.records import Records, describe_differences
 from helpers.report import RunFolder, read_metrics
-
-CHOICES = "choose another folder (make run NAME=..., or another run_dir), or delete this one to start over"
-
-_WITHOUT_EFFECT = {"cluster"}  # parameters that change no result: other values of them are not refused
 
 _MADE_BY = {"frozen": "02_transfer_learning", "fine_tuned": "03_fine_tuning", "chosen": "04_freeze_or_fine_tune"}
 
@@ -21,24 +17,32 @@ _MADE_BY = {"frozen": "02_transfer_learning", "fine_tuned": "03_fine_tuning", "c
 class Run:
     """The folder that the notebooks of a run share, and the parameters of one of them.
 
+    A notebook may be executed again with other parameters. As soon as it saves something, its earlier results, and
+    what later notebooks made of them, move to `earlier/1`, `earlier/2`, ... in the folder (`Records`).
+
     Attributes:
         folder: an absolute path; its last part is the run's `name`.
+        notebook: the notebook's name; "" for who only reads.
         parameters: name to plain value, as the notebook declares them, without `run_dir`. Where `backbone` is "auto",
             this is the network that it stands for.
+        records: which notebook made what.
     """
 
-    def __init__(self, folder: str | Path, parameters: dict | None = None):
-        self.folder, self.parameters = resolve_path(folder), plain(parameters or {})
-        self.name = self.folder.name
+    def __init__(self, folder: str | Path, notebook: str = "", parameters: dict | None = None):
+        self.folder, self.notebook, self.parameters = resolve_path(folder), notebook, plain(parameters or {})
+        self.name, self.records = self.folder.name, Records(self.folder)
+        self._adopted, self._used, self._number = {}, {}, 0
+        self._namespace, self._given = {}, {}
 
     @classmethod
-    def open(cls, namespace: dict) -> "Run":
+    def open(cls, namespace: dict, notebook: str) -> "Run":
         """Returns the run that a notebook belongs to, and makes its folder if need be.
 
-        A value of another type than declared is a ValueError, and so are results in the folder of another value.
+        A value of another type than declared is a ValueError.
 
         Args:
             namespace: the notebook's `globals()`. Its parameters are the names that were declared with a type.
+            notebook: its name, such as "03_fine_tuning".
         """
         types = namespace.get("__annotations__", {})
         values = {name: namespace[name] for name in types if name in namespace}
@@ -47,21 +51,24 @@ class Run:
                 'Expected a cell of parameters such as `run_dir: str = "runs/digits"`. Received none with a type. '
                 "Execute the cell tagged `parameters` first."
             )
-        run = cls(values.pop("run_dir"), values)
+        run = cls(values.pop("run_dir"), notebook, values)
         validate_parameters(run.parameters, {name: _parameter(name, types[name]) for name in values})
-        kept = run.kept
+        run._namespace, run._given = namespace, run.parameters.copy()
         if run.parameters.get("backbone") == "auto":
-            run.parameters["backbone"] = choose_backbone("auto", (kept | run.parameters).get("data"))
-        if differences := describe_differences(kept, run.parameters):
-            raise ValueError(f"{shown_path(run.folder)} was made with {differences}: {CHOICES}.")
+            run.parameters["backbone"] = choose_backbone("auto", (run.kept | run.parameters).get("data"))
         run.folder.mkdir(parents=True, exist_ok=True)
         return run
 
     @property
     def kept(self) -> dict:
-        """What all results in the folder were made with so far: the contents of `parameters.yaml`, by name."""
+        """The parameters of all results in the folder: the contents of `parameters.yaml`, by name."""
         path = self.folder / "parameters.yaml"
         return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+
+    def adopt(self, name: str, default):
+        """Returns an earlier notebook's parameter, else the default. From now on it is one of this notebook, too."""
+        self._adopted[name] = self.kept.get(name, default)
+        return self._adopted[name]
 
     @property
     def metrics(self) -> dict:
@@ -75,14 +82,50 @@ class Run:
         set_seed(self.parameters["seed"])
 
     def path(self, filename: str, made_by: str = "") -> Path:
-        """Returns the path of a file in the folder; a FileNotFoundError if the notebook `made_by` has not made it."""
+        """Returns the path of a file in the folder, which this notebook makes, or the notebook `made_by` has made.
+
+        A FileNotFoundError if it has not, or if its results were moved because they are stale.
+        """
         path = self.folder / filename
-        if made_by and not path.exists():
+        if not made_by:
+            self._begin(filename)
+        elif not path.exists():
+            where, old = shown_path(self.folder), self.records.read().get(made_by, {})
+            if "stale" in old:
+                raise FileNotFoundError(
+                    f"{filename} of {made_by} is stale, since {old['stale']}; it is in {where}/{old['folder']}. "
+                    f"Execute {made_by} again, with the same run_dir."
+                )
             raise FileNotFoundError(
-                f"Expected {filename} in {shown_path(self.folder)}, and it isn't there: {made_by} makes it. "
+                f"Expected {filename} in {where}, and it isn't there: {made_by} makes it. "
                 f"Run {made_by} first, with the same run_dir."
             )
+        else:
+            self._used.setdefault(made_by, self.records.number(made_by))
         return path
+
+    def _begin(self, *files: str) -> None:
+        """Notes that the notebook makes these files; before the first one, earlier results are moved."""
+        if not self.notebook:
+            return
+        now = {name: plain(self._namespace[name]) for name in self._given}
+        opened = {name: value for name, value in self._given.items() if now[name] != self.parameters[name]}
+        if changes := describe_differences(opened, now):
+            raise ValueError(f"Parameters have changed: {changes}. Execute the cell with `Run.open` again.")
+        for name, number in self._used.items():
+            if self.records.number(name) != number:
+                raise ValueError(
+                    f"{name} was executed again with other parameters since this notebook read its results. "
+                    "Execute this notebook again from the top."
+                )
+        if not self._number:
+            before = self.records.parameters(self.notebook)
+            if changes := describe_differences(before, self.parameters | self._adopted):
+                print(self.records.set_aside({self.notebook: changes}))
+            self._number = self.records.begin(self.notebook, self.parameters)
+            environments = add_environment(RunFolder(self.folder).environments, describe_environment())
+            write_atomically(self.folder / "environment.json", _json(environments))
+        self.records.change(self.notebook, uses=self._used, adopted=self._adopted, files=files)
 
     # ---- what earlier notebooks have left
 
@@ -112,16 +155,6 @@ class Run:
 
     # ---- what this notebook saves
 
-    def keep_parameters(self, *names: str) -> None:
-        """Adds parameters, all or those named, to `parameters.yaml`: from now on, `open` refuses other values.
-
-        A notebook calls it right before it saves results: until then, a mistyped parameter can be corrected. Versions
-        and machine go to `environment.json`.
-        """
-        kept = self.kept | {name: self.parameters[name] for name in names or self.parameters}
-        write_atomically(self.path("parameters.yaml"), yaml.safe_dump(kept, allow_unicode=True))
-        self.save("environment.json", add_environment(RunFolder(self.folder).environments, describe_environment()))
-
     def save(self, filename: str, content) -> None:
         """Writes a file, whole or not at all: a DataFrame as CSV, other plain values as JSON.
 
@@ -132,7 +165,7 @@ class Run:
 
             text = to_csv(content.reset_index() if content.index.name else content, float_format=_five_digits)
         else:
-            text = json.dumps(plain(content), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+            text = _json(content)
         write_atomically(self.path(filename), text)
 
     def figure(self, name: str, figure):
@@ -153,27 +186,9 @@ class Run:
 
         A dict is merged by key, so that each notebook adds its own arms; anything else is replaced.
         """
-        metrics = self.metrics
-        for name, section in plain(sections).items():
-            both = isinstance(section, dict) and isinstance(metrics.get(name), dict)
-            metrics[name] = metrics[name] | section if both else section
-        self.save("metrics.json", metrics)
-        return metrics
-
-
-def describe_differences(before: dict, now: dict) -> str:
-    """Returns `seed=0, and seed=1 was asked for` for each name that both have with values of another effect."""
-    return "; ".join(
-        f"{name}={before[name]!r}, and {name}={now[name]!r} was asked for"
-        for name in before.keys() & now.keys() - _WITHOUT_EFFECT
-        if str(before[name]) != str(now[name])  # 60 minutes or "60"
-    )
-
-
-def shown_path(path: Path) -> str:
-    """Returns the path as a person at this prompt would type it."""
-    path = Path(os.path.abspath(path))
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+        self._begin()
+        self.records.change(self.notebook, metrics=plain(sections))
+        return self.metrics
 
 
 def plain(value):
@@ -191,6 +206,10 @@ def _parameter(name: str, annotation) -> Parameter:
     """Returns a parameter of this type; papermill makes None of a text "None", so a text may be None."""
     types = type_names(getattr(annotation, "__name__", str(annotation)))
     return Parameter(name, "" if "str" in types else None, types)
+
+
+def _json(content) -> str:
+    return json.dumps(plain(content), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _five_digits(number: float) -> str:

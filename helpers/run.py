@@ -1,6 +1,7 @@
 """The pipeline: `python -m helpers.run` executes the numbered notebooks with papermill, and writes the report.
 
-Each is executed once: the same command again resumes with the first notebook that has not finished.
+Each is executed once: the same command again resumes with the first notebook that has not finished. With other
+parameters, those notebooks are executed again that they concern, and earlier results are kept.
 """
 
 import argparse
@@ -13,9 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from helpers import ROOT, resolve_path, wrapped
+from helpers import ROOT, resolve_path, shown_path, wrapped
 from helpers.execution import NotebookFailed, code_cells, execute, is_finished, progress_bar, read_executed
-from helpers.notebook_run import CHOICES, Run, describe_differences, shown_path
 from helpers.parameters import (
     EMBEDDED,
     LETTERS,
@@ -27,6 +27,7 @@ from helpers.parameters import (
     resolve_from_cwd,
     validate_parameters,
 )
+from helpers.records import Records, describe_differences
 from helpers.report import COLUMNS, read_metrics, summary_rows, write_card, write_report
 
 
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         for step in steps:
             step.saved = run / step.template.name
             step.given = {name: value for name, value in values.items() if name in step.declared}
-        _check_values(_remaining(run, steps), chosen)
+        _check_values(_remaining(run, steps, _changes(run, steps)), chosen)
         run.mkdir(parents=True, exist_ok=True)
         with FileLock(run / ".lock", timeout=0):  # the system gives it back however this process ends
             if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and hasattr(signal, "pthread_sigmask"):  # by nohup
@@ -116,7 +117,8 @@ def _parser(declared: dict[str, Parameter]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m helpers.run",
         description="Executes the numbered notebooks in order and writes everything to one folder.\n"
-        "The same command again resumes with the first notebook that has not finished.",
+        "The same command again resumes with the first notebook that has not finished; with other parameters, those\n"
+        "notebooks are executed again that they concern, and earlier results are kept in earlier/.",
         epilog=_listed(declared),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -161,28 +163,35 @@ def _check_values(steps: list[Step], chosen: bool) -> None:
             raise UsageError("\n".join([*problems, "Nothing was started."]))
 
 
-def _remaining(run: Path, steps: list[Step]) -> list[Step]:
-    """Returns the steps from the first unfinished one on.
-
-    UsageError says that the folder holds results of other parameters, or of another version of a notebook.
-    """
-    asked = {name: value for step in steps for name, value in step.values.items()}
-    if differences := describe_differences(Run(run).kept, asked):
-        raise UsageError(f"{shown_path(run)} was made with {differences}: {CHOICES}.")
-    for number, step in enumerate(steps):
+def _changes(run: Path, steps: list[Step]) -> dict[str, str]:
+    """Returns the notebooks that have results of other parameters, or of another version, and what has changed."""
+    asked, found = {name: value for step in steps for name, value in step.values.items()}, {}
+    for step in steps:
         saved = read_executed(step.saved)
-        if saved is None or not is_finished(saved):
-            return steps[number:]
-        before = {name: p.default for name, p in declared_parameters(saved).items()}
-        before |= saved.metadata.papermill.get("parameters", {})
-        if before.get("backbone") == "auto":  # by plain papermill; which one it was, the kept parameters say
-            before.pop("backbone")
-        if differences := describe_differences(before, step.values):
-            raise UsageError(f"{shown_path(step.saved)} was made with {differences}: {CHOICES}.")
-        if [cell.source for cell in code_cells(saved)] != [cell.source for cell in code_cells(step.notebook)]:
-            changed = f"{step.template.name} has been edited since {shown_path(step.saved)} was made from it"
-            raise UsageError(f"{changed}: {CHOICES}.")
-    return []
+        finished = saved is not None and is_finished(saved)
+        edited = finished and _sources(saved) != _sources(step.notebook)
+        before = (_made_with(saved) if finished else {}) | Records(run).parameters(step.template.stem)
+        if changed := describe_differences(before, asked) or ("edited cells" if edited else ""):
+            found[step.template.stem] = changed
+    return found
+
+
+def _made_with(saved) -> dict:
+    """Returns the values that a notebook was executed with."""
+    values = {name: parameter.default for name, parameter in declared_parameters(saved).items()}
+    values |= saved.metadata.papermill.get("parameters", {})
+    return {name: value for name, value in values.items() if (name, value) != ("backbone", "auto")}  # undecided
+
+
+def _sources(notebook) -> list[str]:
+    return [cell.source for cell in code_cells(notebook)]
+
+
+def _remaining(run: Path, steps: list[Step], changes: dict[str, str]) -> list[Step]:
+    """Returns the steps that have not finished, and those that must be executed again because of the changes."""
+    finished = {step.template.stem for step in steps if (saved := read_executed(step.saved)) and is_finished(saved)}
+    anew = Records(run).made_of({step.template.stem for step in steps} - finished | set(changes))
+    return [step for step in steps if step.template.stem in anew]
 
 
 # ---- the run
@@ -190,7 +199,13 @@ def _remaining(run: Path, steps: list[Step]) -> list[Step]:
 
 def _run(run: Path, steps: list[Step]) -> int:
     """Executes what has not finished, writes the report, and returns the exit status."""
-    remaining = _remaining(run, steps)
+    changes = _changes(run, steps)
+    remaining = _remaining(run, steps, changes)
+    if moved := Records(run).set_aside(changes):
+        print(
+            wrapped("; ".join(f"{name}: {change}" for name, change in changes.items()) + f". {moved}"),
+            file=sys.stderr,
+        )
     if done := _names(step for step in steps if step not in remaining):
         now = "nothing is left to do (for images that have changed since, choose another NAME)"
         now = f"resuming with {remaining[0].template.stem}" if remaining else now

@@ -30,11 +30,11 @@ def notebook(parameters: str):
     return new_notebook(cells=[new_code_cell(parameters, metadata={"tags": ["parameters"]})])
 
 
-def open_run(folder, **values) -> Run:
+def open_run(folder, notebook="02_train", **values) -> Run:
     """Returns the run as a notebook opens it whose parameters have these values."""
     values = {"run_dir": folder, **values}
     types = dict.fromkeys(values, str) | {"seed": int, "epochs": int, "rate": float, "margin": float}
-    return Run.open({"np": np, "__annotations__": types, **values})
+    return Run.open({"np": np, "__annotations__": types, **values}, notebook)
 
 
 # ---- the folder
@@ -45,29 +45,126 @@ def test_a_run_takes_the_parameters_of_the_notebook(tmp_path):
     namespace = {"Path": Path}
     exec(f"run_dir: str = {str(tmp_path / 'x')!r}\nseed: int = 0\ndata: str = 'digits'", namespace)
     exec("seed = 3\nelse_ = 1", namespace)
-    run = Run.open(namespace)
+    run = Run.open(namespace, "01")
     assert run.folder == tmp_path / "x" and run.parameters == {"seed": 3, "data": "digits"} and run.name == "x"
     with pytest.raises(ValueError, match="cell tagged `parameters` first"):
-        Run.open({"Path": Path})
+        Run.open({"Path": Path}, "01")
 
 
-def test_a_run_keeps_parameters_and_refuses_others(tmp_path):
+def test_what_is_saved_says_with_which_parameters(tmp_path):
     folder = tmp_path / "runs" / "x"
-    for parameters in ({"seed": np.int64(3), "data": Path("pets")}, {"seed": 3, "epochs": 5, "cluster": "2"}):
-        open_run(folder, **parameters).keep_parameters()
-    open_run(folder, margin=2.0, rate=0.1).keep_parameters("margin")
-    kept = (folder / "parameters.yaml").read_bytes()
-    assert yaml.safe_load(kept) == {"seed": 3, "data": "pets", "epochs": 5, "margin": 2.0, "cluster": "2"}
-    with pytest.raises(ValueError, match="made with seed=3, and seed=4 was asked for: choose another folder"):
-        open_run(folder, seed=4, rate=0.1)
-    assert open_run(folder, rate=0.2).kept["seed"] == 3, "not kept before there are results"
-    assert open_run(folder, cluster=""), "who computes changes no result"
-    assert {path.name for path in folder.iterdir()} == {"parameters.yaml", "environment.json"}
-    assert (folder / "parameters.yaml").read_bytes() == kept
+    run = open_run(folder, "01_load", seed=np.int64(3), data=Path("pets"))
+    assert list(folder.iterdir()) == [], "nothing is noted before something is saved"
+    run.save("a.csv", pd.DataFrame({"n": [1]}))
+    open_run(folder, margin=2.0, cluster="2").update_metrics(answer="Yes.")
+    kept = yaml.safe_load((folder / "parameters.yaml").read_text())
+    assert kept == {"seed": 3, "data": "pets", "margin": 2.0, "cluster": "2"} == run.kept
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert names == {"a.csv", "parameters.yaml", "environment.json", "notebooks.json", "metrics.json"}
+
+
+# ---- executing a notebook again
+
+
+@pytest.fixture
+def walked(tmp_path):
+    """A run in which each notebook has saved a file, and read what the others made: 01 <- 02 <- 03, and 01 <- 04."""
+    open_run(tmp_path, "01_load", seed=0).save("images.json", 1)
+    second = open_run(tmp_path, "02_train", rate=0.1)
+    second.path("images.json", made_by="01_load")
+    second.update_metrics(arms={"frozen": {"test_accuracy": 0.5}}, answer="Perhaps.")
+    second.save("frozen.json", 2)
+    (tmp_path / "chosen.onnx").write_text("an export")
+    third = open_run(tmp_path, "03_use", margin=1.0, cluster="")
+    third.path("frozen.json", made_by="02_train")
+    third.path("chosen.keras").write_text("a network")
+    third.update_metrics(arms={"tuned": {"test_accuracy": 0.6}}, answer="Yes.")
+    open_run(tmp_path, "04_other", epochs=1).path("images.json", made_by="01_load")
+    open_run(tmp_path, "04_other", epochs=1).save("other.json", 4)
+    return tmp_path
+
+
+def files(folder) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
+
+
+SHARED = {"metrics.json", "parameters.yaml", "notebooks.json"}
+
+
+def test_with_other_parameters_earlier_results_and_what_was_made_of_them_are_kept_aside(walked, capsys):
+    before = {name: (walked / name).read_bytes() for name in files(walked)}
+    run = open_run(walked, "02_train", rate=0.2)
+    assert files(walked) == set(before) and capsys.readouterr().out == "", "not before there are new results"
+    run.save("frozen.json", 22)
+    told = capsys.readouterr().out
+    assert told.startswith("02_train with rate=0.2 instead of 0.1: earlier results were moved to ")
+    assert told.endswith("earlier/1, with what was made of them by 03_use.\n")
+    earlier = walked / "earlier" / "1"
+    assert files(earlier) == SHARED | {"frozen.json", "chosen.keras", "chosen.onnx"}
+    assert all((earlier / name).read_bytes() == before[name] for name in files(earlier))
+    assert json.loads((walked / "frozen.json").read_text()) == 22 and (walked / "other.json").exists()
+    assert run.metrics == {} and run.kept == {"seed": 0, "rate": 0.2, "epochs": 1}
+
+
+def test_what_was_made_of_earlier_results_is_called_stale(walked):
+    open_run(walked, "01_load", seed=5).save("images.json", 11)
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"chosen.keras of 03_use is stale, since 01_load was executed with seed=5 instead of 0; it is in .*"
+        r"earlier/1. Execute 03_use again, with the same run_dir.",
+    ):
+        Run(walked).path("chosen.keras", made_by="03_use")
+    run = open_run(walked, "03_use", margin=1.0)
+    with pytest.raises(FileNotFoundError, match="frozen.json of 02_train is stale"):
+        run.path("frozen.json", made_by="02_train")
+    open_run(walked, "02_train", rate=0.1).save("frozen.json", 222)
+    run.path("frozen.json", made_by="02_train")
+    run.path("chosen.keras").write_text("anew")
+    assert Run(walked).path("chosen.keras", made_by="03_use").read_text() == "anew"
+    assert len(list((walked / "earlier").iterdir())) == 1
+
+
+def test_the_same_parameters_again_move_nothing(walked, capsys):
+    before = files(walked)
+    open_run(walked, "01_load", seed=0).save("images.json", 1)
+    open_run(walked, "03_use", margin=1.0, cluster="2").path("chosen.keras")
+    assert files(walked) == before and capsys.readouterr().out == "", "who computes changes no result"
+
+
+def test_a_notebook_goes_by_an_earlier_ones_parameter(walked, capsys):
+    run = open_run(walked, "04_other", epochs=1)
+    assert run.adopt("rate", 0.7) == 0.1 and run.adopt("unknown", 3) == 3
+    run.save("other.json", 4)
+    open_run(walked, "02_train", rate=0.2).save("frozen.json", 2)
+    assert (walked / "other.json").exists(), "02 has made nothing that 04 used"
+    run = open_run(walked, "04_other", epochs=1)
+    assert run.adopt("rate", 0.7) == 0.2
+    capsys.readouterr()
+    run.save("other.json", 44)
+    assert "04_other with rate=0.2 instead of 0.1" in capsys.readouterr().out
+    assert json.loads((walked / "earlier" / "2" / "other.json").read_text()) == 4
+
+
+def test_results_of_what_is_not_there_any_more_are_not_saved(walked):
+    late = open_run(walked, "03_use", margin=1.0)
+    late.path("frozen.json", made_by="02_train")
+    open_run(walked, "02_train", rate=0.2).save("frozen.json", 2)
+    before = files(walked)
+    with pytest.raises(ValueError, match="02_train was executed again .* Execute this notebook again from the top"):
+        late.save("late.json", 1)
+    assert files(walked) == before
+
+
+def test_parameters_that_changed_after_the_run_was_opened_are_named(tmp_path):
+    namespace = {"run_dir": tmp_path, "seed": 0, "__annotations__": {"run_dir": str, "seed": int}}
+    run = Run.open(namespace, "01_load")
+    namespace["seed"] = 1
+    with pytest.raises(ValueError, match="changed: seed=1 instead of 0. Execute the cell with `Run.open` again"):
+        run.save("a.json", 1)
 
 
 def test_auto_is_the_network_that_suits_the_images(tmp_path):
-    open_run(tmp_path, data="pets").keep_parameters()
+    open_run(tmp_path, "01_load", data="pets").path("images.csv")
     assert open_run(tmp_path, backbone="auto").parameters["backbone"] == PHOTOS
     assert open_run(tmp_path / "other", backbone="auto", data="digits").parameters["backbone"] == LETTERS
     assert choose_backbone("auto") == PHOTOS and choose_backbone("ResNet50", "digits") == "ResNet50"
@@ -82,8 +179,6 @@ def test_what_papermill_makes_of_a_text_is_understood_or_named(root):
     for seed in (1.0, None, "x"):
         with pytest.raises(ValueError, match=f"seed: expected int. Received: {seed!r}"):
             open_run(2024, seed=seed)
-    open_run(2024, budget=60).keep_parameters()
-    assert open_run(2024, budget="60"), "the runner's"
 
 
 def test_a_missing_file_names_the_notebook_to_run(tmp_path):
@@ -96,7 +191,7 @@ def test_a_missing_file_names_the_notebook_to_run(tmp_path):
 
 
 def test_metrics_are_merged_by_arm_and_a_write_that_fails_leaves_the_old_file(tmp_path):
-    run = Run(tmp_path)
+    run = open_run(tmp_path)
     assert run.metrics == {}
     run.update_metrics(arms={"frozen": {"test_accuracy": np.float32(0.5), "trainable_weights": np.int64(7)}})
     run.update_metrics(arms={"fine-tuned": {"test_accuracy": 0.75}}, answer="Yes.")
@@ -105,9 +200,10 @@ def test_metrics_are_merged_by_arm_and_a_write_that_fails_leaves_the_old_file(tm
     assert run.metrics == expected
     with pytest.raises(TypeError):
         run.update_metrics(answer=object())
+    assert run.metrics == expected
     with pytest.raises(UnicodeEncodeError):
         write_atomically(tmp_path / "metrics.json", "half \ud800")
-    assert json.loads((tmp_path / "metrics.json").read_text()) == expected and len(list(tmp_path.iterdir())) == 1
+    assert json.loads((tmp_path / "metrics.json").read_text()) == expected
 
 
 def test_a_saved_table_names_its_rows_and_has_numbers_to_be_read(tmp_path):

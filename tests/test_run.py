@@ -33,8 +33,7 @@ from tqdm import tqdm
 from IPython.display import HTML
 import sys
 from helpers.notebook_run import Run
-run = Run.open(globals())
-run.keep_parameters()
+run = Run.open(globals(), "01_load_data")
 run.path("images.csv").write_text("path,label")
 for _ in tqdm(range(20), file=sys.stdout, leave=False, mininterval=0): pass
 print("20 images", Path.cwd() == Path(sys.modules["helpers"].__file__).parent.parent)
@@ -42,10 +41,9 @@ HTML('<style scoped>td {}</style><table border="1"><tr><td>3</td><td>20</td></tr
 
 TRAIN = """\
 from helpers.notebook_run import Run
-run = Run.open(globals())
+run = Run.open(globals(), "02_train")
 run.path("images.csv", made_by="01_load_data")
 if weights == "broken": raise ValueError("weights: expected a file.\\nReceived: broken.")
-run.keep_parameters("weights")
 arm = dict(test_accuracy=0.94, low=0.92, high=0.96, seconds=2.5, trainable_weights=1200)
 run.update_metrics(arms={"frozen": arm}, answer="Freeze: it is cheaper.")
 None"""
@@ -119,11 +117,12 @@ def test_it_goes_through(finished):
     assert done.returncode == 0, done.stderr
     assert "frozen          0.940  0.920 to 0.960      2.5              1,200" in done.stdout
     assert done.stdout.endswith(f"\n\nFreeze: it is cheaper.\n\nReport: {folder / 'report.html'}\n")
-    made = {path.name for path in folder.iterdir()} - {".lock"}
+    made = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     notebooks = {"01_load_data.ipynb", "02_train.ipynb"}  # no appendix
-    assert made == notebooks | {"images.csv", "metrics.json", "parameters.yaml", "environment.json", "report.html"}
+    made -= {"notebooks.json", "environment.json"}
+    assert made == notebooks | {"images.csv", "metrics.json", "parameters.yaml", "report.html"}
     kept = yaml.safe_load((folder / "parameters.yaml").read_text())
-    assert kept == {"data": "digits", "seed": 0, "weights": "imagenet"}
+    assert kept == {"data": "digits", "seed": 0, "weights": "imagenet", "rate": 0.01}
     (environment,) = json.loads((folder / "environment.json").read_text())
     assert environment["python"] == platform.python_version() and "commit" not in environment
 
@@ -146,28 +145,6 @@ def test_what_has_finished_is_not_executed_again(finished):
     assert contents(toy) == before
 
 
-@pytest.mark.parametrize(
-    ("given", "edit", "told"),
-    [
-        (("-p", "rate", "0.1"), "", "made with rate=0.01, and rate=0.1 was asked for"),
-        (("-p", "seed", "1"), "", "made with seed=0, and seed=1 was asked for"),
-        ((), "", "made with rate=0.01, and rate=0.001 was asked for"),
-        (("-p", "rate", "0.01"), "21 images", "01_load_data.ipynb has been edited"),
-    ],
-)
-def test_other_parameters_and_an_edited_notebook_are_refused_and_nothing_is_touched(finished, given, edit, told):
-    toy, _ = finished
-    before, path = contents(toy), toy / "notebooks" / "01_load_data.ipynb"
-    source = path.read_text()
-    path.write_text(source.replace("20 images", edit or "20 images"))
-    try:
-        refused = run(toy, *given)
-    finally:
-        path.write_text(source)
-    assert refused.returncode == 2 and told in refused.stderr
-    assert contents(toy) == before
-
-
 def test_the_report_has_the_run_in_it_and_opens_offline(finished):
     html = (finished[0] / "runs" / "digits" / "report.html").read_text()
     assert not any(word in html for word in ("<script", "<link", "<iframe", "@import", "url("))
@@ -183,6 +160,49 @@ def test_the_report_has_the_run_in_it_and_opens_offline(finished):
     links = [tag["href"] for tag in page.find_all("a") if tag["href"].endswith(".ipynb")]
     assert links == ["01_load_data.ipynb", "02_train.ipynb"]
     assert "make run NAME=digits RATE=0.01\n" in page.find(id="repeat").find_next("pre").text + "\n"
+
+
+# ---- other parameters
+
+
+def test_other_parameters_go_on_from_the_notebook_that_they_concern_and_nothing_is_lost(toy):
+    assert run(toy).returncode == 0
+    folder, first = toy / "runs" / "digits", contents(toy)
+    other = run(toy, "-p", "rate", "0.01")
+    told = " ".join(other.stderr.split())
+    assert other.returncode == 0, told
+    assert "02_train with rate=0.01 instead of 0.001: earlier results were moved to runs/digits/earlier/1." in told
+    assert "01_load_data finished before; resuming with 02_train" in told
+    assert (folder / "01_load_data.ipynb").read_bytes() == first[folder / "01_load_data.ipynb"]
+    earlier = {path.relative_to(folder / "earlier" / "1") for path in contents(toy) if "earlier" in path.parts}
+    names = ("02_train.ipynb", "metrics.json", "notebooks.json", "parameters.yaml", "report.html")
+    assert earlier == {Path(name) for name in names}
+    assert all((folder / "earlier" / "1" / name).read_bytes() == first[folder / name] for name in names)
+    other = run(toy, "-p", "rate", "0.01", "-p", "seed", "1")
+    told = " ".join(other.stderr.split())
+    assert other.returncode == 0 and "01_load_data with seed=1 instead of 0: earlier results were moved to" in told
+    assert "digits/earlier/2, with what was made of them by 02_train." in told and "finished before" not in told
+    assert (folder / "earlier" / "2" / "images.csv").exists() and (folder / "images.csv").exists()
+    kept = yaml.safe_load((folder / "parameters.yaml").read_text())
+    assert kept == {"data": "digits", "seed": 1, "weights": "imagenet", "rate": 0.01}
+    assert "nothing is left to do" in run(toy, "-p", "rate", "0.01", "-p", "seed", "1").stderr
+    assert not (folder / "earlier" / "3").exists()
+
+
+def test_wrong_values_are_named_before_anything_is_moved(toy):
+    assert run(toy).returncode == 0
+    before = contents(toy)
+    refused = run(toy, "-p", "data", "no/such/folder", "-n", "digits")
+    assert refused.returncode == 2 and "no/such/folder" in refused.stderr and contents(toy) == before
+
+
+def test_an_edited_notebook_is_executed_again(toy):
+    assert run(toy).returncode == 0
+    path = toy / "notebooks" / "02_train.ipynb"
+    path.write_text(path.read_text().replace("cheaper", "simpler"))
+    again = run(toy)
+    assert again.returncode == 0 and "02_train with edited cells: earlier results were moved" in again.stderr
+    assert "Freeze: it is simpler." in again.stdout and "cheaper" not in again.stdout
 
 
 # ---- what goes wrong on the way

@@ -421,10 +421,28 @@ def test_minutes_can_be_added_and_what_makes_no_sense_is_refused(make_study, mon
             make_study(**{"budget": "quick"} | wrong)
     plan = make_study(budget=50).plan
     assert make_study(budget="60.0").plan == plan
-    with pytest.raises(ValueError, match="planned with budget=50.0, and 'quick' was asked for"):
-        make_study(budget="quick")
-    with pytest.raises(ValueError, match="margin=1.0, and 2.0 was asked for"):
-        make_study(budget=50, margin=2.0)
+
+
+def test_another_plan_does_only_what_is_not_done_yet_and_does_not_change_the_first(make_study, monkeypatch):
+    monkeypatch.setitem(planning.BUDGETS, "larger", SMALL | {"pairs": 4})
+    first = whole(make_study())
+    done = {*make_study().trials.results()}
+    wider = make_study(margin=30.0)
+    wider.verdict(wider.final(wider.race()))
+    assert wider.trials.done == [], "another margin needs no training"
+    larger = make_study(budget="larger")
+    larger.final(larger.race())
+    assert {trial.phase for trial in larger.trials.done} == {"plan", "final"}, "the race is the same"
+    other = make_study(usual=("all", 4e-3))
+    other.race()
+    new = {(trial.phase, trial.learning_rate) for trial in other.trials.done if trial.phase == "race"}
+    assert new == {("race", 4e-3)} and not done & {*larger.trials.done, *other.trials.done}
+    again = make_study()
+    race, final, verdict = whole(again)
+    assert again.trials.done == []
+    pd.testing.assert_frame_equal(race, first[0])
+    pd.testing.assert_frame_equal(final, first[1])
+    assert verdict == first[2]
 
 
 def test_one_training_image_of_a_class_is_enough_for_a_final(experiment, probe, tmp_path):

@@ -90,11 +90,21 @@ def test_after_the_deadline_nothing_is_begun(make):
     assert list(make().run(WANTED, result_of, **options)) == WANTED[:4]
 
 
+def test_trials_of_other_settings_are_kept_beside_the_new_ones(make, capsys):
+    before = {}
+    for number, images in enumerate(("a1", "b2", "a1")):
+        trials = make(settings=SETTINGS | {"images": images})
+        assert trials.results() == {} and all(file.read_bytes() == content for file, content in before.items())
+        trials.run(WANTED[:1], result_of)
+        before[trials.file.with_name(f"study-{number + 1}.jsonl")] = trials.file.read_bytes()
+    told = "study.jsonl was of other data or parameters (images): it is now study-{}.jsonl.\n"
+    assert capsys.readouterr().out == told.format(1) + told.format(2)
+    assert make().results() == trials.results(), "the same settings go on"
+
+
 def test_what_cannot_be_continued_is_refused(make):
     trials = make()
     trials.run(WANTED[:1], result_of)
-    with pytest.raises(ValueError, match="images='a1', and 'b2' was asked for"):
-        make(settings=SETTINGS | {"images": "b2"})
     trials.file.write_bytes(trials.file.read_bytes().replace(b'"result"', b'"resXlt"'))
     with pytest.raises(ValueError, match="line 2 of .*study.jsonl"):
         make()

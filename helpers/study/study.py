@@ -1,5 +1,6 @@
 """The study: race, final, verdict, in this order, each from the trials' results."""
 
+import json
 import math
 import time
 from dataclasses import asdict
@@ -18,8 +19,6 @@ from helpers.study.trials import Trial, Trials
 from helpers.study.verdict import choose_arm, decide, describe_verdict
 from helpers.training import choose_cut
 
-_PLAN = Trial("plan", "plan")
-
 _ARM = ["cut", "stage", "learning_rate"]
 _RACE = ["rung", "cut", "stage", "cost_before", "learning_rate", "steps", "splits", "log_loss", "accuracy", "low"]
 _RACE += ["high", "outcome", "seconds"]
@@ -33,8 +32,8 @@ class Study:
     """Freeze or fine-tune? Asked of a network and images, with a budget.
 
     The same study, made again, resumes where it was. Ctrl-C (Jupyter's interrupt) and the end of the given minutes
-    end a step with what there is by then, and the next steps use that. A budget, margin or cluster that makes no
-    sense is a ValueError, and so is the file of another study.
+    end a step with what there is by then, and the next steps use that. With another budget, margin or arm, what the
+    file holds already is not done again. A budget, margin or cluster that makes no sense is a ValueError.
 
     Args:
         experiment: the network, the images and the recipe.
@@ -66,22 +65,20 @@ class Study:
         self._interrupted_in, self._unfinished_rung, started = "", 0, time.monotonic()
         budget, cuts = read_budget(budget), candidate_cuts(probe, cut)
         arm = (cuts[0], experiment.first_stage(cuts[0], usual[0]), usual[1])
-        settings = experiment.settings | {"margin": margin, "cuts": cuts, "03's arm": arm}
-        self.trials = Trials(file, settings=settings, cluster=cluster)
-        if not (known := self.trials.results().get(_PLAN)):
+        self.trials = Trials(file, settings=experiment.settings, cluster=cluster)
+        # One file may hold several plans: a trial that two of them want is done once. Minutes can be changed.
+        asked = {"budget": budget if isinstance(budget, str) else "minutes", "cuts": cuts, "03's arm": arm}
+        known, planned = self.trials.results(), Trial("plan", json.dumps(asked))
+        if planned not in known:
             plan = make_plan(
                 budget, cuts=cuts, usual=arm, costs=experiment.costs, measured=experiment.measure(arm[1])
             )
-            known = self.trials.keep(_PLAN, {"plan": asdict(plan), "budget": budget})
-        if known["budget"] != budget and (isinstance(budget, str) or isinstance(known["budget"], str)):
-            raise ValueError(
-                f"This study was planned with budget={known['budget']!r}, and {budget!r} was asked for. Only minutes "
-                f"can be changed. Choose another `run_dir`, or delete {self.trials.file}."
-            )
-        plan = known["plan"]
+            self.trials.keep(planned, asdict(plan))
+        plan = self.trials.results()[planned]
         tuples = {name: tuple(map(tuple, plan[name])) for name in ("arms", "rungs")}  # JSON has lists
         self.plan = Plan(**plan | tuples | {"usual": tuple(plan["usual"])})
-        spent = sum(result.get("wall_seconds", 0.0) for result in self.trials.results().values())
+        since = list(known)[list(known).index(planned) :] if planned in known else []
+        spent = sum(known[trial].get("wall_seconds", 0.0) for trial in since)
         self._deadline = math.inf if isinstance(budget, str) else started + 60 * budget - spent
 
     # ---- the steps

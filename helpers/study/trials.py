@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import islice, takewhile
+from itertools import count, islice, takewhile
 from pathlib import Path
 
 from tqdm import tqdm
@@ -46,7 +46,7 @@ class Trials:
 
     Args:
         file: JSON lines, made if need be: the settings, then a trial and its result in each line.
-        settings: plain values that the results depend on; a file of other ones is a ValueError.
+        settings: plain values that the results depend on; a file of other ones is kept beside it, as `study-1.jsonl`.
         cluster: "" for this process, a number of worker processes on this machine, or a Dask scheduler's address.
 
     Attributes:
@@ -57,14 +57,13 @@ class Trials:
         self.file, self.done, self._client, self._package = resolve_path(file), [], None, ()
         settings = json.loads(json.dumps({"version": _VERSION} | settings, default=str))
         kept, self._finished = _read(self.file)
+        if kept and (other := [name for name in settings if kept.get(name) != settings[name]]):
+            names = (self.file.with_stem(f"{self.file.stem}-{number}") for number in count(1))
+            beside, kept, self._finished = next(path for path in names if not path.exists()), {}, {}
+            self.file.rename(beside)
+            print(f"{self.file.name} was of other data or parameters ({', '.join(other)}): it is now {beside.name}.")
         if not kept:
             self._append({"settings": settings})
-        for name in settings if kept else ():
-            if kept.get(name) != settings[name]:
-                raise ValueError(
-                    f"{self.file} is of other data or parameters: {name}={kept.get(name)!r}, and {settings[name]!r} "
-                    f"was asked for. Choose another `run_dir`, or delete the file."
-                )
         if cluster:
             self._client = _connect(str(cluster))
             weakref.finalize(self, self._client.close)
