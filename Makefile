@@ -1,7 +1,7 @@
 # Every target works in a fresh clone: the environment is built first, once.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install install-browser run runs test test-all test-browser lab refresh readme pretrain pretrain-without-labels benchmarks lint lock clean
+.PHONY: help install install-browser run runs test test-all test-browser lab refresh readme badges pretrain pretrain-without-labels benchmarks lint lock clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -114,6 +114,9 @@ refresh: $(TESTING)  ## execute the notebooks again and store their outputs, to 
 
 readme: $(PLAYWRIGHT)  ## run the embedded example and put what came of it into README.md
 	@"$(PY)" tests/readme.py
+
+badges: $(TESTING)  ## put badges into README.md that open your copy at GitHub (REPOSITORY=owner/name, or the remote)
+	@"$(PY)" tests/badges.py $(REPOSITORY)
 
 pretrain: $(INSTALLED)  ## make the embedded example's network again, from letters and their classes (up to 30 minutes)
 	@$(call full,A1_pretrain_a_backbone)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from badges import FIRST, badges, find_repository
 from readme import PICTURE, replace_between, updated
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,3 +35,27 @@ def test_the_table_of_pretraining_is_the_one_that_was_measured():
     assert len(table) == 6
     for row in [list(table), *table.to_numpy().tolist()]:
         assert f"| {' | '.join(row)} |" in (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "me/my.pets",
+        "https://github.com/me/my.pets",
+        "git@github.com:me/my.pets.git\n",
+        "https://github.com/me/my.pets/",
+    ],
+)
+def test_badges_lead_to_ones_own_copy(text):
+    repository = find_repository(text)
+    found = badges(repository)
+    assert repository == "me/my.pets" and "OWNER" not in found and "{" not in found
+    assert "(https://mybinder.org/v2/gh/me/my.pets/main?urlpath=lab/tree/notebooks/01_load_data.ipynb)" in found
+    assert (ROOT / FIRST).exists() and (ROOT / ".github" / "workflows" / "ci.yml").exists()
+    assert f"<!-- badges -->\n{found}\n<!-- /badges -->" in replace_between(README, "badges", found)
+
+
+@pytest.mark.parametrize("text", ["", "pets", "https://example.org/me/pets", "a/b/c"])
+def test_other_repositories_have_no_badges(text):
+    with pytest.raises(ValueError, match="make badges REPOSITORY=owner/name"):
+        find_repository(text)
