@@ -26,7 +26,7 @@ MobileNetV2 at its 224 pixels suits two cores: about 95 images a second forward 
 6), and 94 to 96 % on the ants and bees.
 """
 
-_RECIPE = ("learning_rate", "lowest_rate", "steps", "batch_size", "augmentation", "class_weight")
+_RECIPE = ("learning_rate", "min_lr_factor", "steps", "batch_size", "augmentation", "class_weight")
 _CHECKS = (  # what the notebooks read parameters with: the function, and those that it is given by name
     ("helpers.data.sources.find_data", ("data",)),
     ("helpers.data.checks.check_policy", ("on_problem",)),

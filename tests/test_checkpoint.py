@@ -211,7 +211,7 @@ test_checkpoint.train(helpers.ROOT / "state.npz", **eval(sys.argv[4]))
     [
         {"batch_norm": "train"},
         {"patience": 99, "batch_parts": 2},
-        {"dropout": 0.3, "augmentation": "flip,crop", "lowest_rate": 0.3},
+        {"dropout": 0.3, "augmentation": "flip,crop", "min_lr_factor": 0.3},
     ],
     ids=["statistics", "best, in parts", "random"],
 )

@@ -34,7 +34,7 @@ from helpers.training.fine_tuning import count_epochs, layerwise_factors, seed_t
 PIXELS, LABELS = {}, {}
 PIXELS["train"], LABELS["train"] = coloured_images(40)
 PIXELS["validation"], LABELS["validation"] = coloured_images(30, seed=1)
-USUAL = {"unfreeze_from": "conv3", "learning_rate": 0.003, "epochs": 3, "batch_size": 8, "lowest_rate": 1.0}
+USUAL = {"unfreeze_from": "conv3", "learning_rate": 0.003, "epochs": 3, "batch_size": 8, "min_lr_factor": 1.0}
 
 
 def classifier(network=None):
@@ -81,7 +81,7 @@ def assert_close(one: dict, other: dict, **tolerance):
 
 
 def test_what_03_shows_step_by_step_is_what_fine_tune_does(root):
-    whole = tune(seed=3, lowest_rate=0.1)
+    whole = tune(seed=3, min_lr_factor=0.1)
     model = classifier()
     start = calibrated_scores(compute_activations(model, PIXELS["validation"]), LABELS["validation"])
     seed_training(model, 3)
@@ -187,7 +187,7 @@ def test_several_steps_at_once_change_no_bit(root, monkeypatch):
     runs = []
     for number in (1, 2, 99):  # of 5 steps: all alone; the last execution incomplete; an epoch
         monkeypatch.setattr("helpers.training.fine_tuning.steps_at_once", lambda *_, number=number, **__: number)
-        runs.append(tune(classifier(), batch_norm="train", lowest_rate=0.1))
+        runs.append(tune(classifier(), batch_norm="train", min_lr_factor=0.1))
         changed = {path for path, value in runs[-1].after.items() if not np.array_equal(value, runs[-1].before[path])}
         assert {"conv3_bn/gamma", "conv3_bn/moving_mean"} <= changed and not any("conv2" in path for path in changed)
         assert runs[-1].keep.model.steps_per_execution == min(number, 5)
@@ -285,15 +285,15 @@ def test_a_recipe_that_cannot_be_followed_is_refused_at_once(bad):
 
 
 @pytest.mark.parametrize(
-    ("changes", "lowest_rate", "tolerance"),
+    ("changes", "min_lr_factor", "tolerance"),
     [
         ({"precision": "mixed_bfloat16"}, 1.0, 0.1),
         ({"precision": "mixed_float16"}, 0.1, 0.1),
         ({"batch_parts": 2}, 0.1, 0.02),
     ],
 )
-def test_another_way_to_compute_makes_the_same_steps_to_rounding(root, changes, lowest_rate, tolerance):
-    exact, other = tune(lowest_rate=lowest_rate), tune(**changes, lowest_rate=lowest_rate)
+def test_another_way_to_compute_makes_the_same_steps_to_rounding(root, changes, min_lr_factor, tolerance):
+    exact, other = tune(min_lr_factor=min_lr_factor), tune(**changes, min_lr_factor=min_lr_factor)
     for name in ("conv3_conv/kernel", "head/kernel"):
         # Of five seeds, bfloat16 deviated by 3 to 6 % of the way gone, float16 by up to 3 %; nothing learned would be
         # 100 %, and a rate of its own for the stage that is ignored about as much.
@@ -356,7 +356,7 @@ def copied(self):
 Checkpoint._write = copied
 save_model(t.classifier(load_backbone("network.keras")), "x.keras", class_names=list("abc"), resize="crop")
 model, _ = load_classifier("x.keras")
-keep = t.tune(model, file=helpers.ROOT / f"{name}.state", lowest_rate=0.1, epochs=4).keep
+keep = t.tune(model, file=helpers.ROOT / f"{name}.state", min_lr_factor=0.1, epochs=4).keep
 kernel = model.get_layer("conv3_conv").kernel.value
 print(len(getattr(kernel, "values", [kernel])), keep.history["val_log_loss"])
 np.savez(helpers.ROOT / name, *model.get_weights())

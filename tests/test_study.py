@@ -28,7 +28,7 @@ MEASURED = {"forward": 1e-3, "factor": 3.0, "build": 2.0, "head": 0.5, "images":
 MEASURED |= {"multiply_adds": 10**9, "epoch": 0.1, "begin": 0.5, "batches": 4}
 COSTS = {"conv1": 0.0, "conv2": 0.2, "conv3": 0.5, "conv4": 0.7, "head": 1.0}
 SMALL = {"depths": 3, "learning_rates": (1e-3, 1e-2), "rungs": ((4, 1), (8, 2)), "pairs": 3}
-ARMS = {"cuts": ["head", "conv4"], "usual": ("head", "conv3", 2e-3), "costs": COSTS, "measured": MEASURED}
+ARMS = {"cuts": ["head", "conv4"], "reference": ("head", "conv3", 2e-3), "costs": COSTS, "measured": MEASURED}
 FROM_SCRATCH = planning._FROM_SCRATCH
 
 
@@ -79,7 +79,7 @@ def make_study(experiment, probe, tmp_path):
     """Returns a function that makes a study, always with the same file."""
 
     def make(**options) -> Study:
-        options = {"budget": "small", "usual": ("all", 2e-3), "file": tmp_path / "study.jsonl"} | options
+        options = {"budget": "small", "reference": ("all", 2e-3), "file": tmp_path / "study.jsonl"} | options
         return Study(experiment, probe, **options)
 
     return make
@@ -102,7 +102,7 @@ def comparable(result) -> str:
 @pytest.fixture(scope="module")
 def undisturbed(experiment, probe, root):
     """A study that ran through, and its tables."""
-    study = Study(experiment, probe, file=root / "study.jsonl", budget="small", usual=("all", 2e-3))
+    study = Study(experiment, probe, file=root / "study.jsonl", budget="small", reference=("all", 2e-3))
     return study, whole(study)
 
 
@@ -224,16 +224,16 @@ def test_scores_are_those_of_the_test_images_also_with_augmentation(experiment, 
 
 def test_cheap_arms_come_first_and_everything_last():
     plan = make_plan("standard", **ARMS)
-    assert plan.frozen == "head" and plan.arms[-1][1] == "conv1" and ARMS["usual"] in plan.arms
+    assert plan.frozen == "head" and plan.arms[-1][1] == "conv1" and ARMS["reference"] in plan.arms
     tried = {("head", stage) for stage in ("conv4", "conv3", "conv2", "conv1")} | {("conv4", "conv2")}
     assert {arm[:2] for arm in plan.arms} == tried and len(set(plan.arms)) == 5 * 3 + 1
     assert [plan.survivors(number) for number in (0, 1)] == [16, 6]
     seconds = [plan.seconds(trial) for trial in plan.rung(0, list(plan.arms))]
     assert seconds == sorted(seconds)
-    trials = plan.rung(1, [ARMS["usual"]])
+    trials = plan.rung(1, [ARMS["reference"]])
     seeds = [trial.seed for trial in trials]
     assert len(set(seeds)) == 3 and seeds[0] == 0 and {trial.steps for trial in trials} == {200}
-    final = plan.final(ARMS["usual"], None, 0.0, pairs=range(1, 21))
+    final = plan.final(ARMS["reference"], None, 0.0, pairs=range(1, 21))
     assert not set(seeds) & {trial.seed for trial in final}, "the final's splits are fresh ones"
 
 
@@ -256,7 +256,7 @@ def test_from_scratch_is_trained_in_earnest_or_not_at_all(monkeypatch):
     for plan in (make_plan("thorough", **ARMS), make_plan("quick", **small)):
         race = plan.scratch_race()
         assert len({trial.learning_rate for trial in race}) == 2 and {trial.seed for trial in race} == {0}
-        final = plan.final(ARMS["usual"], None, 1e-3, pairs=range(1, 4))
+        final = plan.final(ARMS["reference"], None, 1e-3, pairs=range(1, 4))
         assert all(trial.steps >= 600 for trial in (*race, *final) if trial.arm == "from scratch")
 
 
@@ -279,7 +279,7 @@ def test_minutes_buy_the_largest_plan_that_fits_or_say_what_would_be_enough(monk
 
 
 def test_a_network_with_a_single_cut_point_has_a_plan():
-    known = ARMS | {"cuts": ["head"], "usual": ("head", "conv1", 1e-3), "costs": {"conv1": 0.0, "head": 1.0}}
+    known = ARMS | {"cuts": ["head"], "reference": ("head", "conv1", 1e-3), "costs": {"conv1": 0.0, "head": 1.0}}
     plan = make_plan("standard", **known)
     assert {arm[:2] for arm in plan.arms} == {("head", "conv1")} and len(plan.arms) == 3
     assert plan.describe() and plan.expected["all"] > 0
@@ -292,7 +292,7 @@ def test_the_race_halves_and_the_best_goes_into_the_final(undisturbed):
     study, (race, final, _) = undisturbed
     first, last = (race[race["rung"] == n].set_index(["cut", "stage", "learning_rate"])["log_loss"] for n in (1, 2))
     assert set(first.index) == set(study.plan.arms) and np.isfinite(race["log_loss"]).all()
-    assert set(last.index) == {*first.nsmallest(study.plan.survivors(1)).index, study.plan.usual}
+    assert set(last.index) == {*first.nsmallest(study.plan.survivors(1)).index, study.plan.reference}
     assert set(race.loc[race["rung"] == 2, "splits"]) == {2} and set(race["steps"]) == {4, 8}
     assert (race["low"] <= race["accuracy"]).all()
     tuned, frozen = (final[final["arm"] == name] for name in ("fine-tuned", "frozen"))
@@ -303,17 +303,19 @@ def test_the_race_halves_and_the_best_goes_into_the_final(undisturbed):
 
 def test_03s_arm_and_ties_stay_in_the_race(make_study, monkeypatch):
     study = make_study()
-    usual = study.plan.usual
+    reference = study.plan.reference
 
     def run(trial: Trial) -> dict:
         place = study.plan.arms.index((trial.cut, trial.stage, trial.learning_rate))
-        loss = 9.0 if study.plan.arms[place] == usual else 0.25 if place < 5 else 1.0
+        loss = 9.0 if study.plan.arms[place] == reference else 0.25 if place < 5 else 1.0
         return {"outcome": "all 1 epochs", "log_loss": loss, "accuracy": 0.5, "seconds": 1.0}
 
     monkeypatch.setattr(study.experiment, "run", run)
     race = study.race()
     kept = race.loc[race["rung"] == 2, ["cut", "stage", "learning_rate"]]
-    assert set(kept.itertuples(index=False, name=None)) == {*study.plan.arms[:5], usual}, "five tie for three places"
+    assert set(kept.itertuples(index=False, name=None)) == {*study.plan.arms[:5], reference}, (
+        "five tie for three places"
+    )
 
 
 @pytest.mark.parametrize(("right", "pairs"), [((0.4, 0.95), 4), ((0.8, 0.8), 6)])
@@ -416,7 +418,7 @@ def test_the_best_arm_is_of_the_last_rung_that_was_completed(unfinished, rate):
 def test_minutes_can_be_added_and_what_makes_no_sense_is_refused(make_study, monkeypatch):
     monkeypatch.delitem(planning.BUDGETS, "small")
     monkeypatch.setitem(planning.BUDGETS, "quick", SMALL)
-    for wrong in ({"margin": 0}, {"budget": "enormous"}, {"budget": 0.001}, {"usual": ("conv9", 1e-3)}):
+    for wrong in ({"margin": 0}, {"budget": "enormous"}, {"budget": 0.001}, {"reference": ("conv9", 1e-3)}):
         with pytest.raises(ValueError, match="Expected|too small"):
             make_study(**{"budget": "quick"} | wrong)
     plan = make_study(budget=50).plan
@@ -433,7 +435,7 @@ def test_another_plan_does_only_what_is_not_done_yet_and_does_not_change_the_fir
     larger = make_study(budget="larger")
     larger.final(larger.race())
     assert {trial.phase for trial in larger.trials.done} == {"plan", "final"}, "the race is the same"
-    other = make_study(usual=("all", 4e-3))
+    other = make_study(reference=("all", 4e-3))
     other.race()
     new = {(trial.phase, trial.learning_rate) for trial in other.trials.done if trial.phase == "race"}
     assert new == {("race", 4e-3)} and not done & {*larger.trials.done, *other.trials.done}

@@ -67,7 +67,7 @@ def other_parameters(tree, backbone):
     values |= {"backbone": backbone, "weights": "None", "preprocessing": "unit", "features_from": "pooled"}
     values |= {"image_size": 20, "resize": "pad", "cut": "head", "unfreeze_from": "block3"}
     values["learning_rate"] = 0.0003  # low, so that it gets better than a start that is nearly perfect
-    values |= {"lowest_rate": 0.5, "augmentation": "flip", "steps": 12, "batch_size": 5, "class_weight": "balanced"}
+    values |= {"min_lr_factor": 0.5, "augmentation": "flip", "steps": 12, "batch_size": 5, "class_weight": "balanced"}
     values |= {"budget": "standard", "margin": 2.5, "cluster": "1"}
     values |= {"cam_stage": "block1", "cam_images": "35, 0", "corrupted_images": 12, "shifted": "my shapes"}
     return values | {"new_images": "my shapes/two", "exports": "savedmodel,onnx,litert"}

@@ -112,7 +112,7 @@ class Transferability:
             raise ValueError(f"Expected `networks` among {', '.join(NETWORKS)}. Received {network!r}.")
         self.images, self.halves, self.network, self.seed = images, halves, network, seed
         self.folder = resolve_path(folder)
-        options = {"lowest_rate": 1.0, "batch_norm": "train", "augmentation": "", "patience": PATIENCE}
+        options = {"min_lr_factor": 1.0, "batch_norm": "train", "augmentation": "", "patience": PATIENCE}
         self.recipe = Recipe(unfreeze_from="all", **options, **recipe)
         every = range(1, len(self.stages))
         self.boundaries = list(boundaries) or list(every)

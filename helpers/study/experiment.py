@@ -201,7 +201,7 @@ class Experiment:
         head = self._fit_head(compute_activations(self._random, pixels["train"]), labels["train"])
         seconds = perf_counter() - started
         model = self._classifier("from scratch", self._random, head)
-        return self._train(model, trial, before=seconds, batch_norm="train", batch_parts=1, lowest_rate=1.0)
+        return self._train(model, trial, before=seconds, batch_norm="train", batch_parts=1, min_lr_factor=1.0)
 
     def _train(self, model: keras.Model, trial: Trial, *, before: float, **changes) -> dict:
         pixels, labels = self.split(trial.seed)

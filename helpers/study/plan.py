@@ -39,7 +39,7 @@ class Plan:
     """What a study does."""
 
     arms: tuple[Arm, ...]  # the fine-tuned ones, the cheapest first
-    usual: Arm  # the one that 03 trains; it stays in the race to the end
+    reference: Arm  # the one that 03 trains; it stays in the race to the end
     frozen: str  # cut point of the frozen arm
     rungs: tuple[tuple[int, int], ...]  # of the race: steps, and on how many splits arms are judged
     pairs: int  # splits and seeds of the final, at most
@@ -183,7 +183,7 @@ def make_plan(budget: str | float, **known) -> Plan:
     """Returns what fits into a budget; a ValueError if not even a quick race and its final fit into so few minutes.
 
     Minutes buy the largest of `BUDGETS` that fits, with more pairs if time is left. What is `known`: the cuts to try
-    (the first one is the frozen arm's), 03's arm (usual), `Experiment.costs`, and what `Experiment.measure` measured.
+    (the first is the frozen arm's), 03's arm (reference), `Experiment.costs`, and what `Experiment.measure` measured.
     """
     minutes = read_budget(budget)
     if isinstance(minutes, str):
@@ -201,9 +201,9 @@ def make_plan(budget: str | float, **known) -> Plan:
     )
 
 
-def _plan(name: str, *, cuts: list[str], usual: Arm, costs: dict[str, float], measured: dict) -> Plan:
+def _plan(name: str, *, cuts: list[str], reference: Arm, costs: dict[str, float], measured: dict) -> Plan:
     wanted = BUDGETS[name]
-    arms, rates = {usual}, wanted["learning_rates"]
+    arms, rates = {reference}, wanted["learning_rates"]
     for number, cut in enumerate(cuts):
         # All depths where the frozen network ends; elsewhere the middle one, from which on 03 fine-tunes.
         middle = _spread(costs, cut, 2)[0]
@@ -213,7 +213,7 @@ def _plan(name: str, *, cuts: list[str], usual: Arm, costs: dict[str, float], me
             arms |= {(cut, stage, rate) for rate in wanted.get(beyond, rates)}
     cheapest = sorted(arms, key=lambda arm: (costs[arm[0]] - costs[arm[1]], cuts.index(arm[0]), arm[2]))
     scratch = name == "thorough" or measured["multiply_adds"] <= _SMALL
-    return Plan(tuple(cheapest), usual, cuts[0], wanted["rungs"], wanted["pairs"], scratch, measured, costs)
+    return Plan(tuple(cheapest), reference, cuts[0], wanted["rungs"], wanted["pairs"], scratch, measured, costs)
 
 
 def _spread(costs: dict[str, float], cut: str, depths: int) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ class Study:
         budget: "quick", "standard", "thorough", or minutes.
         margin: the difference of accuracy that does not matter, in points (hundredths), set beforehand.
         cut: 02's: where its network ends, "auto" for `choose_cut(probe)`. The frozen arm is cut there.
-        usual: 03's `unfreeze_from` and `learning_rate`: this arm stays in the race to the end.
+        reference: 03's `unfreeze_from` and `learning_rate`: this arm stays in the race to the end.
 
     Attributes:
         plan: what is done, and how long that is expected to take.
@@ -59,24 +59,24 @@ class Study:
         budget: str | float = "standard",
         margin: float = 1.0,
         cut: str = "auto",
-        usual: tuple[str, float] = ("auto", 1e-3),
+        reference: tuple[str, float] = ("auto", 1e-3),
     ):
         self.experiment, self.margin, self.stopped = experiment, read_margin(margin), ""
         self._interrupted_in, self._unfinished_rung, started = "", 0, time.monotonic()
         budget, cuts = read_budget(budget), candidate_cuts(probe, cut)
-        arm = (cuts[0], experiment.first_stage(cuts[0], usual[0]), usual[1])
+        arm = (cuts[0], experiment.first_stage(cuts[0], reference[0]), reference[1])
         self.trials = Trials(file, settings=experiment.settings, cluster=cluster)
         # One file may hold several plans: a trial that two of them want is done once. Minutes can be changed.
         asked = {"budget": budget if isinstance(budget, str) else "minutes", "cuts": cuts, "03's arm": arm}
         known, planned = self.trials.results(), Trial("plan", json.dumps(asked))
         if planned not in known:
             plan = make_plan(
-                budget, cuts=cuts, usual=arm, costs=experiment.costs, measured=experiment.measure(arm[1])
+                budget, cuts=cuts, reference=arm, costs=experiment.costs, measured=experiment.measure(arm[1])
             )
             self.trials.keep(planned, asdict(plan))
         plan = self.trials.results()[planned]
         tuples = {name: tuple(map(tuple, plan[name])) for name in ("arms", "rungs")}  # JSON has lists
-        self.plan = Plan(**plan | tuples | {"usual": tuple(plan["usual"])})
+        self.plan = Plan(**plan | tuples | {"reference": tuple(plan["reference"])})
         since = list(known)[list(known).index(planned) :] if planned in known else []
         spent = sum(known[trial].get("wall_seconds", 0.0) for trial in since)
         self._deadline = math.inf if isinstance(budget, str) else started + 60 * budget - spent
@@ -105,7 +105,7 @@ class Study:
                 break
             losses = {arm: _mean_loss(results) for arm, results in of_arms.items()}
             bound = sorted(losses.values())[min(self.plan.survivors(number + 1), len(arms)) - 1]
-            arms = [arm for arm in arms if losses[arm] <= bound or arm == self.plan.usual]
+            arms = [arm for arm in arms if losses[arm] <= bound or arm == self.plan.reference]
         numbers = dict.fromkeys(("cost_before", "learning_rate", "log_loss", "accuracy", "low", "high"), float)
         return pd.DataFrame(rows, columns=_RACE).astype(numbers)  # also of a race without a row
 

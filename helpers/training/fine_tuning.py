@@ -39,7 +39,7 @@ class Recipe:
 
     unfreeze_from: str = "auto"  # the first stage that learns, "auto" or "all": see `first_stage`
     learning_rate: float = 1e-3  # the highest of the schedule (`warmup_cosine`)
-    lowest_rate: float = 0.01  # factor of the rate at the network's first stage (`layerwise_factors`)
+    min_lr_factor: float = 0.01  # factor of the rate at the network's first stage (`layerwise_factors`)
     steps: int = 200  # length, in updates of the weights: the nearest number of epochs (`count_epochs`)
     epochs: int = 0  # length, in passes over the training images; 0 for what `steps` says
     patience: int = 0  # with 1 or more, early stopping: see `Checkpoint`; with 0 the last epoch is the result
@@ -53,7 +53,7 @@ class Recipe:
 
     def __post_init__(self):
         """Raises ValueError for a value that no training could follow."""
-        names = ("learning_rate", "lowest_rate", "steps", "batch_size", "batch_parts")
+        names = ("learning_rate", "min_lr_factor", "steps", "batch_size", "batch_parts")
         _check_positive(**{name: getattr(self, name) for name in names})
         for name in ("epochs", "patience"):
             if getattr(self, name) < 0:
@@ -302,7 +302,7 @@ def _compile(model: keras.Model, part: keras.Model, recipe: Recipe, *, stage: st
 
     with on_all_devices():
         highest = keras.Variable(recipe.learning_rate, trainable=False, dtype="float32", name="highest_rate")
-        optimizer = make_optimizer(model, rate, rates=recipe.lowest_rate, parts=parts)
+        optimizer = make_optimizer(model, rate, rates=recipe.min_lr_factor, parts=parts)
         # Metrics as objects, whose variables are there already: else Keras' function would be traced a second time.
         metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), log_loss()]
         part.compile(optimizer, "sparse_categorical_crossentropy", metrics=metrics, steps_per_execution=at_once)
