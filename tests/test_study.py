@@ -237,6 +237,18 @@ def test_cheap_arms_come_first_and_everything_last():
     assert not set(seeds) & {trial.seed for trial in final}, "the final's splits are fresh ones"
 
 
+def test_the_best_arm_climbs_until_its_rate_lies_between_two_others():
+    plan = make_plan("small", **ARMS)
+    losses = {("head", "conv1", 1e-3): 2.0, ("head", "conv3", 1e-3): 1.0}
+    assert plan.beyond(losses) == [("head", "conv3", 3e-3)]
+    assert plan.beyond(losses | {("head", "conv3", 3e-3): 1.5}) == [("head", "conv3", 3e-4)]
+    assert plan.beyond(losses | {("head", "conv3", 3e-3): 0.5}) == [("head", "conv3", 1e-2)]
+    assert plan.beyond(losses | {("head", "conv3", 3e-3): 1.5, ("head", "conv3", 2e-4): 1.5}) == []
+    assert plan.beyond({("head", "conv3", 2e-3): 1.0}) == [("head", "conv3", 1e-2)], "3e-3 is nearly the same"
+    assert plan.beyond({("head", "conv3", 0.1): 1.0}) == [("head", "conv3", 0.03)]
+    assert plan.beyond({("head", "conv3", 1e-3): math.inf}) == [], "all have failed"
+
+
 def test_the_final_has_both_arms_on_the_same_seeds_and_fewer_pairs_of_the_controls():
     plan = make_plan("thorough", **ARMS)
     everything = ("head", "conv1", 1e-4)
@@ -291,7 +303,10 @@ def test_a_network_with_a_single_cut_point_has_a_plan():
 def test_the_race_halves_and_the_best_goes_into_the_final(undisturbed):
     study, (race, final, _) = undisturbed
     first, last = (race[race["rung"] == n].set_index(["cut", "stage", "learning_rate"])["log_loss"] for n in (1, 2))
-    assert set(first.index) == set(study.plan.arms) and np.isfinite(race["log_loss"]).all()
+    beyond = set(first.index) - set(study.plan.arms)
+    assert set(study.plan.arms) < set(first.index) and np.isfinite(race["log_loss"]).all()
+    assert study.plan.beyond(dict(first.items())) == [], "the best rate has a neighbour on both sides"
+    assert {arm[:2] for arm in beyond} <= {first.idxmin()[:2]}, "of the arm that was the best at the time"
     assert set(last.index) == {*first.nsmallest(study.plan.survivors(1)).index, study.plan.reference}
     assert set(race.loc[race["rung"] == 2, "splits"]) == {2} and set(race["steps"]) == {4, 8}
     assert (race["low"] <= race["accuracy"]).all()
@@ -306,8 +321,8 @@ def test_03s_arm_and_ties_stay_in_the_race(make_study, monkeypatch):
     reference = study.plan.reference
 
     def run(trial: Trial) -> dict:
-        place = study.plan.arms.index((trial.cut, trial.stage, trial.learning_rate))
-        loss = 9.0 if study.plan.arms[place] == reference else 0.25 if place < 5 else 1.0
+        arm = trial.cut, trial.stage, trial.learning_rate
+        loss = 9.0 if arm == reference else 0.25 if arm in study.plan.arms[:5] else 1.0
         return {"outcome": "all 1 epochs", "log_loss": loss, "accuracy": 0.5, "seconds": 1.0}
 
     monkeypatch.setattr(study.experiment, "run", run)

@@ -7,6 +7,7 @@ from helpers.evaluation.intervals import FIRST_LOOK
 from helpers.study.trials import Trial
 
 _RATES = (1e-4, 3e-4, 1e-3)
+_LADDER = (1e-5, 3e-5, *_RATES, 3e-3, 1e-2, 3e-2, 1e-1)  # rates that the best arm may go on to
 
 BUDGETS = {
     "quick": {
@@ -62,6 +63,17 @@ class Plan:
         steps, splits = self.rungs[number]
         seeds = [0, *range(RACE_SEED + 1, RACE_SEED + splits)]
         return [Trial("race", "fine-tuned", *arm, steps, seed) for seed in seeds for arm in arms]
+
+    def beyond(self, losses: dict[Arm, float]) -> list[Arm]:
+        """Returns the best arm at the next learning rate, if its own is the highest or lowest tried there; else none.
+
+        Asked again with that arm's loss, it climbs until the best rate lies between two others.
+        """
+        cut, stage, best = min(losses, key=losses.get)
+        tried = [rate for *where, rate in losses if where == [cut, stage]]
+        higher = [rate for rate in _LADDER if rate > 1.5 * best] if best == max(tried) else []
+        lower = [rate for rate in reversed(_LADDER) if 1.5 * rate < best] if best == min(tried) else []
+        return [(cut, stage, rate) for rate in (higher + lower)[:1] if math.isfinite(losses[cut, stage, best])]
 
     def survivors(self, number: int) -> int:
         """Returns how many arms a rung of the race has, if there are no ties."""
@@ -119,7 +131,7 @@ class Plan:
     def expected(self) -> dict[str, float]:
         """Expected seconds of race, final and all of it, in one process."""
         m, rungs = self.measured, range(len(self.rungs))
-        race = [trial for n in rungs for trial in self.rung(n, self._typical(self.survivors(n)))]
+        race = [trial for n in rungs for trial in self.rung(n, self._typical(self.survivors(n) + (n == 0)))]
         everything = next((arm for arm in self.arms if arm[1] == self.first), None)
         scratch = _FROM_SCRATCH["learning_rates"][0] if self.scratch else 0.0
         final = self.final(self._typical(1)[0], everything, scratch, pairs=range(1, self.pairs + 1))
@@ -151,7 +163,7 @@ class Plan:
         return (
             f"frozen: cut at {self.frozen}\n"
             f"race:   {len(self.arms)} arms: cut at {' or '.join(cuts)}; unfrozen from {', '.join(stages)}; "
-            f"learning rate {', '.join(f'{rate:g}' for rate in sorted(rates))}\n"
+            f"learning rate {', '.join(f'{rate:g}' for rate in sorted(rates))}, then beyond, while that is better\n"
             f"        {', then '.join(rungs)}{scratch} (about {times['race']})\n"
             f"final:  {self.pairs} pairs of trainings{early} (about {times['final']})\n"
             f"in all  about {times['all']} on one machine like this"

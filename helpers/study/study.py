@@ -87,8 +87,9 @@ class Study:
         """Returns the race of the fine-tuned arms, by successive halving on validation log-loss.
 
         Every arm is trained through a whole schedule in each rung: a short one at first, a full one for those that
-        are left (Jamieson and Talwalkar 2016, arXiv 1502.07943). 03's arm stays, and so do ties. A rung is decided
-        when all of its arms are done, so that the choice does not depend on which worker was faster.
+        are left (Jamieson and Talwalkar 2016, arXiv 1502.07943). In the first rung, the best arm is also tried at the
+        next learning rates (`Plan.beyond`). 03's arm stays, and so do ties. A rung is decided when all of its arms
+        are done, so that the choice does not depend on which worker was faster.
 
         There is a row for each arm and rung: rung (from 1), cut, stage, cost_before (share, 0..1, of the network's
         cost below the stage), learning_rate, steps, splits (count); means over splits of log_loss, of accuracy (with
@@ -96,18 +97,20 @@ class Study:
         """
         arms, rows, self._unfinished_rung = list(self.plan.arms), [], 0
         for number in range(len(self.plan.rungs)):
-            wanted = self.plan.rung(number, arms)
-            finished = self._run("race", wanted, title=f"race, rung {number + 1} of {len(self.plan.rungs)}")
-            of_arms = {arm: [result for trial, result in finished.items() if _arm(trial) == arm] for arm in arms}
-            rows += [self._race_row(number, arm, results) for arm, results in of_arms.items() if results]
-            if len(finished) < len(wanted):
-                self._unfinished_rung = number + 1
-                break
-            losses = {arm: _mean_loss(results) for arm, results in of_arms.items()}
-            bound = sorted(losses.values())[min(self.plan.survivors(number + 1), len(arms)) - 1]
-            arms = [arm for arm in arms if losses[arm] <= bound or arm == self.plan.reference]
-        numbers = dict.fromkeys(("cost_before", "learning_rate", "log_loss", "accuracy", "low", "high"), float)
-        return pd.DataFrame(rows, columns=_RACE).astype(numbers)  # also of a race without a row
+            losses = {}
+            while arms:
+                wanted = self.plan.rung(number, arms)
+                finished = self._run("race", wanted, title=f"race, rung {number + 1} of {len(self.plan.rungs)}")
+                of_arms = {arm: [result for trial, result in finished.items() if _arm(trial) == arm] for arm in arms}
+                rows += [self._race_row(number, arm, results) for arm, results in of_arms.items() if results]
+                if len(finished) < len(wanted):
+                    self._unfinished_rung = number + 1
+                    return _race_table(rows)
+                losses |= {arm: _mean_loss(results) for arm, results in of_arms.items()}
+                arms = [] if number else self.plan.beyond(losses)
+            bound = sorted(losses.values())[min(self.plan.survivors(number + 1), len(losses)) - 1]
+            arms = [arm for arm in losses if losses[arm] <= bound or arm == self.plan.reference]
+        return _race_table(rows)
 
     def _race_row(self, number: int, arm: Arm, results: list[dict]) -> dict:
         row = dict(zip(_ARM, arm, strict=True)) | {"cost_before": self.experiment.costs[arm[1]]}
@@ -218,6 +221,11 @@ def candidate_cuts(probe: pd.DataFrame, cut: str = "auto") -> list[str]:
     if taken != end:
         return [taken, end]
     return [taken, *earlier.loc[[earlier["log_loss"].idxmin()], "cut"]] if len(earlier) else [taken]
+
+
+def _race_table(rows: list[dict]) -> pd.DataFrame:
+    numbers = dict.fromkeys(("cost_before", "learning_rate", "log_loss", "accuracy", "low", "high"), float)
+    return pd.DataFrame(rows, columns=_RACE).astype(numbers)  # also of a race without a row
 
 
 def _arm(trial: Trial) -> Arm:

@@ -107,3 +107,27 @@ def test_typed_parameters_hold_and_the_interrupt_button_keeps_the_best_epoch(lab
     assert 5 <= epochs < 300
     run_all(notebook, picture, first_count=1 + fit + 1)
     assert yaml.safe_load((run / "parameters.yaml").read_text())["steps"] == 1500
+
+
+def test_other_parameters_make_later_results_stale_and_answers_unfold(lab, opened, picture):
+    shutil.copytree(lab.tree / "runs" / "digits", lab.tree / "runs" / "again")
+    notebook = opened("02_transfer_learning")
+    notebook.type_parameters({"run_dir": "runs/again", "cut": "head"})
+    run_all(notebook, picture)
+    told = "02_transfer_learning with cut='head' instead of 'auto': earlier results were moved to"
+    assert told in " ".join(notebook.texts("stdout"))
+    assert (lab.tree / "runs" / "again" / "earlier" / "1" / "chosen.keras").exists()
+    notebook.page.locator(".jp-WindowedPanel-outer").first.evaluate("panel => panel.scrollTo(0, panel.scrollHeight)")
+    folded = notebook.page.locator(".jp-MarkdownCell details").last
+    assert not folded.evaluate("details => details.open")
+    folded.locator("summary").click()
+    notebook.page.screenshot(path=picture("unfolded"))
+    assert folded.evaluate("details => details.open") and folded.locator("p").first.is_visible()
+    notebook = opened("05_use_the_model")
+    notebook.type_parameters({"run_dir": "runs/again"})
+    notebook.start_all()
+    notebook.wait(minutes=2)
+    notebook.page.screenshot(path=picture("stale"))
+    (error,) = notebook.texts("stderr")
+    told = "chosen.keras of 04_freeze_or_fine_tune is stale, since 02_transfer_learning was executed with cut='head'"
+    assert told in error and "Execute 04_freeze_or_fine_tune again" in error
