@@ -40,7 +40,7 @@ def test_there_are_things_to_try_and_ten_questions_and_each_has_an_answer():
     assert [path.stem for path in NUMBERED if not items(path)] == []
     assert {stem for stem, *_ in (param.values for param in EXERCISES)} == {path.stem for path in NUMBERED}
     asked = [question for path in NUMBERED for question, _, _ in items(path)]
-    assert sum("?" in question for question in asked) == len(asked) >= 20
+    assert all("?" in question for question in asked) and len(asked) >= 20, asked
     assert all(len(answer) > 60 for path in NUMBERED for _, _, answer in items(path))
 
 
