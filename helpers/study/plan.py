@@ -26,7 +26,8 @@ the first cut); of each rung of the race the steps, and the splits that judge it
 
 REDUCTION = 3  # of the arms in a rung of the race, one in so many goes on to the next (successive halving's eta)
 RACE_SEED = 1000  # splits of the race beyond the run's own: seeds from here on, which the final does not use
-_FROM_SCRATCH = {"steps": 600, "learning_rates": (1e-3, 3e-3)}  # random weights are trained in earnest or not at all
+# Random weights are trained in earnest or not at all; the rate is the better one in short trainings.
+_FROM_SCRATCH = {"race": 200, "final": 600, "learning_rates": (1e-3, 3e-3)}
 _SHARE_OF_EVERYTHING = 0.5  # of the fine-tuned arm's time in the final: at most that for the one where all learns
 _FEW = 2  # pairs of the controls in the final
 _SMALL = 1e7  # multiply-adds of a network whose trainings take seconds on any machine: it gets all controls
@@ -88,7 +89,7 @@ class Plan:
         return [self._from_scratch("race", rate, 0) for rate in rates]
 
     def _from_scratch(self, phase: str, rate: float, seed: int) -> Trial:
-        return Trial(phase, "from scratch", list(self.costs)[-1], self.first, rate, _FROM_SCRATCH["steps"], seed)
+        return Trial(phase, "from scratch", list(self.costs)[-1], self.first, rate, _FROM_SCRATCH[phase], seed)
 
     def final(self, tuned: Arm, everything: Arm | None, scratch: float, *, pairs: range) -> list[Trial]:
         """Returns the trials of some of the final's pairs (seeds, from 1), so that a stop leaves whole pairs.
