@@ -95,7 +95,7 @@ runs: $(INSTALLED)  ## list all runs: data, backbone, verdict, accuracy, seconds
 	@"$(PY)" -m helpers.runs
 
 # A file's tests stay together, as some share what they have made; the files come in the order of tests/conftest.py.
-tests := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+tests := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(if $(CI),--durations=25)
 
 test: $(TESTING)  ## run the tests
 	@"$(PY)" $(tests)
