@@ -66,15 +66,21 @@ class Plan:
         return [Trial("race", "fine-tuned", *arm, steps, seed) for seed in seeds for arm in arms]
 
     def beyond(self, losses: dict[Arm, float]) -> list[Arm]:
-        """Returns the best arm at the next learning rate, if its own is the highest or lowest tried there; else none.
+        """Returns arms at learning rates that are worth trying, too, after those with these validation log-losses.
 
-        Asked again with that arm's loss, it climbs until the best rate lies between two others.
+        That is the best arm at the next rate, if its own is the highest or lowest tried at its depth; else the other
+        depths at its rate. Asked again, with those, it ends when the best rate lies between two others, and
+        all depths have been tried at it.
         """
         cut, stage, best = min(losses, key=losses.get)
+        if not math.isfinite(losses[cut, stage, best]):
+            return []
         tried = [rate for *where, rate in losses if where == [cut, stage]]
         higher = [rate for rate in _LADDER if rate > 1.5 * best] if best == max(tried) else []
         lower = [rate for rate in reversed(_LADDER) if 1.5 * rate < best] if best == min(tried) else []
-        return [(cut, stage, rate) for rate in (higher + lower)[:1] if math.isfinite(losses[cut, stage, best])]
+        if next_rate := (higher + lower)[:1]:
+            return [(cut, stage, *next_rate)]
+        return [arm for arm in dict.fromkeys((*where, best) for *where, _ in losses) if arm not in losses]
 
     def survivors(self, number: int) -> int:
         """Returns how many arms a rung of the race has, if there are no ties."""
