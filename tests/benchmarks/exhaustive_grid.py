@@ -38,6 +38,7 @@ HERE = Path(__file__).parent
 PHOTOS = {"flowers": ("flowers", 96), "ants_and_bees": ("hymenoptera", 128), "scans": ("scans", 128)}
 DIGITS = {"digits": 20, "digits10": 10}
 RATES, LENGTHS, SEEDS = (1e-4, 3e-4, 1e-3), (120, 300), (1, 2, 3)
+HIGHER_RATES = (3e-3, 1e-2)  # for the small network, which tolerates them
 ARM = ["cut", "stage", "learning_rate", "steps"]
 
 
@@ -71,7 +72,7 @@ def run_grid(experiment: Experiment, cuts: list[str], options: argparse.Namespac
         for seed in SEEDS
         for cut in cuts
         for stage in _spread(experiment.costs, cut, options.stages)
-        for rate in RATES
+        for rate in (RATES if options.name in PHOTOS else RATES + HIGHER_RATES)
         for steps in options.lengths
     ]
     trials = Trials(file, settings=experiment.settings, cluster=options.cluster)
