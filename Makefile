@@ -1,7 +1,7 @@
 # Every target works in a fresh clone: the environment is built first, once.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install install-browser run runs test test-all test-browser lab refresh readme badges pretrain pretrain-without-labels benchmarks lint lock clean
+.PHONY: help install install-browser run compare runs test test-all test-browser lab refresh readme badges pretrain pretrain-without-labels benchmarks lint lock clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,6 +27,7 @@ help:  ## show this help
 #: DATA             ## your images: a folder of class folders (train/ val/ test/ around them or not), a table, an archive
 #: ON_PROBLEM       ## exclude (what would spoil the answer), keep or stop
 #: BACKBONE         ## a name in keras.applications (ResNet50, ...), a .keras file, hub:PRESET, or auto: MobileNetV2 for your images
+#: BACKBONES        ## of make compare: networks, separated by commas; NAME=FILE for a weights file, NAME=None for random
 #: WEIGHTS          ## imagenet, None or a weights file
 #: PREPROCESSING    ## how a .keras file of your own wants its pixels
 #: FEATURES_FROM    ## the layer whose output the features are, or auto (a classifier's head is cut off)
@@ -84,12 +85,17 @@ given := $(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$v))
 parameters := $(filter-out NAME PARAMS PYTHON VENV MAKE%,$(given))
 
 run: $(INSTALLED)  ## execute 01 to 05 on your images or on the embedded example, and write a report
-	@set -f; set --; \
+	@$(call with_parameters,helpers.run)
+
+compare: $(INSTALLED)  ## which network? BACKBONES="MobileNetV2,ResNet50" on your images, ranked by their frozen features
+	@$(call with_parameters,helpers.networks)
+
+with_parameters = set -f; set --; \
 	$(foreach v,$(parameters),set -- "$$@" -p "$$(echo $v | tr A-Z a-z)" "$$$v";) \
 	$(if $(filter NAME,$(given)),[ -z "$$NAME" ] || set -- "$$@" -n "$$NAME";) \
 	for pair in $(if $(filter PARAMS,$(given)),$$PARAMS); do \
 	  set -- "$$@" -p "$${pair%%=*}" "$${pair#*=}"; done; \
-	"$(PY)" -m helpers.run "$$@"
+	"$(PY)" -m $(1) "$$@"
 
 runs: $(INSTALLED)  ## list all runs: data, backbone, verdict, accuracy, seconds
 	@"$(PY)" -m helpers.runs

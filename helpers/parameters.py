@@ -167,7 +167,7 @@ def resolve_from_cwd(name: str, value, here: Path):
     """
     paths = {"data": value != EMBEDDED, "weights": value != "imagenet", "shifted": True, "new_images": True}
     paths["backbone"] = str(value).endswith(".keras")
-    if not isinstance(value, str) or not value or not paths.get(name):
+    if not isinstance(value, str) or value in ("", "None") or not paths.get(name):
         return value
     path = here / Path(value).expanduser()
     if not path.exists() and not value.startswith("~"):

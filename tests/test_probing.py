@@ -21,7 +21,7 @@ def test_the_probe_is_a_head_on_each_truncated_network(root, data):
     network, (pixels, labels) = stage_network(), data
     probe = probe_depth(network, pixels, labels).set_index("cut")
     assert list(probe.index) == list(cut_points(network)) == ["conv2", "conv3", "head"]
-    loaded = load_features(network, pixels)
+    loaded, seconds = load_features(network, pixels)
     for cut, row in probe.iterrows():
         features = compute_activations(truncate(network, cut), pixels["train"])
         np.testing.assert_allclose(loaded[cut]["train"], features, rtol=1e-4, atol=1e-5)

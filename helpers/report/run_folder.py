@@ -167,10 +167,14 @@ def _error(notebook) -> str:
 
 def make_command(folder: RunFolder) -> str:
     """Returns the line for a shell that makes the same run again: `make run NAME=pets DATA='my photos'`."""
-    changed = {setting.name.upper(): setting.value for setting in folder.settings if setting.changed}
-    words = {"NAME": folder.run.name} | changed
+    changed = {setting.name: setting.value for setting in folder.settings if setting.changed}
+    return f"make run {make_assignments({'NAME': folder.run.name} | changed)}"
+
+
+def make_assignments(values: dict) -> str:
+    """Returns values by name as variables of make, quoted for a shell: `NAME=pets DATA='my photos'`."""
     # make takes a "$" for the start of a variable's name
-    return " ".join(["make run", *(f"{k}={shlex.quote(str(v).replace('$', '$$'))}" for k, v in words.items())])
+    return " ".join(f"{k.upper()}={shlex.quote(str(v).replace('$', '$$'))}" for k, v in values.items())
 
 
 # ---- the arms

@@ -129,7 +129,7 @@ class Experiment:
     @lru_cache(maxsize=4)  # noqa: B019
     def _features(self, seed: int) -> dict[str, dict]:
         self._restore()
-        return load_features(self.network, self.split(seed)[0])
+        return load_features(self.network, self.split(seed)[0])[0]
 
     @lru_cache(maxsize=16)  # noqa: B019
     def _solved(self, cut: str, seed: int):

@@ -48,12 +48,13 @@ class Trials:
         file: JSON lines, made if need be: the settings, then a trial and its result in each line.
         settings: plain values that the results depend on; a file of other ones is kept beside it, as `study-1.jsonl`.
         cluster: "" for this process, a number of worker processes on this machine, or a Dask scheduler's address.
+        failed_again: whether trials of the file that failed are to be done again.
 
     Attributes:
         done: trials that this object has added to the file.
     """
 
-    def __init__(self, file: str | Path, *, settings: dict, cluster: str | int = ""):
+    def __init__(self, file: str | Path, *, settings: dict, cluster: str | int = "", failed_again: bool = False):
         self.file, self.done, self._client, self._package = resolve_path(file), [], None, ()
         settings = json.loads(json.dumps({"version": _VERSION} | settings, default=str))
         kept, self._finished = _read(self.file)
@@ -64,6 +65,9 @@ class Trials:
             print(f"{self.file.name} was of other data or parameters ({', '.join(other)}): it is now {beside.name}.")
         if not kept:
             self._append({"settings": settings})
+        if failed_again:
+            failed = [trial for trial, result in self._finished.items() if result["outcome"].startswith("failed")]
+            self._finished = {trial: result for trial, result in self._finished.items() if trial not in failed}
         if cluster:
             self._client = _connect(str(cluster))
             weakref.finalize(self, self._client.close)

@@ -36,8 +36,9 @@ def fit_head(
 
     Returns:
         A LogisticRegression that takes the features as they are, with the added attributes `C_`, `losses_` (C tried
-        to log-loss, ascending), `held_out_losses_` (of each image, times its weight, by the head that was fitted
-        without its fold, at the chosen C; NaN where nothing could be held out) and `seconds_`.
+        to log-loss, ascending), `held_out_losses_` and `held_out_correct_` (of each image its log-loss, times its
+        weight, and whether it is right, 1 or 0, by the head that was fitted without its fold, at the chosen C; NaN
+        where nothing could be held out) and `seconds_`.
     """
     started, features = perf_counter(), np.asarray(features)
     if not np.isfinite(features).all():
@@ -48,11 +49,11 @@ def fit_head(
     with threadpool_limits(1):
         scaled, restore = _standardise(features)
         held_out = _cross_validate(scaled.astype("float32"), labels, cs, weights)
-        losses = {tried: float(each.mean()) for tried, each in held_out.items()}
+        losses = {tried: float(each[0].mean()) for tried, each in held_out.items()}
         c = min(losses, key=losses.get)
         head = _solve(scaled, labels, c, weights)
     head.coef_, head.intercept_ = restore(head.coef_, head.intercept_)
-    head.C_, head.losses_, head.held_out_losses_ = c, losses, held_out[c]
+    head.C_, head.losses_, (head.held_out_losses_, head.held_out_correct_) = c, losses, held_out[c]
     head.n_features_in_ = features.shape[1]
     head.seconds_ = perf_counter() - started
     return head
@@ -87,36 +88,38 @@ def _solve(features, labels, c: float, weights: dict | None, *, start=None) -> L
 
 
 def _cross_validate(features, labels, cs: tuple[float, ...], weights: dict | None) -> dict[float, np.ndarray]:
-    """Returns each held-out image's weighted log-loss for each C tried, from the middle to both sides."""
+    """Returns for each C tried, from the middle to both sides, the held-out images' weighted log-losses, and hits."""
     classes, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if min(counts) == 1:  # a class with one image cannot be held out: the middle of the range is as good as any
-        return {cs[len(cs) // 2]: np.full(len(labels), np.nan)}
+        return {cs[len(cs) // 2]: np.full((2, len(labels)), np.nan)}
     folds = StratifiedKFold(min(5, *counts), shuffle=True, random_state=0)
     parts = list(folds.split(labels, labels))
-    heads, losses = [None] * len(parts), {}
+    heads, scores = [None] * len(parts), {}
     of_images = np.array([weights[label] for label in classes.tolist()])[place] if weights else np.ones(len(labels))
     of_images = of_images / of_images.mean()
 
-    def losses_of(fold: int, c: float) -> np.ndarray:
+    def score(fold: int, c: float) -> tuple[np.ndarray, np.ndarray]:
         fit, held_out = parts[fold]
         head = heads[fold] = _solve(features[fit], labels[fit], c, weights, start=heads[fold])
-        of_truth = head.predict_proba(features[held_out])[np.arange(len(held_out)), place[held_out]]
-        return -of_images[held_out] * np.log(np.clip(of_truth, np.finfo("float32").eps, None))
+        probabilities = head.predict_proba(features[held_out])
+        of_truth = probabilities[np.arange(len(held_out)), place[held_out]]
+        losses = -of_images[held_out] * np.log(np.clip(of_truth, np.finfo("float32").eps, None))
+        return losses, of_truth == probabilities.max(axis=1)
 
     middle = len(cs) // 2 - 1 if len(cs) > 2 else 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for side in (cs[middle:], (cs[middle], *reversed(cs[:middle]))):
             tried = []
             for c in side:
-                if c not in losses:
-                    losses[c] = np.empty(len(labels))
-                    of_folds = pool.map(losses_of, range(len(parts)), [c] * len(parts))
+                if c not in scores:
+                    scores[c] = np.empty((2, len(labels)))
+                    of_folds = pool.map(score, range(len(parts)), [c] * len(parts))
                     for (_, held_out), each in zip(parts, of_folds, strict=True):
-                        losses[c][held_out] = each
-                tried.append(losses[c].mean())
+                        scores[c][:, held_out] = each
+                tried.append(scores[c][0].mean())
                 if len(tried) > 2 and min(tried[-2:]) >= min(tried[:-2]):
                     break
-    return dict(sorted(losses.items()))
+    return dict(sorted(scores.items()))
 
 
 def weigh_classes(labels: np.ndarray, class_weight: str | None = "balanced") -> dict | None:

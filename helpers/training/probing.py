@@ -10,10 +10,11 @@ from helpers.training.activations import load_activations
 from helpers.training.heads import fit_head
 
 
-def load_features(network: keras.Model, pixels: dict) -> dict[str, dict]:
+def load_features(network: keras.Model, pixels: dict) -> tuple[dict[str, dict], float]:
     """Returns the features at each cut point, from one forward pass that is kept on disk: `load_activations`.
 
-    Takes a backbone, and part to uint8 (images, height, width, 3); returns cut point to part to float32 (images, n).
+    Takes a backbone, and part to uint8 (images, height, width, 3); returns cut point to part to float32 (images, n),
+    and the seconds that the pass took, now or when it was computed.
     """
     *inner, end = cut_points(network)
     tensors = [*(pool_features(network, name) for name in inner), network.outputs[0]]
@@ -23,7 +24,8 @@ def load_features(network: keras.Model, pixels: dict) -> dict[str, dict]:
     values = {part: np.asarray(array) for part, array in stored.items()}
     stops = np.cumsum([tensor.shape[-1] for tensor in tensors]).tolist()
     places = zip([*inner, end], [0, *stops[:-1]], stops, strict=True)
-    return {name: {part: array[:, a:b] for part, array in values.items()} for name, a, b in places}
+    features = {name: {part: array[:, a:b] for part, array in values.items()} for name, a, b in places}
+    return features, sum(array.seconds for array in stored.values())
 
 
 def probe_depth(network: keras.Model, pixels: dict, labels: dict, *, class_weight: str = "") -> pd.DataFrame:
@@ -38,17 +40,37 @@ def probe_depth(network: keras.Model, pixels: dict, labels: dict, *, class_weigh
         and error (by how much that is above the lowest, a mean over images, and its standard error) and accuracy (of
         the validation images). Numbers have five digits, as in a file that is saved of them.
     """
-    costs, features = cut_points(network), load_features(network, pixels)
-    heads = {cut: fit_head(x["train"], labels["train"], class_weight=class_weight) for cut, x in features.items()}
+    features, _ = load_features(network, pixels)
+    train, validation = ({cut: x[part] for cut, x in features.items()} for part in ("train", "validation"))
+    table, heads = _probe(network, train, labels["train"], class_weight)
+    predicted = {cut: head.predict_proba(validation[cut]).argmax(axis=1) for cut, head in heads.items()}
+    table["accuracy"] = [float((predicted[cut] == labels["validation"]).mean()) for cut in table["cut"]]
+    return table.map(lambda value: float(f"{value:.5g}") if isinstance(value, float) else value)
+
+
+def probe_all(network: keras.Model, pixels: dict, labels: dict, *, class_weight: str = "") -> tuple:
+    """Returns the head at the cut that `choose_cut` takes, this cut, and the seconds of the forward pass.
+
+    Takes what `probe_depth` takes, but all parts that have labels are cross-validated together: to compare networks.
+    """
+    features, seconds = load_features(network, pixels)
+    joined = {cut: np.concatenate([x[part] for part in labels]) for cut, x in features.items()}
+    table, heads = _probe(network, joined, np.concatenate(list(labels.values())), class_weight)
+    cut = choose_cut(table)
+    return heads[cut], cut, seconds
+
+
+def _probe(network: keras.Model, features: dict, labels: np.ndarray, class_weight: str) -> tuple[pd.DataFrame, dict]:
+    """Returns the columns of `probe_depth` that need no other images, and the heads by cut point."""
+    costs = cut_points(network)
+    heads = {cut: fit_head(x, labels, class_weight=class_weight) for cut, x in features.items()}
     losses = {cut: head.losses_[head.C_] for cut, head in heads.items()}
     best, rows = heads[min(losses, key=losses.get)], []
     for cut, head in heads.items():
         behind = head.held_out_losses_ - best.held_out_losses_
-        predicted = head.predict_proba(features[cut]["validation"]).argmax(axis=1)
         row = {"cut": cut, "cost": costs[cut], "features": head.n_features_in_, "log_loss": losses[cut]}
-        row |= {"behind": behind.mean(), "error": behind.std(ddof=1) / np.sqrt(len(behind))}
-        rows.append(row | {"accuracy": float((predicted == labels["validation"]).mean())})
-    return pd.DataFrame(rows).map(lambda value: float(f"{value:.5g}") if isinstance(value, float) else value)
+        rows.append(row | {"behind": behind.mean(), "error": behind.std(ddof=1) / np.sqrt(len(behind))})
+    return pd.DataFrame(rows), heads
 
 
 def choose_cut(probe: pd.DataFrame, cut: str = "auto") -> str:
