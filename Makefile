@@ -90,12 +90,14 @@ run: $(INSTALLED)  ## execute 01 to 05 on your images or on the embedded example
 compare: $(INSTALLED)  ## which network? BACKBONES="MobileNetV2,ResNet50" on your images, ranked by their frozen features
 	@$(call with_parameters,helpers.networks)
 
-with_parameters = set -f; set --; \
+define with_parameters
+set -f; set --; \
 	$(foreach v,$(parameters),set -- "$$@" -p "$$(echo $v | tr A-Z a-z)" "$$$v";) \
 	$(if $(filter NAME,$(given)),[ -z "$$NAME" ] || set -- "$$@" -n "$$NAME";) \
 	for pair in $(if $(filter PARAMS,$(given)),$$PARAMS); do \
 	  set -- "$$@" -p "$${pair%%=*}" "$${pair#*=}"; done; \
 	"$(PY)" -m $(1) "$$@"
+endef
 
 runs: $(INSTALLED)  ## list all runs: data, backbone, verdict, accuracy, seconds
 	@"$(PY)" -m helpers.runs

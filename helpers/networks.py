@@ -125,8 +125,10 @@ def _digest(images: pd.DataFrame) -> str:
 def _probe(images: pd.DataFrame, resize: str, image_size: int, class_weight: str, trial: Trial) -> dict:
     """Returns what the best head on a network's features reaches; for the trial see `Candidate`."""
     from helpers.backbones import load_backbone
+    from helpers.training import set_seed
     from helpers.training.probing import probe_all
 
+    set_seed(0)  # of random weights
     own = {"weights": trial.cut, "preprocessing": trial.stage}
     network = load_backbone(trial.arm, **own, image_size=image_size)
     size = network.input_shape[1:3]
