@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
-from helpers import ROOT, shown_path, wrapped
+from helpers import ROOT, resolve_path, shown_path, wrapped
 from helpers.data import (
     check_images,
     encode_labels,
@@ -32,6 +33,7 @@ from helpers.evaluation.intervals import mean_interval
 from helpers.notebook_run import Run
 from helpers.parameters import Parameter, declared_parameters, resolve_from_cwd, validate_parameters
 from helpers.report.run_folder import make_assignments
+from helpers.run import data_name, plain_name
 from helpers.study.trials import Trial, Trials
 
 COLUMNS = ("network", "accuracy", "log_loss", "behind", "low", "high", "tied", "cut", "ms_per_image", "parameters")
@@ -49,7 +51,11 @@ class Candidate:
 
     @property
     def trial(self) -> Trial:
-        return Trial("network", self.backbone, self.weights, self.preprocessing)
+        """What identifies its results: also the content of local files, as a number."""
+        files = [path for path in map(resolve_path, (self.backbone, self.weights)) if path.is_file()]
+        content = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+        number = int(content[:12], 16) if files else 0
+        return Trial("network", self.backbone, self.weights, self.preprocessing, seed=number)
 
 
 def read_candidates(text: str, here: Path = ROOT) -> list[Candidate]:
@@ -91,6 +97,7 @@ def rank_networks(
     resize: str = "crop",
     image_size: int = 0,
     class_weight: str = "",
+    seed: int = 0,
     cluster: str = "",
 ) -> pd.DataFrame:
     """Returns how well a linear head does on each network's frozen features, the best network first.
@@ -102,7 +109,7 @@ def rank_networks(
         images: the table of 01 (`split_images`).
         candidates: see `read_candidates`.
         file: where each network's results are kept as they come, and `cluster`: who computes them (`Trials`).
-        resize, class_weight: as in 02; image_size: in pixels, 0 for each network's own.
+        resize, class_weight, seed: as in 02; image_size: in pixels, 0 for each network's own.
 
     Returns:
         A row for each network: network, accuracy and log_loss at its best cut; behind, by how much the log-loss is
@@ -111,8 +118,9 @@ def rank_networks(
         parameters and image_size (pixels); and problem, "" or why there are no results.
     """
     settings = {"images": _digest(images), "resize": resize, "image_size": image_size, "class_weight": class_weight}
+    settings["seed"] = seed
     trials = Trials(file, settings=settings, cluster=cluster, failed_again=True)
-    work = partial(_probe, images, resize, image_size, class_weight)
+    work = partial(_probe, images, resize, image_size, class_weight, seed)
     results = trials.run([candidate.trial for candidate in candidates], work, title="networks")
     return _table({candidate.name: results[candidate.trial] for candidate in candidates})
 
@@ -122,13 +130,13 @@ def _digest(images: pd.DataFrame) -> str:
     return hashlib.sha256(images[["sha256", "label", "split"]].to_csv(index=False).encode()).hexdigest()[:16]
 
 
-def _probe(images: pd.DataFrame, resize: str, image_size: int, class_weight: str, trial: Trial) -> dict:
+def _probe(images: pd.DataFrame, resize: str, image_size: int, class_weight: str, seed: int, trial: Trial) -> dict:
     """Returns what the best head on a network's features reaches; for the trial see `Candidate`."""
     from helpers.backbones import load_backbone
     from helpers.training import set_seed
     from helpers.training.probing import probe_all
 
-    set_seed(0)  # of random weights
+    set_seed(seed)  # of random weights, as in 02
     own = {"weights": trial.cut, "preprocessing": trial.stage}
     network = load_backbone(trial.arm, **own, image_size=image_size)
     size = network.input_shape[1:3]
@@ -154,7 +162,7 @@ def _table(results: dict[str, dict]) -> pd.DataFrame:
     best = min(probed, key=lambda name: probed[name]["log_loss"]) if probed else None
     for name, result in results.items():
         if name not in probed:
-            rows.append({"network": name, "tied": False, "problem": result["outcome"].split(": ", 2)[2]})
+            rows.append({"network": name, "tied": False, "problem": _reason(result["outcome"])})
             continue
         differences = np.subtract(result["losses"], probed[best]["losses"])
         behind, low, high = (0.0, 0.0, 0.0) if name == best else mean_interval(differences)
@@ -162,6 +170,12 @@ def _table(results: dict[str, dict]) -> pd.DataFrame:
         row |= {"network": name, "behind": behind, "low": low, "high": high}
         rows.append(row | {"tied": low <= 0, "problem": ""})
     return pd.DataFrame(rows, columns=COLUMNS).sort_values("log_loss", ignore_index=True)
+
+
+def _reason(outcome: str) -> str:
+    """Returns why a network failed: the error's message, or its type if it has none."""
+    _, kind, message = outcome.split(": ", 2)
+    return message or kind
 
 
 def recommend(ranked: pd.DataFrame) -> str:
@@ -205,10 +219,11 @@ def _declared() -> dict[str, Parameter]:
 def _prepare(values: dict, folder: Path) -> pd.DataFrame:
     """Returns the checked, split table of images, as 01 makes it; both tables are saved in the folder."""
     checked, problems = check_images(find_images(open_data(values["data"])), on_problem=values["on_problem"])
-    save_problems(problems, folder / "problems.csv")
     shares = {name: values[name] for name in ("validation_fraction", "test_fraction", "images_per_class", "seed")}
     images = split_images(exclude_problems(checked, problems), **shares)
-    save_images(images, folder / "images.csv")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_images(images, folder / "images.csv")  # refuses to replace another split
+    save_problems(problems, folder / "problems.csv")
     return images
 
 
@@ -221,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="\n".join(["parameters:", *(f"  {parameter}" for parameter in declared.values())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-n", "--name", help="results go to runs/NAME")
+    parser.add_argument("-n", "--name", type=plain_name, help="results go to runs/NAME")
     parser.add_argument("-p", nargs=2, metavar=("NAME", "VALUE"), action="append", default=[], help="a parameter")
     asked = parser.parse_args(arguments)
     try:
@@ -229,11 +244,17 @@ def main(arguments: list[str] | None = None) -> int:
         given = {name: resolve_from_cwd(name, value, Path.cwd()) for name, value in given.items()}
         values = {name: parameter.default for name, parameter in declared.items()} | given
         candidates = read_candidates(values["backbones"], Path.cwd())
-        folder = ROOT / "runs" / (asked.name or f"{Path(values['data']).name.partition('.')[0]}-networks")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = ROOT / "runs" / (asked.name or f"{data_name(values['data'])}-networks")
         images = _prepare(values, folder)
-        options = {name: values[name] for name in ("resize", "image_size", "class_weight", "cluster")}
-        ranked = rank_networks(images, candidates, file=folder / "networks.jsonl", **options)
+        options = {name: values[name] for name in ("resize", "image_size", "class_weight", "seed", "cluster")}
+        with FileLock(folder / ".lock", timeout=0):
+            ranked = rank_networks(images, candidates, file=folder / "networks.jsonl", **options)
+    except Timeout:
+        print(
+            f"Another process is writing to {shown_path(folder)} at this moment: wait for it, or choose a NAME.",
+            file=sys.stderr,
+        )
+        return 2
     except (ValueError, OSError) as error:
         print(wrapped(str(error)), file=sys.stderr)
         return 2

@@ -52,8 +52,10 @@ class Run:
                 "Execute the cell tagged `parameters` first."
             )
         run = cls(values.pop("run_dir"), notebook, values)
-        validate_parameters(run.parameters, {name: _parameter(name, types[name]) for name in values})
         run._namespace, run._given = namespace, run.parameters.copy()
+        declared = {name: _parameter(name, types[name]) for name in values}
+        converted = validate_parameters(run.parameters, declared)
+        run.parameters = {name: value if values[name] is not None else None for name, value in converted.items()}
         if run.parameters.get("backbone") == "auto":
             run.parameters["backbone"] = choose_backbone("auto", (run.kept | run.parameters).get("data"))
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +120,10 @@ class Run:
                     f"{name} was executed again with other parameters since this notebook read its results. "
                     "Execute this notebook again from the top."
                 )
+        if self._number and self.records.number(self.notebook) != self._number:
+            raise ValueError(
+                f"{self.notebook} was executed elsewhere, with other parameters. Execute it again from the top."
+            )
         if not self._number:
             before = self.records.parameters(self.notebook)
             if changes := describe_differences(before, self.parameters | self._adopted):

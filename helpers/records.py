@@ -25,7 +25,8 @@ class Records:
 
     A record holds `parameters`; `adopted`, those of an earlier notebook that it went by; `uses`, the notebooks whose
     files it read, and their `number` at that time; its own `number`, a new one whenever it begins anew; `files`; and
-    `metrics`, its part of `metrics.json`. If its results were moved, `stale` says why, and `folder` where to.
+    `metrics`, its part of `metrics.json`. If its results were moved, `stale` says why, `folder` where to, and
+    `before` what its parameters were.
     """
 
     def __init__(self, folder: Path):
@@ -41,6 +42,11 @@ class Records:
         """Returns what a notebook's results were made with; empty if it has none."""
         record = self.read().get(notebook, {})
         return record.get("parameters", {}) | record.get("adopted", {})
+
+    def last_parameters(self, notebook: str) -> dict:
+        """Returns what a notebook was executed with last, also if its results were moved; empty if it never was."""
+        record = self.read().get(notebook, {})
+        return record.get("before", record.get("parameters", {}))
 
     def number(self, notebook: str) -> int:
         """Returns the number of the notebook's present results; 0 if it has none."""
@@ -89,7 +95,7 @@ class Records:
     def _set_aside(self, changed: dict[str, str]) -> str:
         records, names = self.read(), sorted(self.made_of(changed))
         paths = [path for name in names for path in self._files(name, records.get(name, {}))]
-        if not paths:
+        if not paths and not any(self.number(name) for name in names):
             return ""
         number = 1
         while (folder := self.folder / "earlier" / str(number)).exists():
@@ -99,14 +105,12 @@ class Records:
             if (self.folder / name).exists():
                 shutil.copy(self.folder / name, folder / name)
         report = self.folder / "report.html"  # of everything, by the runner
-        for path in [*paths, report] if report.exists() else paths:
-            target = folder / path.relative_to(self.folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(path, target)
+        self._move([*paths, report] if report.exists() else paths, folder)
         why = "; ".join(f"{name} was executed with {change}" for name, change in changed.items())
         for name in names:
             old = records.get(name, {})
             records[name] = {"stale": why, "folder": f"earlier/{number}", "number": old.get("number", 0)}
+            records[name]["before"] = old.get("before", old.get("parameters", {}))
         for name in ("metrics.json", "parameters.yaml"):
             (self.folder / name).unlink(missing_ok=True)
         self._write(records)
@@ -114,6 +118,20 @@ class Records:
         told += f": earlier results were moved to {shown_path(folder)}"
         stale = ", ".join(name for name in names if name not in changed)
         return f"{told}, with what was made of them by {stale}." if stale else f"{told}."
+
+    def _move(self, paths: list[Path], folder: Path) -> None:
+        """Moves the files, executed notebooks first, so that these count as unfinished; or none of them."""
+        moved = []
+        try:
+            for path in sorted(paths, key=lambda path: path.suffix != ".ipynb"):
+                target = folder / path.relative_to(self.folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(path, target)
+                moved.append((target, path))
+        except OSError as error:
+            for target, path in moved:
+                shutil.move(target, path)
+            raise OSError(f"Earlier results could not be moved to {shown_path(folder)}: {error}.") from error
 
     def _files(self, notebook: str, record: dict) -> list[Path]:
         """Returns what there is of the files that a notebook has made, and its executed copy, if that is finished."""

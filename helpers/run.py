@@ -58,13 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         declared = {name: parameter for step in steps for name, parameter in step.declared.items()}
         asked = _parser(declared).parse_args(arguments)
         values = _given_values(asked, declared)
-        chosen = values.get("backbone", "auto") == "auto" and "backbone" in declared
-        if chosen:
-            values["backbone"] = choose_backbone("auto", values.get("data", EMBEDDED))
         run = ROOT / "runs" / (asked.name or run_name(values, declared))
-        for step in steps:
-            step.saved = run / step.template.name
-            step.given = {name: value for name, value in values.items() if name in step.declared}
+        chosen = _fill_in(run, steps, values)
         _check_values(_remaining(run, steps, _changes(run, steps)), chosen)
         run.mkdir(parents=True, exist_ok=True)
         with FileLock(run / ".lock", timeout=0):  # the system gives it back however this process ends
@@ -91,12 +86,38 @@ def run_name(values: dict, declared: dict[str, Parameter]) -> str:
     backbone = choose_backbone(values.get("backbone", ""), data)
     if data == EMBEDDED and backbone in ("", LETTERS):
         return EMBEDDED
+    return "-".join(part for part in (data_name(data), Path(backbone.removesuffix(".keras")).name) if part)
+
+
+def data_name(data: str) -> str:
+    """Returns what a folder of images, a table or an archive is called in the names of runs."""
     source = resolve_path(data)
-    name = source.name.partition(".")[0] if source.is_file() else source.name  # a table or an archive
-    return "-".join(part for part in (name, Path(backbone.removesuffix(".keras")).name) if part)
+    return source.name.partition(".")[0] if source.is_file() else source.name
 
 
 # ---- before it starts
+
+
+def _fill_in(run: Path, steps: list[Step], values: dict) -> bool:
+    """Gives each step its values: those given, else what it was executed with before in this run, else its defaults.
+
+    Returns whether the network was chosen here, because none was named.
+    """
+    kept, chosen, data = {}, False, EMBEDDED
+    for step in steps:
+        step.saved = run / step.template.name
+        before = Records(run).last_parameters(step.template.stem)
+        step.given = {name: value for name, value in (before | values).items() if name in step.declared}
+        data = step.values.get("data", data)
+        automatic = choose_backbone("auto", data)
+        if step.values.get("backbone") == "auto":
+            step.given["backbone"], chosen = automatic, True
+        usual = {name: parameter.default for name, parameter in step.declared.items()} | {"backbone": automatic}
+        kept |= {name: value for name, value in step.given.items() if name not in values and value != usual[name]}
+    if kept:
+        told = ", ".join(f"{name}={value!r}" for name, value in kept.items())
+        print(wrapped(f"{shown_path(run)}: {told}, as before. (Name a parameter to change it.)"), file=sys.stderr)
+    return chosen
 
 
 def _read_steps() -> list[Step]:
@@ -122,12 +143,13 @@ def _parser(declared: dict[str, Parameter]) -> argparse.ArgumentParser:
         epilog=_listed(declared),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-n", "--name", type=_name, help="the run's name, and its folder's")
+    parser.add_argument("-n", "--name", type=plain_name, help="the run's name, and its folder's")
     parser.add_argument("-p", nargs=2, metavar=("NAME", "VALUE"), help="a parameter", action="append", default=[])
     return parser
 
 
-def _name(text: str) -> str:
+def plain_name(text: str) -> str:
+    """Returns the name of a run, for argparse."""
     if not text or text.startswith(".") or "/" in text or "\\" in text:
         raise argparse.ArgumentTypeError(f"expected a plain name, such as pets-2. Received: {text!r}")
     return text
@@ -171,7 +193,7 @@ def _changes(run: Path, steps: list[Step]) -> dict[str, str]:
         finished = saved is not None and is_finished(saved)
         edited = finished and _sources(saved) != _sources(step.notebook)
         before = (_made_with(saved) if finished else {}) | Records(run).parameters(step.template.stem)
-        if changed := describe_differences(before, asked) or ("edited cells" if edited else ""):
+        if changed := describe_differences(before, asked | step.values) or ("edited cells" if edited else ""):
             found[step.template.stem] = changed
     return found
 
@@ -201,11 +223,12 @@ def _run(run: Path, steps: list[Step]) -> int:
     """Executes what has not finished, writes the report, and returns the exit status."""
     changes = _changes(run, steps)
     remaining = _remaining(run, steps, changes)
-    if moved := Records(run).set_aside(changes):
-        print(
-            wrapped("; ".join(f"{name}: {change}" for name, change in changes.items()) + f". {moved}"),
-            file=sys.stderr,
-        )
+    try:
+        moved = Records(run).set_aside(changes)
+    except OSError as error:
+        raise UsageError(str(error)) from None
+    if moved:
+        print(wrapped(moved), file=sys.stderr)
     if done := _names(step for step in steps if step not in remaining):
         now = "nothing is left to do (for images that have changed since, choose another NAME)"
         now = f"resuming with {remaining[0].template.stem}" if remaining else now

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,37 @@ def test_results_of_what_is_not_there_any_more_are_not_saved(walked):
     with pytest.raises(ValueError, match="02_train was executed again .* Execute this notebook again from the top"):
         late.save("late.json", 1)
     assert files(walked) == before
+
+
+def test_of_a_notebook_that_two_kernels_execute_the_older_one_saves_nothing(walked):
+    old = open_run(walked, "03_use", margin=1.0)
+    old.save("old.json", 1)
+    open_run(walked, "03_use", margin=2.0).save("new.json", 1)
+    with pytest.raises(ValueError, match="03_use was executed elsewhere, with other parameters"):
+        old.save("old.json", 1)
+
+
+def test_a_record_without_files_gives_way_too(tmp_path):
+    open_run(tmp_path, "02_train", rate=0.1).update_metrics(answer="Yes.")
+    open_run(tmp_path, "02_train", rate=0.2).save("frozen.json", 2)
+    run = Run(tmp_path)
+    assert (
+        run.kept == {"rate": 0.2} and run.metrics == {} and run.records.last_parameters("02_train") == {"rate": 0.2}
+    )
+
+
+def test_what_cannot_be_moved_stays_as_it_was(walked, monkeypatch):
+    before, move = files(walked), shutil.move
+
+    def refuse(source, target):
+        if str(source).endswith("frozen.json"):
+            raise PermissionError("open elsewhere")
+        return move(source, target)
+
+    monkeypatch.setattr(shutil, "move", refuse)
+    with pytest.raises(OSError, match="Earlier results could not be moved to .*earlier.*open elsewhere"):
+        open_run(walked, "02_train", rate=0.2).save("frozen.json", 2)
+    assert before <= files(walked) and open_run(walked, "03_use").records.number("03_use")
 
 
 def test_parameters_that_changed_after_the_run_was_opened_are_named(tmp_path):

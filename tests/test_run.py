@@ -185,8 +185,10 @@ def test_other_parameters_go_on_from_the_notebook_that_they_concern_and_nothing_
     assert (folder / "earlier" / "2" / "images.csv").exists() and (folder / "images.csv").exists()
     kept = yaml.safe_load((folder / "parameters.yaml").read_text())
     assert kept == {"data": "digits", "seed": 1, "weights": "imagenet", "rate": 0.01}
-    assert "nothing is left to do" in run(toy, "-p", "rate", "0.01", "-p", "seed", "1").stderr
-    assert not (folder / "earlier" / "3").exists()
+    for arguments in (("-p", "rate", "0.01", "-p", "seed", "1"), (), ("-p", "seed", "1")):
+        told = run(toy, *arguments).stderr
+        assert "nothing is left to do" in told, "what is not named stays"
+        assert ("rate=0.01" in told) == ("rate" not in arguments) and not (folder / "earlier" / "3").exists()
 
 
 def test_wrong_values_are_named_before_anything_is_moved(toy):

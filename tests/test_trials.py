@@ -91,15 +91,19 @@ def test_after_the_deadline_nothing_is_begun(make):
 
 
 def test_trials_of_other_settings_are_kept_beside_the_new_ones(make, capsys):
-    before = {}
-    for number, images in enumerate(("a1", "b2", "a1")):
-        trials = make(settings=SETTINGS | {"images": images})
-        assert trials.results() == {} and all(file.read_bytes() == content for file, content in before.items())
-        trials.run(WANTED[:1], result_of)
-        before[trials.file.with_name(f"study-{number + 1}.jsonl")] = trials.file.read_bytes()
-    told = "study.jsonl was of other data or parameters (images): it is now study-{}.jsonl.\n"
-    assert capsys.readouterr().out == told.format(1) + told.format(2)
-    assert make().results() == trials.results(), "the same settings go on"
+    first = make(settings=SETTINGS)
+    first.run(WANTED[:1], result_of)
+    kept = first.file.read_bytes()
+    other = make(settings=SETTINGS | {"images": "b2"})
+    beside = [first.file.with_stem(f"study-{number}") for number in (1, 2)]
+    assert other.results() == {} and beside[0].read_bytes() == kept
+    assert (
+        capsys.readouterr().out == "study.jsonl was of other data or parameters (images): it is now study-1.jsonl.\n"
+    )
+    other.run(WANTED[:2], result_of)
+    again = make(settings=SETTINGS)
+    assert again.results() == first.results() and again.file.read_bytes() == kept, "the same settings go on"
+    assert not beside[0].exists() and make(settings=SETTINGS | {"images": "b2"}).results() == other.results()
 
 
 def test_what_cannot_be_continued_is_refused(make):

@@ -46,7 +46,8 @@ class Trials:
 
     Args:
         file: JSON lines, made if need be: the settings, then a trial and its result in each line.
-        settings: plain values that the results depend on; a file of other ones is kept beside it, as `study-1.jsonl`.
+        settings: plain values that the results depend on; a file of other ones is kept beside it, as
+            `study-1.jsonl`, and found again when its settings are.
         cluster: "" for this process, a number of worker processes on this machine, or a Dask scheduler's address.
         failed_again: whether trials of the file that failed are to be done again.
 
@@ -59,10 +60,15 @@ class Trials:
         settings = json.loads(json.dumps({"version": _VERSION} | settings, default=str))
         kept, self._finished = _read(self.file)
         if kept and (other := [name for name in settings if kept.get(name) != settings[name]]):
+            siblings = sorted(self.file.parent.glob(f"{self.file.stem}-*{self.file.suffix}"))
+            same = [path for path in siblings if _settings_match(path, settings)]
             names = (self.file.with_stem(f"{self.file.stem}-{number}") for number in count(1))
             beside, kept, self._finished = next(path for path in names if not path.exists()), {}, {}
             self.file.rename(beside)
             print(f"{self.file.name} was of other data or parameters ({', '.join(other)}): it is now {beside.name}.")
+            if same:
+                same[0].rename(self.file)
+                kept, self._finished = _read(self.file)
         if not kept:
             self._append({"settings": settings})
         if failed_again:
@@ -210,6 +216,14 @@ def _whole_lines(file: Path) -> list[bytes]:
     if end < len(content):
         os.truncate(file, end)
     return content[:end].splitlines()
+
+
+def _settings_match(file: Path, settings: dict) -> bool:
+    try:
+        kept, _ = _read(file)
+    except ValueError:  # another file of that name
+        return False
+    return bool(kept) and all(kept.get(name) == value for name, value in settings.items())
 
 
 def _read(file: Path) -> tuple[dict, dict[Trial, dict]]:
