@@ -55,7 +55,8 @@ class Run:
         run._namespace, run._given = namespace, run.parameters.copy()
         declared = {name: _parameter(name, types[name]) for name in values}
         converted = validate_parameters(run.parameters, declared)
-        run.parameters = {name: value if values[name] is not None else None for name, value in converted.items()}
+        texts = {name for name, value in values.items() if value is None or isinstance(value, str)}  # as they are
+        run.parameters |= {name: value for name, value in converted.items() if name not in texts}
         if run.parameters.get("backbone") == "auto":
             run.parameters["backbone"] = choose_backbone("auto", (run.kept | run.parameters).get("data"))
         run.folder.mkdir(parents=True, exist_ok=True)

@@ -208,6 +208,8 @@ def test_auto_is_the_network_that_suits_the_images(tmp_path):
 def test_what_papermill_makes_of_a_text_is_understood_or_named(root):
     """It makes numbers of 2024 and 60, and None of "None"."""
     assert open_run(2024, data=2024, budget=60, exports=None).folder == root / "2024"
+    values = {"budget": 60, "margin": 2, "weights": None, "data": "None"}
+    assert open_run(2024, **values).parameters == values | {"budget": "60", "margin": 2.0}, "2 and 2.0 are the same"
     for seed in (1.0, None, "x"):
         with pytest.raises(ValueError, match=f"seed: expected int. Received: {seed!r}"):
             open_run(2024, seed=seed)

@@ -212,8 +212,12 @@ def test_a_stopped_experiment_goes_on_to_the_same_table(images, root, results, m
     resumed = experiment(images, root).run()
     assert len(calls) == len(results) + 1 + 4, "what was interrupted, and the four bases, are learned again"
     pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), results.drop(columns="seconds"))
-    with pytest.raises(ValueError, match="recipe="):
+    calls[:] = 8 * [None]
+    with pytest.raises(KeyboardInterrupt):
         experiment(images, root, epochs=3).run()
+    assert len(calls) == 9 and [*root.rglob("plain-1.jsonl")], "another recipe begins anew, beside the other"
+    pd.testing.assert_frame_equal(experiment(images, root).run(), resumed)
+    assert len(calls) == 9, "which is found again"
 
 
 def test_the_test_images_choose_nothing(images, root):
