@@ -38,7 +38,7 @@ help:  ## show this help
 #: STEPS            ## length of fine-tuning, in updates of the weights
 #: UNFREEZE_FROM    ## the first stage that is fine-tuned, auto or all
 #: LEARNING_RATE    ## of fine-tuning, the highest
-#: MIN_LR_FACTOR      ## its factor at the first stage
+#: MIN_LR_FACTOR    ## its factor at the first stage
 #: AUGMENTATION     ## of the training images in fine-tuning: flip, crop, rotate, light (without it: none)
 #: CLASS_WEIGHT     ## balanced: in training, rare classes count as much as frequent ones (without it: each image does)
 #: BUDGET           ## of the study: quick, standard, thorough, or minutes

@@ -103,10 +103,13 @@ def _fill_in(run: Path, steps: list[Step], values: dict) -> bool:
 
     Returns whether the network was chosen here, because none was named.
     """
-    kept, chosen, data = {}, False, EMBEDDED
+    kept, chosen, data, data_before = {}, False, EMBEDDED, EMBEDDED
     for step in steps:
         step.saved = run / step.template.name
         before = Records(run).last_parameters(step.template.stem)
+        data_before = before.get("data", data_before)
+        if before.get("backbone") == choose_backbone("auto", data_before):  # the one for those images, not a wish
+            before.pop("backbone")
         step.given = {name: value for name, value in (before | values).items() if name in step.declared}
         data = step.values.get("data", data)
         automatic = choose_backbone("auto", data)

@@ -21,9 +21,10 @@ from refresh import copy_tree
 
 import helpers
 from helpers.execution import is_finished, read_executed, without_progress_bars
-from helpers.parameters import LETTERS, declared_parameters
+from helpers.parameters import LETTERS, PHOTOS, Parameter, declared_parameters
+from helpers.records import Records
 from helpers.report import summary_rows
-from helpers.run import main, run_name
+from helpers.run import Step, _fill_in, main, run_name
 
 RUN_DIR = 'run_dir: str = "runs/digits"  # where results go\n'
 
@@ -189,6 +190,20 @@ def test_other_parameters_go_on_from_the_notebook_that_they_concern_and_nothing_
         told = run(toy, *arguments).stderr
         assert "nothing is left to do" in told, "what is not named stays"
         assert ("rate=0.01" in told) == ("rate" not in arguments) and not (folder / "earlier" / "3").exists()
+
+
+def test_other_images_get_the_network_that_suits_them_and_a_named_one_stays(tmp_path):
+    def network(**values) -> str:
+        steps = [Step(Path("01.ipynb"), None, {"data": Parameter("data", "digits", ("str",))})]
+        steps.append(Step(Path("02.ipynb"), None, {"backbone": Parameter("backbone", "auto", ("str",))}))
+        _fill_in(tmp_path, steps, values)
+        return steps[1].values["backbone"]
+
+    Records(tmp_path).begin("01", {"data": "digits"})
+    Records(tmp_path).begin("02", {"backbone": LETTERS})
+    assert network() == LETTERS and network(data="pets") == PHOTOS
+    Records(tmp_path).change("02", parameters={"backbone": "ResNet50"})
+    assert network() == network(data="pets") == "ResNet50"
 
 
 def test_wrong_values_are_named_before_anything_is_moved(toy):
