@@ -1,7 +1,7 @@
 # Every target works in a fresh clone: the environment is built first, once.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install install-browser run compare runs test test-all test-browser lab refresh readme badges pretrain pretrain-without-labels benchmarks lint lock clean
+.PHONY: help install install-browser run labels compare runs test test-all test-browser lab refresh readme badges pretrain pretrain-without-labels benchmarks lint lock clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -86,6 +86,9 @@ parameters := $(filter-out NAME PARAMS PYTHON VENV MAKE%,$(given))
 
 run: $(INSTALLED)  ## execute 01 to 05 on your images or on the embedded example, and write a report
 	@$(call with_parameters,helpers.run)
+
+labels: $(INSTALLED)  ## then 06, too: how many labels? (a run that is complete goes on from there)
+	@$(call with_parameters,helpers.run --labels)
 
 compare: $(INSTALLED)  ## which network? BACKBONES="MobileNetV2,ResNet50" on your images, ranked by their frozen features
 	@$(call with_parameters,helpers.networks)

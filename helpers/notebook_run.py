@@ -160,6 +160,10 @@ class Run:
 
         return load_classifier(self.path(f"{name}.keras", made_by=_MADE_BY[name]))
 
+    def read(self, filename: str, made_by: str) -> dict:
+        """Returns the contents of a JSON file that an earlier notebook has made: see `path`."""
+        return json.loads(self.path(filename, made_by=made_by).read_text(encoding="utf-8"))
+
     # ---- what this notebook saves
 
     def save(self, filename: str, content) -> None:
@@ -174,6 +178,12 @@ class Run:
         else:
             text = _json(content)
         write_atomically(self.path(filename), text)
+
+    def add_to(self, filename: str, made_by: str, **sections) -> None:
+        """Writes these keys into a JSON file of an earlier notebook, whose file it remains."""
+        self._begin()
+        content = self.read(filename, made_by) | sections
+        write_atomically(self.folder / filename, _json(content))
 
     def figure(self, name: str, figure):
         """Returns the figure, after saving it with its description as `figures/<name>.png`, for the report."""

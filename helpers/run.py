@@ -1,5 +1,7 @@
 """The pipeline: `python -m helpers.run` executes the numbered notebooks with papermill, and writes the report.
 
+01 to 05, that is; 06, which takes as long as 04 once more, with `--labels`.
+
 Each is executed once: the same command again resumes with the first notebook that has not finished. With other
 parameters, those notebooks are executed again that they concern, and earlier results are kept.
 """
@@ -30,6 +32,9 @@ from helpers.parameters import (
 from helpers.records import Records, describe_differences
 from helpers.report import COLUMNS, read_metrics, summary_rows, write_card, write_report
 
+LABELS = "06_how_many_labels"
+"""The notebook that is executed only when asked for."""
+
 
 class UsageError(Exception):
     """The run cannot start as asked; the message is for the person, and nothing was written."""
@@ -57,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         steps = _read_steps()
         declared = {name: parameter for step in steps for name, parameter in step.declared.items()}
         asked = _parser(declared).parse_args(arguments)
+        steps = [step for step in steps if asked.labels or step.template.stem != LABELS]
         values = _given_values(asked, declared)
         run = ROOT / "runs" / (asked.name or run_name(values, declared))
         chosen = _fill_in(run, steps, values)
@@ -147,6 +153,7 @@ def _parser(declared: dict[str, Parameter]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-n", "--name", type=plain_name, help="the run's name, and its folder's")
+    parser.add_argument("--labels", action="store_true", help="then 06, too: what more labels would bring")
     parser.add_argument("-p", nargs=2, metavar=("NAME", "VALUE"), help="a parameter", action="append", default=[])
     return parser
 

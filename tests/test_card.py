@@ -117,6 +117,15 @@ def test_a_frozen_choice_is_described_as_such(run):
     assert "- Class weights: balanced. In training" in write_card(run).read_text()
 
 
+def test_what_more_labels_would_bring_goes_into_it(run):
+    assert "How many labels" not in write_card(run).read_text()
+    content = json.loads((run / "verdict.json").read_text())
+    content["labels"] = {"headline": "Label more: 5 points.", "explanation": "Fine-tuning pays from 33 images on."}
+    (run / "verdict.json").write_text(json.dumps(content))
+    analyses = section(write_card(run).read_text(), "Quantitative analyses")
+    assert "### How many labels\n\nLabel more: 5 points. Fine-tuning pays from 33 images on." in analyses
+
+
 def test_tables_of_other_steps_go_into_it(run):
     names, shared = ["a|b", "1.50"], Run(run)
     shared.save("classes.csv", class_table(np.eye(2)[[0, 0, 1, 1]], [0, 0, 0, 1], class_names=names))

@@ -102,10 +102,11 @@ def test_pictures_stand_first_and_figures_of_the_study_behind_with_their_words(p
 
 
 def test_it_says_what_to_do_next(page):
-    label, collect, harden = texts(page.find(id="next").find_parent("section").find_all("li"))
+    label, collect, harden, ask = texts(page.find(id="next").find_parent("section").find_all("li"))
     assert "in 1 of those listed" in label
     assert f"pets/<7>.png, labelled {CLASSES[0]}, predicted {CLASSES[1]} (99 %)" in label
     assert collect.startswith(f"Add images of {CLASSES[0]}: 50 %") and "noise" in harden and "20 points" in harden
+    assert ask.startswith("To see whether more labels would pay: make labels NAME=")
     assert "damaged (1, left out), animation (1, kept)" in page.find(id="next").find_parent("section").text
 
 
@@ -115,12 +116,13 @@ def test_it_says_what_to_do_next(page):
         ({}, None),
         ({"verdict": "no difference shown"}, "BUDGET: this study would likely have shown a difference of 4.0 points"),
         ({"arms": {"frozen": {"test_accuracy": 0.7, "seconds": 1.0}}}, "Try another network"),
+        ({"labels": {"headline": "Label more: twice the labels would bring 3 points."}}, "Label more: twice"),
     ],
 )
 def test_a_study_that_did_not_decide_and_a_poor_network_are_told(tmp_path, changes, words):
     run = write_run(tmp_path / "x")
     (run / "verdict.json").write_text(json.dumps(verdict(**changes)))
-    found = next_steps(RunFolder(run))[2:-1] if words is None else next_steps(RunFolder(run))
+    found = next_steps(RunFolder(run))[2:-2] if words is None else next_steps(RunFolder(run))
     assert found == [] if words is None else any(words in step for step in found)
 
 

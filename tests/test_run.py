@@ -163,6 +163,20 @@ def test_the_report_has_the_run_in_it_and_opens_offline(finished):
     assert "make run NAME=digits RATE=0.01\n" in page.find(id="repeat").find_next("pre").text + "\n"
 
 
+def test_how_many_labels_is_asked_only_on_request_and_then_nothing_else_is_done(toy):
+    write_notebook(toy, "06_how_many_labels", RUN_DIR, "print('labels')")
+    assert run(toy).returncode == 0
+    folder = toy / "runs" / "digits"
+    assert not (folder / "06_how_many_labels.ipynb").exists()
+    asked = run(toy, "--labels")
+    assert "01_load_data, 02_train finished before; resuming with 06_how_many_labels" in " ".join(
+        asked.stderr.split()
+    )
+    assert is_finished(read_executed(folder / "06_how_many_labels.ipynb"))
+    assert "make labels NAME=digits" in (folder / "report.html").read_text()
+    assert "nothing is left to do" in run(toy).stderr
+
+
 # ---- other parameters
 
 

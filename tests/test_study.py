@@ -15,8 +15,8 @@ from PIL import Image
 import helpers
 from helpers.backbones import copy_weights
 from helpers.data import check_images, find_images, split_images
-from helpers.plots import plot_costs, plot_depth, plot_differences, plot_rates
-from helpers.study import Experiment, Study, summarize
+from helpers.plots import plot_costs, plot_depth, plot_differences, plot_labels, plot_rates
+from helpers.study import Experiment, LabelCurve, Study, summarize
 from helpers.study import plan as planning
 from helpers.study.experiment import _scores, unpack
 from helpers.study.plan import Plan, make_plan
@@ -495,3 +495,120 @@ def test_a_diverged_arm_is_recorded_and_the_study_goes_on(make_study, monkeypatc
     wild = race[race["learning_rate"] == 1e30]
     assert len(wild) and wild["outcome"].str.startswith(("diverged", "failed")).all()
     assert study.best_arm(race)[2] < 1
+
+
+# ---- how many labels
+
+
+def test_a_fraction_of_the_labels_is_nested_and_leaves_the_other_parts_alone(experiment):
+    pixels, labels = experiment.split(1)
+    keys = [set(experiment.split(1, fraction)[0]["train"].keys) for fraction in (0.125, 0.25, 0.5)]
+    assert keys[0] < keys[1] < keys[2] < set(pixels["train"].keys)
+    assert keys[2] != set(experiment.split(2, 0.5)[0]["train"].keys)
+    few = experiment.split(1, 0.01)
+    assert np.bincount(few[1]["train"]).tolist() == [2, 2, 2]  # never fewer
+    for part in ("validation", "test"):
+        assert few[0][part].keys == pixels[part].keys and (few[1][part] == labels[part]).all()
+
+
+@pytest.fixture
+def make_curve(undisturbed, tmp_path):
+    """Returns a function that makes a curve of the undisturbed study, in its own copy of the file."""
+    study, (_, _, verdict) = undisturbed
+    file = tmp_path / "copied.jsonl"
+    file.write_bytes(study.trials.file.read_bytes())
+    return lambda **options: LabelCurve(study.experiment, verdict, **{"file": file} | options)
+
+
+def test_the_curve_has_the_finals_arms_on_its_splits_and_repeats_no_training(undisturbed, make_curve):
+    _, (_, final, verdict) = undisturbed
+    curve = make_curve()
+    assert curve.labels == [9, 15, 30, 57] and 2 <= curve.pairs <= 3
+    correct = curve.run()
+    assert {trial.phase for trial in curve.trials.done} == {"labels"}
+    assert len(curve.trials.done) == 2 * 3 * curve.pairs and curve.stopped == ""
+    tuned = verdict["arms"]["fine-tuned"]
+    for trial in curve.trials.done:
+        expected = (
+            ("", 0.0, 0) if trial.arm == "frozen" else tuple(tuned[k] for k in ("stage", "learning_rate", "steps"))
+        )
+        assert (trial.stage, trial.learning_rate, trial.steps) == expected and trial.fraction < 1
+    for arm, answers in correct.items():
+        assert answers.shape == (4, curve.pairs, verdict["test_images"])
+        of_final = final[(final["arm"] == arm) & (final["pair"] <= curve.pairs)].sort_values("pair")["correct"]
+        np.testing.assert_array_equal(answers[-1], np.array(of_final.tolist()))
+    again = make_curve()
+    np.testing.assert_equal(again.run(), correct)
+    assert again.trials.done == []
+
+
+def test_the_answer_says_what_the_curves_say(make_curve):
+    curve = make_curve()
+    correct = curve.run()
+    table, answer = curve.table(correct), curve.answer(correct)
+    assert table["labels"].tolist() == [9, 15, 30, 57, 114] * 2
+    assert table["extrapolated"].tolist() == [False, False, False, False, True] * 2
+    means = table.set_index(["arm", "labels"])["test_accuracy"]
+    assert means["frozen", 30] == pytest.approx(correct["frozen"][2].mean())
+    assert means["fine-tuned", 114] == pytest.approx(answer["twice"]["fine-tuned"]["accuracy"])
+    assert ((table["low"] <= table["test_accuracy"]) & (table["test_accuracy"] <= table["high"])).all()
+    for level, difference in enumerate(answer["differences"]):
+        expected = correct["fine-tuned"][level].mean() - correct["frozen"][level].mean()
+        assert difference["difference"] == pytest.approx(expected)
+    assert "114 training images" in answer["explanation"] and answer["headline"].endswith(".")
+    assert json.loads(json.dumps(answer)) == answer  # plain values
+    figure = plot_labels(table)
+    assert "at 9" in figure.description and "extrapolated" in figure.description
+
+
+def test_a_stopped_curve_shows_whole_pairs_and_ends_the_same(make_curve, monkeypatch):
+    curve = make_curve()
+    expected = make_curve(file=curve.trials.file.with_name("other.jsonl")).run()
+    run = curve.experiment.run
+
+    def interrupted(trial: Trial) -> dict:
+        if len(curve.trials.done) == 8:
+            raise KeyboardInterrupt
+        return run(trial)
+
+    monkeypatch.setattr(curve.experiment, "run", interrupted)
+    partly = curve.run()
+    assert partly["frozen"].shape[1] == 1 and "interrupted" in curve.stopped
+    answer = curve.answer(partly)
+    assert answer["pairs"] == 1 and "not complete: it was interrupted" in answer["explanation"]
+    monkeypatch.setattr(curve.experiment, "run", run)
+    resumed = make_curve()
+    np.testing.assert_equal(resumed.run(), expected)
+    assert 0 < len(resumed.trials.done) < 2 * 3 * resumed.pairs
+
+
+def test_a_training_that_fails_takes_its_pair_from_the_curve_and_is_told(make_curve, monkeypatch):
+    curve = make_curve()
+    run = curve.experiment.run
+
+    def failing(trial: Trial) -> dict:
+        if trial.seed == 1 and trial.fraction == 0.25:
+            raise MemoryError("too little")
+        return run(trial)
+
+    monkeypatch.setattr(curve.experiment, "run", failing)
+    assert curve.run()["frozen"].shape[1] == curve.pairs - 1
+    assert "MemoryError: too little" in curve.stopped and "0.25 of the labels" in curve.stopped
+    monkeypatch.setattr(curve.experiment, "run", lambda trial: 1 / 0)
+    with pytest.raises(ValueError, match="No pair of trainings could be completed.*ZeroDivisionError"):
+        LabelCurve(curve.experiment, curve.verdict, file=curve.trials.file.with_name("new.jsonl")).run()
+
+
+def test_what_has_no_curve_is_refused(undisturbed, tmp_path):
+    study, (_, _, verdict) = undisturbed
+    with pytest.raises(ValueError, match="before two pairs of its final were complete"):
+        LabelCurve(study.experiment, verdict | {"comparison": {}}, file=tmp_path / "study.jsonl")
+    for pairs in (-1, 4):
+        with pytest.raises(
+            ValueError, match=f"Expected `pairs` of 0 to 3, as many as 04's final has. Received {pairs}"
+        ):
+            LabelCurve(study.experiment, verdict, file=tmp_path / "study.jsonl", pairs=pairs)
+    few = make_experiment(write_images(tmp_path / "few", 12))
+    with pytest.raises(ValueError, match=r"too small to halve: \d+ training images of 3 classes.*Add images"):
+        LabelCurve(few, verdict, file=tmp_path / "study.jsonl")
+    assert not (tmp_path / "study.jsonl").exists()

@@ -1,4 +1,4 @@
-"""The walk from 01 to 05, as papermill executes it: other data, every parameter, and what goes wrong."""
+"""The walk from 01 to 06, as papermill executes it: other data, every parameter, and what goes wrong."""
 
 import json
 import re
@@ -16,6 +16,7 @@ from refresh import ROOT, copy_tree
 from helpers.parameters import declared_parameters
 
 NOTEBOOKS = ("01_load_data", "02_transfer_learning", "03_fine_tuning", "04_freeze_or_fine_tune", "05_use_the_model")
+NOTEBOOKS += ("06_how_many_labels",)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def other_parameters(tree, backbone):
     values |= {"image_size": 20, "resize": "pad", "cut": "head", "unfreeze_from": "block3"}
     values["learning_rate"] = 0.0003  # low, so that it gets better than a start that is nearly perfect
     values |= {"min_lr_factor": 0.5, "augmentation": "flip", "steps": 12, "batch_size": 5, "class_weight": "balanced"}
-    values |= {"budget": "standard", "margin": 2.5, "cluster": "1"}
+    values |= {"budget": "standard", "margin": 2.5, "cluster": "1", "pairs": 3}
     values |= {"cam_stage": "block1", "cam_images": "35, 0", "corrupted_images": 12, "shifted": "my shapes"}
     return values | {"new_images": "my shapes/two", "exports": "savedmodel,onnx,litert"}
 
@@ -95,6 +96,7 @@ def test_every_parameter_at_another_value(tree, tmp_path, make_images, other_par
     assert "36 held-out test images" in metrics["answer"]
     assert metrics["features"].startswith("8 features: the output of 'pooled'. What follows it is left out: pred")
     check_study(run, metrics)
+    check_labels(run, metrics)
     predictions = pd.read_csv(run / "predictions.csv", dtype="string").fillna("")
     assert len(predictions) == 31 and predictions["label"].value_counts()["two"] > 25
     assert predictions.loc[predictions["problem"] != "", "path"].tolist() == ["my shapes/two/damaged.png"]
@@ -109,6 +111,20 @@ def test_every_parameter_at_another_value(tree, tmp_path, make_images, other_par
     exports = {"chosen.savedmodel", "chosen.onnx", "chosen.tflite"}
     assert {path.name for path in run.glob("chosen.*")} == {"chosen.keras"} | exports
     assert (run / "study.jsonl").read_text().count('"result"') > 20
+
+
+def check_labels(run, metrics: dict) -> None:
+    """Makes sure that 06 took over what 04 was executed with, and trained nothing with all labels again."""
+    verdict, table = read_json(run / "verdict.json"), pd.read_csv(run / "labels.csv")
+    assert table["labels"].tolist() == [6, 12, 24, 48] * 2 and table["extrapolated"].sum() == 2
+    assert verdict["labels"]["margin"] == 0.025 and verdict["labels"]["labels"] == [6, 12, 24]
+    assert metrics["labels"].startswith(verdict["labels"]["headline"])
+    adopted = read_json(run / "notebooks.json")["06_how_many_labels"]["adopted"]
+    assert adopted == {"min_lr_factor": 0.5, "augmentation": "flip", "batch_size": 5, "class_weight": "balanced"}
+    trials = [json.loads(line).get("trial", {}) for line in (run / "study.jsonl").read_text().splitlines()]
+    assert not list(run.glob("study-*.jsonl")), "06 went on in 04's file"
+    seeds = [trial["seed"] for trial in trials if trial.get("phase") == "labels"]
+    assert sorted(seeds) == [seed for seed in (1, 2, 3) for _ in range(2 * 2)], "two arms with two numbers of labels"
 
 
 def check_study(run, metrics: dict) -> None:
@@ -130,7 +146,7 @@ def test_05_loses_nothing_if_an_export_fails(tree, other_parameters):
     run, tables = tree / "runs" / "again", {"classes.csv", "mistakes.csv", "corruptions.csv", "shift.csv"}
     shutil.copytree(tree / "runs" / "shapes", run)
     with pytest.raises(papermill.PapermillExecutionError, match="Did you mean onnx"):
-        walk(tree, NOTEBOOKS[4:], other_parameters | {"run_dir": "runs/again", "exports": "onxx"})
+        walk(tree, NOTEBOOKS[4:5], other_parameters | {"run_dir": "runs/again", "exports": "onxx"})
     earlier = {path.name for path in (run / "earlier" / "1").iterdir()}
     for names in ({path.name for path in run.iterdir()}, earlier):
         assert tables | {"predictions.csv", "figures"} <= names

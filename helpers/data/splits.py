@@ -1,5 +1,6 @@
 """The parts train, validation and test: stratified, groups whole, the same on any machine."""
 
+import math
 import zlib
 
 import numpy as np
@@ -192,6 +193,20 @@ def _limit(table: pd.DataFrame, images_per_class: int, validation_fraction: floa
         if part == "train" or validation_fraction:
             split[rows.index[rows.groupby("label").cumcount() >= count]] = ""
     return table.assign(split=split)
+
+
+def keep_fraction(images: pd.DataFrame, fraction: float, *, seed: int, at_least: int = 2) -> pd.DataFrame:
+    """Returns the table with a fraction of each class's training images; the others are in no part (split "").
+
+    Nested: of the same table and seed, a larger fraction keeps what a smaller one does. Of each class `at_least` so
+    many stay, if it has them.
+    """
+    kept = []
+    train = images[images["split"] == "train"].sort_values("path")
+    for label, rows in train.groupby("label"):
+        order = np.random.default_rng([seed, zlib.crc32(label.encode()), 1]).permutation(rows.index.to_numpy())
+        kept += order[: max(math.ceil(fraction * len(rows) - 1e-9), at_least)].tolist()
+    return images.assign(split=images["split"].mask((images["split"] == "train") & ~images.index.isin(kept), ""))
 
 
 def check_split(images: pd.DataFrame, *, on_problem: str) -> str:

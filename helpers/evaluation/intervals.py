@@ -56,9 +56,18 @@ def accuracy_over_pairs(correct: np.ndarray) -> tuple[float, float, float]:
     table = np.asarray(correct, "float64")
     if len(table) == 1:
         return float(table.mean()), *accuracy_interval(table.sum(), table.size)
-    variance, degrees_of_freedom = _variance_of_mean(_variance_components(table), *table.shape)
-    mean, half_width = float(table.mean()), t.ppf(0.975, degrees_of_freedom) * np.sqrt(variance)
+    mean, error, degrees_of_freedom = mean_over_pairs(table)
+    half_width = t.ppf(0.975, degrees_of_freedom) * error
     return mean, float(max(0.0, mean - half_width)), float(min(1.0, mean + half_width))
+
+
+def mean_over_pairs(table: np.ndarray) -> tuple[float, float, float]:
+    """Returns the mean of a table (pairs, images), its standard error over both, and the degrees of freedom of that.
+
+    What an image is worth is at most about 1 (a difference of being right or not), or DISCORDANT_IMAGES means little.
+    """
+    variance, degrees_of_freedom = _variance_of_mean(_variance_components(table), *table.shape)
+    return float(table.mean()), float(np.sqrt(variance)), float(degrees_of_freedom)
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -110,10 +119,8 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01
             f"{second.shape}."
         )
     table = second.astype("float64") - first
-    (pairs, images), difference = table.shape, float(table.mean())
-    components = _variance_components(table)
-    variance, degrees_of_freedom = _variance_of_mean(components, pairs, images)
-    error = float(np.sqrt(variance))
+    pairs, images = table.shape
+    difference, error, degrees_of_freedom = mean_over_pairs(table)
     half_width = t.ppf(0.975, degrees_of_freedom) * error
     low, high = max(-1.0, difference - half_width), min(1.0, difference + half_width)
     wide = t.ppf((1 + FIRST_LEVEL) / 2, max(min(degrees_of_freedom, pairs - 1), 1)) * error
@@ -124,7 +131,7 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01
         "error": error,
         "detectable": float(error * _detectable_errors(degrees_of_freedom)),
         "better": float(t.cdf(difference / error, degrees_of_freedom)),
-        "variances": components,
+        "variances": _variance_components(table),
         "pairs": pairs,
         "images": images,
         "differences": table.mean(axis=1).tolist(),

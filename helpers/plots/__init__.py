@@ -30,7 +30,7 @@ from helpers.plots.models import (
     prediction_titles,
 )
 from helpers.plots.network import plot_stages
-from helpers.plots.study import plot_costs, plot_depth, plot_differences, plot_probe, plot_rates
+from helpers.plots.study import plot_costs, plot_depth, plot_differences, plot_labels, plot_probe, plot_rates
 
 __all__ = [
     "plot_augmentations",
@@ -45,6 +45,7 @@ __all__ = [
     "plot_grad_cam",
     "plot_history",
     "plot_image_rows",
+    "plot_labels",
     "plot_mistakes",
     "plot_predictions",
     "plot_probe",

@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 
 from helpers.plots.figures import (
+    STYLES,
     DescribedFigure,
     describe_accuracy,
     draw_intervals,
@@ -236,5 +237,39 @@ def plot_differences(comparison: dict) -> DescribedFigure:
         f"Test accuracy, fine-tuned minus frozen, of {comparison['pairs']} pairs on {comparison['images']} images: "
         f"{mean:+z.1f} points on average, 95 % interval {low:+z.1f} to {high:+z.1f}; the pairs from "
         f"{np.nanmin(points):+z.1f} to {np.nanmax(points):+z.1f}. Up to {margin:.1f} points are too small to matter."
+    )
+    return figure
+
+
+# ---- the labels
+
+
+def plot_labels(table: pd.DataFrame) -> DescribedFigure:
+    """Returns both arms' test accuracies over the number of training images (`LabelCurve.table`)."""
+    figure, axes = new_axes(8, 4.5)
+    told, counts = [], sorted(table.loc[~table["extrapolated"], "labels"].unique())
+    for (name, rows), style, aside in zip(table.groupby("arm", sort=False), STYLES, (0.98, 1.02), strict=False):
+        rows = rows.assign(test_accuracy=100 * rows["test_accuracy"], low=100 * rows["low"], high=100 * rows["high"])
+        known, ahead = rows[~rows["extrapolated"]], rows[rows["extrapolated"]]
+        place = known["labels"] * aside  # so that one arm's interval does not hide the other's
+        draw_intervals(axes, place, known["test_accuracy"], known[["low", "high"]], **style, label=name)
+        beyond = {"marker": style["marker"], "markerfacecolor": "white", "linestyle": "none", "color": "0.5"}
+        draw_intervals(axes, ahead["labels"] * aside, ahead["test_accuracy"], ahead[["low", "high"]], **beyond)
+        joined = pd.concat([known.tail(1), ahead])
+        axes.plot(joined["labels"] * aside, joined["test_accuracy"], color="0.6", linestyle=(0, (1, 3)))
+        told.append(
+            f"{name}: " + ", ".join(f"{row.test_accuracy:.1f} % at {row.labels:,}" for row in rows.itertuples())
+        )
+    last = table.loc[table["extrapolated"], "labels"].iloc[0]
+    axes.axvspan(last / 2**0.5, last * 2**0.5, color="0.93", zorder=0, label="extrapolated, with its 90 % interval")
+    axes.set(xscale="log", xlabel="training images (logarithmic)", ylabel="test accuracy (%), with its 95 % interval")
+    axes.set_xlim(counts[0] / 1.3, last * 2**0.5)
+    axes.set_xticks([*counts, last], [f"{count:,}" for count in [*counts, last]])
+    axes.minorticks_off()
+    axes.set_title("Accuracy over the number of labels")
+    axes.grid(axis="y", color="0.9")
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.description = (
+        f"Test accuracy over the number of training images; the last is extrapolated. {'; '.join(told)}."
     )
     return figure

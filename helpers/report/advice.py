@@ -1,6 +1,6 @@
 """What to do next, from what a run has found: sentences for who decides."""
 
-from helpers.report.run_folder import RunFolder
+from helpers.report.run_folder import RunFolder, make_assignments
 
 SURE = 0.9
 """Probability of a wrong class from which on the label is worth a look."""
@@ -19,11 +19,13 @@ def next_steps(folder: RunFolder) -> list[str]:
     steps = [
         *_relabel(folder),
         *_collect(folder.classes),
+        *_label(folder.verdict),
         *_decide(folder.verdict),
         *_harden(folder.corruptions),
         *_change_network(folder.verdict, folder.parameters),
     ]
-    return steps or ["Nothing stands out. Try the classifier on images from where it will be used (SHIFTED=folder)."]
+    steps = steps or ["Nothing stands out. Try the classifier on images from where it will be used (SHIFTED=folder)."]
+    return steps if "labels" in folder.verdict else [*steps, _ask_for_labels(folder.run.name)]
 
 
 def _relabel(folder: RunFolder) -> list[str]:
@@ -55,6 +57,14 @@ def _collect(classes) -> list[str]:
         f"{100 * overall:.0f} %. It is most often mistaken for {row['taken_for']}."
         for _, row in weak.iterrows()
     ]
+
+
+def _label(verdict: dict) -> list[str]:
+    return [verdict["labels"]["headline"]] if "labels" in verdict else []
+
+
+def _ask_for_labels(run: str) -> str:
+    return f"To see whether more labels would pay: make labels {make_assignments({'NAME': run})}"
 
 
 def _decide(verdict: dict) -> list[str]:

@@ -22,6 +22,7 @@ DETAILS = {
     "differences": "Fine-tuned minus frozen, pair by pair",
     "depth": "Accuracy over the depth at which learning begins",
     "costs": "Accuracy against cost",
+    "labels": "Accuracy over the number of labels",
     "stages": "The stages of the network",
     "history": "The training of 03",
     "reliability": "Is it right as often as it says?",

@@ -21,7 +21,7 @@ def read_metrics(run: Path) -> dict:
 
     The keys are `arms` (name -> test_accuracy, low and high of its 95 % interval as fractions, and optionally
     log_loss, seconds, trainable_weights), `study`, the same over several splits and seeds, if 04 was executed,
-    `features`, what 02 says about them, and `answer`, a few plain sentences.
+    `features`, what 02 says about them, `answer`, a few plain sentences, and `labels`, those of 06.
     """
     path = Path(run) / "metrics.json"
     return _read_json(path) if path.exists() else {}
@@ -168,7 +168,8 @@ def _error(notebook) -> str:
 def make_command(folder: RunFolder) -> str:
     """Returns the line for a shell that makes the same run again: `make run NAME=pets DATA='my photos'`."""
     changed = {setting.name: setting.value for setting in folder.settings if setting.changed}
-    return f"make run {make_assignments({'NAME': folder.run.name} | changed)}"
+    target = "labels" if "06_how_many_labels" in folder.notebooks else "run"
+    return f"make {target} {make_assignments({'NAME': folder.run.name} | changed)}"
 
 
 def make_assignments(values: dict) -> str:

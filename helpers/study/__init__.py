@@ -5,9 +5,11 @@ experiment   the network and the images, and what each arm makes of them
 plan         what a budget buys
 study        race, final, and the table of arms
 verdict      what follows from the paired difference, in words
+labels       both arms with fewer labels, and what more would bring
 """
 
 from helpers.study.experiment import Experiment
+from helpers.study.labels import LabelCurve
 from helpers.study.study import Study, summarize
 
-__all__ = ["Experiment", "Study", "summarize"]
+__all__ = ["Experiment", "LabelCurve", "Study", "summarize"]

@@ -20,6 +20,7 @@ from helpers.backbones import describe_stages, features_tensor, truncate
 from helpers.backbones.stages import cut_points, find_stage, find_stages, first_stage
 from helpers.data import encode_labels, load_pixels, shrink_pixels, split_images
 from helpers.data.pixels import Pixels
+from helpers.data.splits import keep_fraction
 from helpers.data.tables import PARTS
 from helpers.evaluation import evaluate
 from helpers.evaluation.metrics import is_correct
@@ -81,18 +82,21 @@ class Experiment:
     # ---- the images of a seed
 
     @lru_cache(maxsize=8)  # noqa: B019 (an experiment lives as long as the process)
-    def split(self, seed: int) -> tuple[dict, dict]:
-        """Returns the images and the labels of each part; seed 0 is the run's own split, others redraw validation."""
+    def split(self, seed: int, fraction: float = 1.0) -> tuple[dict, dict]:
+        """Returns the images and the labels of each part; seed 0 is the run's own split, others redraw validation.
+
+        Below 1, `fraction` is that of the training images that are kept (`keep_fraction`).
+        """
         images = self.images
         if seed:
             counts, test = images["split"].value_counts(), images["split"] == "test"
-            fraction = counts["validation"] / (counts["train"] + counts["validation"])
+            share = counts["validation"] / (counts["train"] + counts["validation"])
             given = images["split"].where(test, "")
             if "group" in images:  # an image beside a test image of its group stays where it is
                 beside = images["group"].isin(set(images.loc[test, "group"]) - {""}) & ~test
                 given = given.mask(beside, "train")
-            images = split_images(images.assign(split=given), validation_fraction=fraction, seed=seed)
-        return self._load(images)
+            images = split_images(images.assign(split=given), validation_fraction=share, seed=seed)
+        return self._load(keep_fraction(images, fraction, seed=seed) if fraction < 1 else images)
 
     def training_images(self) -> tuple[Pixels, np.ndarray]:
         """Returns train and validation images together, which `retrain` learns from, and their labels, int."""
@@ -127,15 +131,16 @@ class Experiment:
         return probe_depth(self.network, *self.split(0), class_weight=self.recipe.class_weight)
 
     @lru_cache(maxsize=4)  # noqa: B019
-    def _features(self, seed: int) -> dict[str, dict]:
+    def _features(self, seed: int, fraction: float = 1.0) -> dict[str, dict]:
         self._restore()
-        return load_features(self.network, self.split(seed)[0])[0]
+        return load_features(self.network, self.split(seed, fraction)[0])[0]
 
     @lru_cache(maxsize=16)  # noqa: B019
-    def _solved(self, cut: str, seed: int):
+    def _solved(self, cut: str, seed: int, fraction: float = 1.0):
         """Returns the head on the frozen layers up to a cut point, and the seconds that features and head took."""
-        head = self._fit_head(self._features(seed)[cut]["train"], self.split(seed)[1]["train"])
-        return head, load_activations(self._up_to(cut), self.split(seed)[0]["train"]).seconds + head.seconds_
+        pixels, labels = self.split(seed, fraction)
+        head = self._fit_head(self._features(seed, fraction)[cut]["train"], labels["train"])
+        return head, load_activations(self._up_to(cut), pixels["train"]).seconds + head.seconds_
 
     def _fit_head(self, features, labels: np.ndarray):
         return fit_head(features, labels, class_weight=self.recipe.class_weight)
@@ -176,8 +181,9 @@ class Experiment:
         return {"outcome": "fitted", "seconds": seconds, "trainable_weights": 0} | _scores(predicted, labels["test"])
 
     def _frozen(self, trial: Trial) -> dict:
-        labels, features = self.split(trial.seed)[1], self._features(trial.seed)[trial.cut]
-        head, seconds = self._solved(trial.cut, trial.seed)
+        features = self._features(trial.seed, trial.fraction)[trial.cut]
+        labels = self.split(trial.seed, trial.fraction)[1]
+        head, seconds = self._solved(trial.cut, trial.seed, trial.fraction)
         validation = calibrated_scores(head.predict_proba(features["validation"]), labels["validation"])
         result = {"outcome": f"solved, C = {head.C_:.2g}", "seconds": seconds}
         result |= {name: validation[name] for name in ("log_loss", "accuracy")}
@@ -185,7 +191,7 @@ class Experiment:
         return result | _scores(head.predict_proba(features["test"]), labels["test"])
 
     def _fine_tuned(self, trial: Trial) -> dict:
-        head, seconds = self._solved(trial.cut, trial.seed)
+        head, seconds = self._solved(trial.cut, trial.seed, trial.fraction)
         self._restore()
         return self._train(self._classifier(trial.cut, self._up_to(trial.cut), head), trial, before=seconds)
 
@@ -204,7 +210,7 @@ class Experiment:
         return self._train(model, trial, before=seconds, batch_norm="train", batch_parts=1, min_lr_factor=1.0)
 
     def _train(self, model: keras.Model, trial: Trial, *, before: float, **changes) -> dict:
-        pixels, labels = self.split(trial.seed)
+        pixels, labels = self.split(trial.seed, trial.fraction)
         inputs, recipe = pixels, replace(self._recipe(trial), **changes)
         if trial.stage != list(self.costs)[0] and not recipe.augmentation:  # with it, nothing is stored
             inputs = load_activations(model, pixels, stage=trial.stage)  # of all parts in one go
@@ -214,7 +220,7 @@ class Experiment:
         result["accuracy"] = keep.history["val_accuracy"][-1] if keep.best_epoch else keep.start["accuracy"]
         result["seconds"] = before + keep.seconds
         result["trainable_weights"] = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
-        if trial.phase == "final":
+        if trial.phase in ("final", "labels"):
             result |= _scores(compute_activations(keep.model, inputs["test"]), labels["test"])
         return result
 

@@ -23,9 +23,9 @@ _ARM = ["cut", "stage", "learning_rate"]
 _RACE = ["rung", "cut", "stage", "cost_before", "learning_rate", "steps", "splits", "log_loss", "accuracy", "low"]
 _RACE += ["high", "outcome", "seconds"]
 _COSTS = ["seconds", "trainable_weights", "memory_mb"]
-_FINAL = ["arm", *_ARM, "pair", "test_accuracy", "log_loss", *_COSTS, "temperature", "outcome", "correct"]
+_FINAL = ["arm", *_ARM, "steps", "pair", "test_accuracy", "log_loss", *_COSTS, "temperature", "outcome", "correct"]
 _DIFFERENCE = ["difference", "difference_low", "difference_high"]
-_SUMMARY = [*_ARM, "pairs", "test_accuracy", "low", "high", *_DIFFERENCE, *_COSTS]
+_SUMMARY = [*_ARM, "steps", "pairs", "test_accuracy", "low", "high", *_DIFFERENCE, *_COSTS]
 
 
 class Study:
@@ -135,8 +135,8 @@ class Study:
         """Returns the final: the best arms and the controls, all on the same fresh splits with the same seeds.
 
         Test images are scored here for the first time, once for each arm and pair. After a few pairs it ends if the
-        answer is clear (`compare_pairs`). There is a row for each arm and pair: arm, cut, stage, learning_rate, pair
-        (the seed), what `Experiment.run` returns, and log_loss and correct (bool, one for each) of the test images.
+        answer is clear (`compare_pairs`). There is a row for each arm and pair: arm, cut, stage, learning_rate, steps,
+        pair (the seed), what `Experiment.run` returns, and log_loss and correct (bool, one for each) of the test images.
         """
         if race.empty:
             return pd.DataFrame(columns=_FINAL)
@@ -259,20 +259,22 @@ def _tables(final: pd.DataFrame, *arms: str) -> list[np.ndarray]:
 def summarize(final: pd.DataFrame) -> pd.DataFrame:
     """Returns the final's arms, from the controls to the one in which most learns, a DataFrame indexed by arm.
 
-    The columns are cut, stage, learning_rate, pairs (count), test_accuracy with its 95 % interval over images and
-    seeds, difference to the frozen arm with its own, and the medians of the costs.
+    The columns are cut, stage, learning_rate, steps, pairs (count), test_accuracy with its 95 % interval over images
+    and seeds, difference to the frozen arm with its own, and the medians of the costs.
     """
     rows = {}
     for arm in ARMS:
         trials, (table,) = final[final["arm"] == arm], _tables(final, arm)
         if not len(table):
             continue
-        row = trials.iloc[0][_ARM].to_dict() | {"pairs": len(table)}
+        row = trials.iloc[0][[*_ARM, "steps"]].to_dict() | {"pairs": len(table)}
         row["test_accuracy"], row["low"], row["high"] = accuracy_over_pairs(table)
         first, second = _tables(final, "frozen", arm) if arm != "frozen" else ([], [])
         if len(first) > 1:
             comparison = compare_pairs(first, second)
             row |= zip(_DIFFERENCE, (comparison["difference"], comparison["low"], comparison["high"]), strict=True)
         rows[arm] = row | {name: median(trials[name].dropna()) for name in _COSTS}
-    numbers = {name: float for name in _SUMMARY if name not in ("cut", "stage", "pairs")}  # also without a row
+    numbers = {
+        name: float for name in _SUMMARY if name not in ("cut", "stage", "steps", "pairs")
+    }  # also without a row
     return pd.DataFrame.from_dict(rows, orient="index", columns=_SUMMARY).astype(numbers).rename_axis("arm")

@@ -29,16 +29,18 @@ _VERSION = 3  # to be raised when trials are described or trained otherwise, and
 class Trial:
     """One training of an arm."""
 
-    phase: str  # "plan", "race", "final" or "chosen"; "transfer" of the transferability experiment
+    phase: str  # "plan", "race", "final", "labels" or "chosen"; "transfer" of the transferability experiment
     arm: str  # such as "frozen" or "fine-tuned"
     cut: str = ""  # where the layers that are taken end (`cut_points`); "" for none
     stage: str = ""  # the first stage that learns; "" where only the head does
     learning_rate: float = 0.0  # the highest of the schedule; 0 where nothing is trained
     steps: int = 0  # length of the training, in updates of the weights
     seed: int = 0  # of the split and of everything random; 0 for the run's own split
+    fraction: float = 1.0  # of the training images of each class that are used (`keep_fraction`)
 
     def __str__(self) -> str:
-        return " ".join(str(part) for part in (self.arm, self.cut, self.stage, self.learning_rate) if part)
+        of_labels = f"{self.fraction:g} of the labels" if self.fraction < 1 else ""
+        return " ".join(str(part) for part in (self.arm, self.cut, self.stage, self.learning_rate, of_labels) if part)
 
 
 class Trials:
@@ -116,7 +118,7 @@ class Trials:
             in_time = takewhile(lambda trial: time.monotonic() + expected(trial) <= deadline, missing)
             for trial, result in (self._in_cluster if self._client else _one_by_one)(in_time, work, bar):
                 self.keep(trial, result)
-                bar.update(expected(trial))
+                bar.update(min(expected(trial), bar.total - bar.n))  # rounding may exceed the sum
         return self.results(wanted)
 
     def _append(self, line: dict) -> None:

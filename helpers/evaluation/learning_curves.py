@@ -1,0 +1,91 @@
+"""Accuracy over the number of labels: what twice as many would bring, and from how many on fine-tuning pays.
+
+The error, 1 - accuracy, falls about as a power of the number of training images (Cortes et al. 1993, NIPS 6; Hestness
+et al. 2017, arXiv 1712.00409): each doubling takes the same share of it away. On photos it levels off, as in the
+survey of Viering and Loog (2022, arXiv 2103.10948). So the law's exponent is damped beyond what was measured, like a
+trend in forecasting (Gardner and McKenzie 1985, doi:10.1287/mnsc.31.10.1237).
+"""
+
+import numpy as np
+from scipy.stats import t
+
+from helpers.evaluation.intervals import mean_over_pairs
+
+LEVEL = 0.9
+"""Of the intervals of what is extrapolated."""
+
+DAMPING = 0.75
+"""Of the exponent, beyond the last point. Of 0.5 to 1, in steps of 0.1, 0.7 and 0.8 missed the accuracies of frozen
+features least on flowers, scans and digits (splits of the training images alone: helpers/study/README.md)."""
+
+RULE_ERROR = 0.12
+"""By how much a doubling may miss that: the standard deviation of the logarithm of the error."""
+
+
+def extrapolate(labels: np.ndarray, correct: np.ndarray, *, factor: float = 2.0) -> dict[str, float]:
+    """Returns the accuracy that is expected with `factor` times the labels, by a damped power law.
+
+    Args:
+        labels: counts of training images (levels,), ascending, of two levels or more.
+        correct: whether each test image was classified correctly, bool (levels, pairs, images).
+
+    Returns:
+        accuracy, in 0..1, with the ends of its 90 % interval, accuracy_low and accuracy_high; and the gain, which is
+        this less the accuracy with all labels, with gain_low and gain_high. The intervals cover images and seeds
+        (`compare_pairs`), and the law's own error.
+    """
+    wrong = 1.0 - np.asarray(correct, "float64")
+    images = wrong.shape[2]
+    errors = np.maximum(wrong.mean(axis=(1, 2)), 0.5 / images)
+    places = np.log2(labels) - np.log2(labels).mean()
+    slope = places / (places**2).sum()  # of least squares: what each point's logarithm counts for the exponent
+    if slope @ np.log(errors) > 0:  # worse with more labels: not expected to go on
+        slope = np.zeros(len(labels))
+    weights = DAMPING * np.log2(factor) * slope
+    weights[-1] += 1  # continued from what all labels give
+    expected = float(np.exp(weights @ np.log(errors)))
+    # d expected / d errors: what each image adds to the expected error, so that images and pairs vary as they do
+    table = np.tensordot(expected * weights / errors, wrong, axes=1)
+    own = expected * RULE_ERROR * np.log2(factor)
+    result = {}
+    for name, values, middle in (
+        ("accuracy", -table, 1 - expected),
+        ("gain", wrong[-1] - table, float(errors[-1] - expected)),
+    ):
+        _, error, degrees_of_freedom = mean_over_pairs(values)
+        half_width = float(t.ppf((1 + LEVEL) / 2, degrees_of_freedom) * np.hypot(error, own))
+        result |= {name: middle, f"{name}_low": middle - half_width, f"{name}_high": middle + half_width}
+    result["accuracy_low"], result["accuracy_high"] = np.clip([result["accuracy_low"], result["accuracy_high"]], 0, 1)
+    return {name: float(value) for name, value in result.items()}
+
+
+def find_crossing(labels: np.ndarray, comparisons: list[dict], *, margin: float) -> dict[str, float | None]:
+    """Returns from how many labels on fine-tuning is more than the margin better, up to all of them.
+
+    Between the counts, differences and their intervals are interpolated over the logarithm of the count.
+
+    Args:
+        labels: counts of training images, ascending.
+        comparisons: for each of them `compare_pairs` of the frozen and the fine-tuned arm.
+        margin: the difference that does not matter, a fraction.
+
+    Returns:
+        labels, and the ends of its 95 % interval, low and high: those counts at which the difference's interval holds
+        the margin. None if that is not within these labels. The smallest count stands for it and all below.
+    """
+    found = {}
+    for name, key in (("labels", "difference"), ("low", "high"), ("high", "low")):
+        above = np.array([comparison[key] for comparison in comparisons]) - margin
+        found[name] = _last_rise(labels, above)
+    return found
+
+
+def _last_rise(labels: np.ndarray, values: np.ndarray) -> float | None:
+    """Returns the count from which on the interpolated values stay above 0; None if the last one is not."""
+    below = np.flatnonzero(values <= 0)
+    if not len(below):
+        return float(labels[0])
+    if (before := below[-1]) == len(values) - 1:
+        return None
+    share = -values[before] / (values[before + 1] - values[before])
+    return float(labels[before] * (labels[before + 1] / labels[before]) ** share)

@@ -1,0 +1,213 @@
+"""How many labels? The two arms of a study's final, trained on fractions of the training images."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers.evaluation.intervals import accuracy_over_pairs, compare_pairs
+from helpers.evaluation.learning_curves import extrapolate, find_crossing
+from helpers.study.experiment import Experiment, unpack
+from helpers.study.trials import Trial, Trials
+
+FRACTIONS = (0.125, 0.25, 0.5, 1.0)
+"""Of the training images of each class."""
+
+_ARMS = ("frozen", "fine-tuned")
+_MOST_TIME = 1.5  # of the final's, by what the trainings cost
+_LEAST_PAIRS = 2
+_SMALLEST_STEP = 1.3  # between two counts of training images: classes that are too small to halve make no level
+
+
+class LabelCurve:
+    """Both arms of a study's final, trained on 1/8, 1/4, 1/2 and all of the training labels.
+
+    Each pair of the final draws fractions of its own training images: nested, the same of each class, of each at
+    least two. Cut, first stage, rate and steps are the final's, whose trainings with all labels are not repeated.
+    Ctrl-C ends with the pairs that are complete; the same curve, made again, resumes.
+
+    Args:
+        experiment: the study's network, images and recipe.
+        verdict: what `Study.verdict` returned, or `verdict.json` holds. A ValueError if it compares nothing.
+        file: the study's trials, to which these are added, and `cluster`: who does them (`Trials`).
+        pairs: on how many of the final's splits and seeds the curve rests; 0 for as many as take one and a half times
+            as long as the final, at most. A ValueError if the final has fewer.
+
+    Attributes:
+        labels: how many training images each fraction is, ascending. A ValueError if not even two differ.
+        pairs: see above.
+        stopped: why it rests on fewer; "" if it does not.
+    """
+
+    def __init__(
+        self, experiment: Experiment, verdict: dict, *, file: str | Path, cluster: str | int = "", pairs: int = 0
+    ):
+        if not verdict["comparison"]:
+            raise ValueError(
+                "Expected a study with a verdict. Received one that ended before two pairs of its final were "
+                "complete. Execute 04_freeze_or_fine_tune again: it resumes."
+            )
+        if not 0 <= pairs <= verdict["comparison"]["pairs"]:
+            most = verdict["comparison"]["pairs"]
+            raise ValueError(f"Expected `pairs` of 0 to {most}, as many as 04's final has. Received {pairs}.")
+        self.experiment, self.verdict, self.stopped, self.labels, self._fractions = experiment, verdict, "", [], []
+        self._arms = [_trial(name, verdict["arms"][name]) for name in _ARMS]
+        for fraction in reversed(FRACTIONS):
+            count = len(experiment.split(1, fraction)[1]["train"])
+            if not self.labels or count * _SMALLEST_STEP <= self.labels[0]:
+                self.labels.insert(0, count)
+                self._fractions.insert(0, fraction)
+        if len(self.labels) < 2:
+            raise ValueError(
+                f"The classes are too small to halve: {self.labels[0]} training images of "
+                f"{len(experiment.class_names)} classes, and at least two of each class are needed. Add images."
+            )
+        self.pairs = pairs or self._fitting_pairs()
+        self.trials = Trials(file, settings=experiment.settings, cluster=cluster)
+
+    def _fitting_pairs(self) -> int:
+        """Returns how many of the final's pairs fit into the time: by costs, the same on every machine."""
+        arms = self.verdict["arms"]
+        final = sum(self._cost(arm) * arm["pairs"] for arm in arms.values())
+        pair = self._cost(arms["fine-tuned"]) * (len(self.labels) - 1)
+        return int(np.clip(_MOST_TIME * final / pair, _LEAST_PAIRS, self.verdict["comparison"]["pairs"]))
+
+    def _cost(self, arm: dict) -> float:
+        """Returns what an arm's training costs: steps through the share of the network that learns."""
+        costs = self.experiment.costs
+        return arm["steps"] * (costs[arm["cut"]] - costs[arm["stage"]]) if arm.get("stage") else 0.0
+
+    def describe(self) -> str:
+        """Returns what is done, in a few lines."""
+        counts = [f"{count:,}" for count in self.labels]
+        return (
+            f"labels: {', '.join(counts[:-1])} and all {counts[-1]} training images\n"
+            f"pairs:  {self.pairs} of the final's {self.verdict['comparison']['pairs']}, whose trainings with all "
+            f"labels are there already\n"
+            f"to do:  {self.pairs * 2 * (len(counts) - 1)} trainings, half of them of a head alone"
+        )
+
+    def run(self) -> dict[str, np.ndarray]:
+        """Returns for each arm which test images it classified correctly, bool (levels, pairs, images).
+
+        There are the pairs that are complete; a KeyboardInterrupt if there is none.
+        """
+        pairs = [self._pair(seed) for seed in range(1, self.pairs + 1)]
+        wanted, self.stopped = [trial for pair in pairs for trial in pair], ""
+        try:
+            results = self.trials.run(wanted, self.experiment.run, expected=self._expected, title="labels")
+        except KeyboardInterrupt:
+            results, self.stopped = self.trials.results(wanted), "it was interrupted"
+            if not self._complete(pairs, results):
+                raise
+        failed = [f"{trial}: {result['outcome']}" for trial, result in results.items() if "correct" not in result]
+        self.stopped = "; ".join([*failed, *filter(None, [self.stopped])])
+        complete = self._complete(pairs, results)
+        if not complete:
+            raise ValueError(f"No pair of trainings could be completed. {self.stopped}")
+        return {
+            arm.arm: np.array(
+                [[unpack(results[pair[2 * level + place]]) for pair in complete] for level in range(len(self.labels))]
+            )
+            for place, arm in enumerate(self._arms)
+        }
+
+    def _pair(self, seed: int) -> list[Trial]:
+        """Returns the trials of a pair, with few labels first: each time the frozen and the fine-tuned arm."""
+        phases = [("labels" if fraction < 1 else "final", fraction) for fraction in self._fractions]
+        return [replace(a, phase=phase, fraction=f, seed=seed) for phase, f in phases for a in self._arms]
+
+    @staticmethod
+    def _complete(pairs: list[list[Trial]], results: dict) -> list[list[Trial]]:
+        return [pair for pair in pairs if all("correct" in results.get(trial, ()) for trial in pair)]
+
+    def _expected(self, trial: Trial) -> float:
+        """Returns the seconds that a trial is expected to take: what such a training took in the final."""
+        return max(self.verdict["arms"][trial.arm]["seconds"], 0.1)
+
+    # ---- the answer
+
+    def table(self, correct: dict[str, np.ndarray]) -> pd.DataFrame:
+        """Returns the curves: a row for each arm and count, from `run`.
+
+        The columns are arm, labels (training images), extrapolated (bool), pairs (count), test_accuracy, and low and
+        high: its 95 % interval, or, of the last row of an arm, which is extrapolated to twice the labels, 90 %.
+        """
+        rows = []
+        for arm, answers in correct.items():
+            for count, of_count in zip(self.labels, answers, strict=True):
+                accuracy, low, high = accuracy_over_pairs(of_count)
+                rows.append((arm, count, False, len(of_count), accuracy, low, high))
+            ahead = extrapolate(self.labels, answers)
+            bounds = ahead["accuracy"], ahead["accuracy_low"], ahead["accuracy_high"]
+            rows.append((arm, 2 * self.labels[-1], True, answers.shape[1], *bounds))
+        columns = ["arm", "labels", "extrapolated", "pairs", "test_accuracy", "low", "high"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def answer(self, correct: dict[str, np.ndarray]) -> dict:
+        """Returns the answer, plain values: the key `labels` of verdict.json (see helpers/study/README.md)."""
+        margin = self.verdict["margin"]
+        tables = [correct[name] for name in _ARMS]
+        comparisons = [compare_pairs(*arms, margin=margin) for arms in zip(*tables, strict=True)]
+        told = ("difference", "low", "high")
+        answer = {
+            "labels": self.labels,
+            "pairs": tables[0].shape[1],
+            "stopped": self.stopped,
+            "margin": margin,
+            "chosen": self.verdict["chosen"],
+            "differences": [{name: comparison[name] for name in told} for comparison in comparisons],
+            "pays_from": find_crossing(self.labels, comparisons, margin=margin),
+            "twice": {name: extrapolate(self.labels, correct[name]) for name in _ARMS},
+        }
+        return answer | describe_labels(answer)
+
+
+def describe_labels(answer: dict) -> dict[str, str]:
+    """Returns headline and explanation, in sentences, of what `LabelCurve.answer` holds."""
+    chosen, most = answer["chosen"], answer["labels"][-1]
+    gain = {name: 100 * answer["twice"][chosen][name] for name in ("gain", "gain_low", "gain_high")}
+    points = 100 * answer["margin"]
+    span = f"{gain['gain']:+z.1f} points (90 % interval {gain['gain_low']:+z.1f} to {gain['gain_high']:+z.1f})"
+    twice = f"Twice the labels would bring the {chosen} network about {span}"
+    if gain["gain_low"] > points:
+        headline = f"Label more: {twice[0].lower()}{twice[1:]}."
+    elif gain["gain_high"] < points:
+        headline = f"More labels of this kind would bring little: {twice[0].lower()}{twice[1:]}."
+    else:
+        headline = f"Whether more labels would pay is not certain: {twice[0].lower()}{twice[1:]}."
+    other = next(name for name in _ARMS if name != chosen)
+    ahead = answer["twice"][other]
+    explanation = (
+        f"{_pays(answer)} Extrapolated by a damped power law to {2 * most:,} training images, the accuracy would be "
+        f"{100 * answer['twice'][chosen]['accuracy']:.1f} % ({chosen}) and {100 * ahead['accuracy']:.1f} % ({other}; "
+        f"{100 * ahead['gain']:+z.1f} points, 90 % interval {100 * ahead['gain_low']:+z.1f} to "
+        f"{100 * ahead['gain_high']:+z.1f})."
+    )
+    if answer["stopped"]:
+        explanation += f" The curve is not complete: {answer['stopped']}."
+    return {"headline": headline, "explanation": explanation}
+
+
+def _pays(answer: dict) -> str:
+    """Returns from how many labels on fine-tuning pays, in a sentence."""
+    found, (least, *_, most) = answer["pays_from"], answer["labels"]
+    better = f"more than {100 * answer['margin']:.1f} points better than frozen"
+    if found["labels"] is None:
+        reach = "" if found["low"] is None else ", though the intervals leave that open"
+        return f"Fine-tuning is not {better} with the {most:,} training images that there are{reach}."
+    if found["high"] is not None and found["high"] <= least:
+        return f"Fine-tuning is {better} with any number of training images that was tried, from {least:,} on."
+    first = (
+        f"at {least:,} already"
+        if found["labels"] <= least
+        else f"from about {found['labels']:,.0f} training images on"
+    )
+    low = f"{least:,} or fewer" if found["low"] <= least else f"{found['low']:,.0f}"
+    high = f"more than {most:,}" if found["high"] is None else f"{found['high']:,.0f}"
+    return f"Fine-tuning is {better} {first} (95 % interval {low} to {high})."
+
+
+def _trial(name: str, arm: dict) -> Trial:
+    return Trial("final", name, arm["cut"], arm.get("stage", ""), arm.get("learning_rate", 0.0), int(arm["steps"]))

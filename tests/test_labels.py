@@ -1,0 +1,82 @@
+"""How many labels: the curves, what is extrapolated from them, and both arms on fractions of the training images."""
+
+import numpy as np
+import pytest
+
+from helpers.evaluation.learning_curves import DAMPING, LEVEL, extrapolate, find_crossing
+
+LABELS = [40, 80, 160, 320]
+
+
+def tables(rng, errors, *, pairs: int = 3, images: int = 300) -> np.ndarray:
+    """Returns whether images are right, (levels, pairs, images): some are harder than others at every level."""
+    hardness = rng.normal(size=images)[None, None] + 0.5 * rng.normal(size=(len(errors), pairs, images))
+    seeds = 0.1 * rng.normal(size=(len(errors), pairs, 1))
+    # the quantile of the sum's distribution that gives each level its error
+    from scipy.stats import norm
+
+    bound = -norm.ppf(np.asarray(errors))[:, None, None] * np.sqrt(1 + 0.25 + 0.01)
+    return hardness + seeds < bound
+
+
+def test_a_power_law_is_continued_and_damped():
+    wrong = np.zeros((4, 2, 1000), bool)
+    for level, count in enumerate((400, 200, 100, 50)):  # each doubling halves the error
+        wrong[level, :, :count] = True
+    ahead = extrapolate(LABELS, ~wrong)
+    expected = 1 - 0.05 * 0.5**DAMPING
+    assert ahead["accuracy"] == pytest.approx(expected) and ahead["gain"] == pytest.approx(expected - 0.95)
+    assert ahead["accuracy_low"] < expected < ahead["accuracy_high"]
+    assert ahead["gain_low"] < expected - 0.95 < ahead["gain_high"]
+    assert extrapolate(LABELS, ~wrong, factor=4)["accuracy"] == pytest.approx(1 - 0.05 * 0.25**DAMPING)
+    assert extrapolate(LABELS[2:], ~wrong[2:])["accuracy"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("errors", [(0.1, 0.1, 0.1, 0.1), (0.1, 0.15, 0.2, 0.3), (0, 0, 0, 0)])
+def test_without_a_fall_nothing_is_gained(errors):
+    wrong = np.zeros((4, 2, 1000), bool)
+    for level, error in enumerate(errors):
+        wrong[level, :, : int(1000 * error)] = True
+    ahead = extrapolate(LABELS, ~wrong)
+    assert ahead["gain"] == pytest.approx(0, abs=1e-3) and ahead["gain_low"] <= 0 <= ahead["gain_high"]
+    assert ahead["accuracy_high"] <= 1
+
+
+@pytest.mark.parametrize("images", [150, 600])
+@pytest.mark.parametrize(
+    ("first", "power", "floor"), [(0.4, 0.5, 0.0), (0.3, 0.2, 0.0), (0.3, 0.4, 0.05), (0.2, 0.1, 0.03)]
+)
+def test_intervals_hold_what_twice_the_labels_give(images, first, power, floor):
+    """In simulation, also where the error falls to a floor, and not to 0 as the rule has it."""
+    errors = floor + first * 2.0 ** (-power * np.arange(5))
+    found = []
+    for number in range(300):
+        ahead = extrapolate(LABELS, tables(np.random.default_rng([7, number]), errors[:4], pairs=2, images=images))
+        found.append(
+            [
+                ahead["accuracy_low"] <= 1 - errors[4] <= ahead["accuracy_high"],
+                ahead["gain_low"] <= errors[3] - errors[4] <= ahead["gain_high"],
+            ]
+        )
+    assert (np.mean(found, axis=0) >= LEVEL - 0.035).all(), np.mean(found, axis=0)
+
+
+def comparisons(*rows) -> list[dict]:
+    return [dict(zip(("low", "difference", "high"), row, strict=True)) for row in rows]
+
+
+def test_it_is_said_from_how_many_labels_on_fine_tuning_pays():
+    rising = comparisons((-0.07, -0.05, -0.03), (-0.03, -0.01, 0.01), (0.01, 0.03, 0.05), (0.03, 0.05, 0.07))
+    found = find_crossing(LABELS, rising, margin=0.01)
+    assert found["labels"] == pytest.approx(80 * 2**0.5)  # half-way between, on a logarithmic scale
+    assert found["low"] == pytest.approx(80) and found["high"] == pytest.approx(160)
+    assert find_crossing(LABELS, rising, margin=0.06) == {
+        "labels": None,
+        "low": pytest.approx(320 / 2**0.5),
+        "high": None,
+    }
+    always = comparisons(*[(0.02, 0.03, 0.04)] * 4)
+    assert find_crossing(LABELS, always, margin=0.01) == {"labels": 40, "low": 40, "high": 40}
+    assert find_crossing(LABELS, always, margin=0.1) == {"labels": None, "low": None, "high": None}
+    twice = comparisons((0.02, 0.03, 0.04), (-0.04, -0.03, -0.02), (0.02, 0.03, 0.04), (0.02, 0.03, 0.04))
+    assert 80 < find_crossing(LABELS, twice, margin=0.0)["labels"] < 160  # the last time counts
