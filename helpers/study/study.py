@@ -135,8 +135,9 @@ class Study:
         """Returns the final: the best arms and the controls, all on the same fresh splits with the same seeds.
 
         Test images are scored here for the first time, once for each arm and pair. After a few pairs it ends if the
-        answer is clear (`compare_pairs`). There is a row for each arm and pair: arm, cut, stage, learning_rate, steps,
-        pair (the seed), what `Experiment.run` returns, and log_loss and correct (bool, one for each) of the test images.
+        answer is clear (`compare_pairs`). There is a row for each arm and pair: arm, cut, stage, learning_rate,
+        steps, pair (the seed), what `Experiment.run` returns, and log_loss and correct (bool, one for each) of the
+        test images.
         """
         if race.empty:
             return pd.DataFrame(columns=_FINAL)
@@ -274,7 +275,7 @@ def summarize(final: pd.DataFrame) -> pd.DataFrame:
             comparison = compare_pairs(first, second)
             row |= zip(_DIFFERENCE, (comparison["difference"], comparison["low"], comparison["high"]), strict=True)
         rows[arm] = row | {name: median(trials[name].dropna()) for name in _COSTS}
-    numbers = {
-        name: float for name in _SUMMARY if name not in ("cut", "stage", "steps", "pairs")
-    }  # also without a row
-    return pd.DataFrame.from_dict(rows, orient="index", columns=_SUMMARY).astype(numbers).rename_axis("arm")
+    others = ("cut", "stage", "steps", "pairs")
+    numbers = dict.fromkeys([name for name in _SUMMARY if name not in others], float)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=_SUMMARY)
+    return table.astype(numbers).rename_axis("arm")  # also without a row

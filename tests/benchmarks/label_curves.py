@@ -78,7 +78,7 @@ def draw_half(experiment: Experiment, images: pd.DataFrame, draw: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sets", nargs="+", help="flowers, scans, ants_and_bees, digits")
+    parser.add_argument("sets", nargs="*", default=["digits"], help="flowers, scans, ants_and_bees or digits")
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--pairs", type=int, default=2, help="of splits and seeds in each draw")
     options = parser.parse_args()
