@@ -43,10 +43,10 @@ class LabelCurve:
     def __init__(
         self, experiment: Experiment, verdict: dict, *, file: str | Path, cluster: str | int = "", pairs: int = 0
     ):
-        if not verdict["comparison"]:
+        if not verdict["comparison"] or "steps" not in verdict["arms"]["fine-tuned"]:
             raise ValueError(
                 "Expected a study with a verdict. Received one that ended before two pairs of its final were "
-                "complete. Execute 04_freeze_or_fine_tune again: it resumes."
+                "complete, or is of an earlier version. Execute 04_freeze_or_fine_tune again: it resumes."
             )
         if not 0 <= pairs <= verdict["comparison"]["pairs"]:
             most = verdict["comparison"]["pairs"]

@@ -28,7 +28,6 @@ from helpers.networks import Candidate, rank_networks
 from helpers.study import Experiment
 from helpers.study.trials import Trial, Trials
 
-HERE = Path(__file__).parent
 SEEDS = (1, 2, 3)
 STEPS = 120
 
@@ -103,7 +102,16 @@ def main() -> None:
             print(rows[-1], flush=True)
         of_set = pd.DataFrame([row for row in rows if row["set"] == name])
         print(name, "Kendall's tau:", kendalltau(-of_set["log_loss"], of_set["fine_tuned"]).statistic, flush=True)
-    pd.DataFrame(rows).round(4).to_csv(Path(__file__).with_suffix(".csv"), index=False)
+        write(of_set)
+
+
+def write(rows: pd.DataFrame) -> None:
+    """Adds a set's rows to the table, instead of earlier ones of that set."""
+    file = Path(__file__).with_suffix(".csv")
+    if file.exists():
+        kept = pd.read_csv(file)
+        rows = pd.concat([kept[~kept["set"].isin(rows["set"])], rows])
+    rows.round(4).to_csv(file, index=False)
 
 
 if __name__ == "__main__":
