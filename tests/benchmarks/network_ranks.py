@@ -4,9 +4,9 @@
 
 MobileNetV2, MobileNet (a quarter as wide) and SqueezeNet, all with ImageNet's weights, and MobileNetV2 with random
 ones. Each is probed as `make compare` does it (`rank_networks`: no test image is looked at), and fine-tuned at the
-cut that the probe takes: from the middle on at two rates, and all of it, each for 120 steps. Validation images choose
-one of the three, which is trained on three splits and seeds, and scored on the test images. What is done is kept in
-runs/.ranks. Written beside this file: network_ranks.csv, a row for each set and network.
+cut that the probe takes, from the middle on, for 120 steps: validation images choose one of three rates, which is
+trained on three splits and seeds, and scored on the test images. What is done is kept in runs/.ranks. Written beside
+this file: network_ranks.csv, a row for each set and network.
 
 REAL_DATA_DIR names a folder with the photos and the weights.
 """
@@ -29,7 +29,7 @@ from helpers.study import Experiment
 from helpers.study.trials import Trial, Trials
 
 SEEDS = (1, 2, 3)
-STEPS = 120
+RATES, STEPS = (3e-4, 1e-3, 3e-3), 120
 
 
 def networks(weights: Path, folder: Path) -> dict[str, Candidate]:
@@ -59,12 +59,11 @@ def fine_tuned(candidate: Candidate, images: pd.DataFrame, cut: str, size: int, 
     )
     experiment = Experiment(network, images, resize="crop")
     trials = Trials(file, settings=experiment.settings)
-    middle, first = (experiment.first_stage(cut, name) for name in ("auto", "all"))
-    arms = [(middle, 3e-4), (middle, 1e-3), (first, 1e-3)]
-    race = [Trial("race", "fine-tuned", cut, stage, rate, STEPS, seed) for stage, rate in arms for seed in (0, 1001)]
-    losses = {trial: result.get("log_loss", np.inf) for trial, result in trials.run(race, experiment.run).items()}
-    means = {arm: np.mean([losses[t] for t in race if (t.stage, t.learning_rate) == arm]) for arm in arms}
-    stage, rate = min(means, key=means.get)
+    stage = experiment.first_stage(cut, "auto")
+    race = [Trial("race", "fine-tuned", cut, stage, rate, STEPS) for rate in RATES]
+    raced = trials.run(race, experiment.run)
+    losses = {trial.learning_rate: result.get("log_loss", np.inf) for trial, result in raced.items()}
+    rate = min(losses, key=losses.get)
     final = [Trial("final", "fine-tuned", cut, stage, rate, STEPS, seed) for seed in SEEDS]
     final += [Trial("final", "frozen", cut, seed=seed) for seed in SEEDS]
     results = trials.run(final, experiment.run)
