@@ -39,7 +39,7 @@ def main() -> None:
     real = Path(os.environ["REAL_DATA_DIR"]).resolve()
     helpers.ROOT = Path(tempfile.mkdtemp())
     try:
-        candidates = list(networks(real / "weights", helpers.ROOT).values())[:3]
+        candidates = list(networks(real / "weights", helpers.ROOT, options.size).values())[:3]
         images = exclude_problems(*check_images(find_images(real / "data" / "flowers")))
         images = split_images(images.groupby("label").head(options.images // 5).reset_index(drop=True))
         pixels = load_pixels(images, image_size=(options.size, options.size))

@@ -32,21 +32,23 @@ SEEDS = (1, 2, 3)
 RATES, STEPS = (3e-4, 1e-3, 3e-3), 120
 
 
-def networks(weights: Path, folder: Path) -> dict[str, Candidate]:
-    """Returns the networks by name; the narrow MobileNet, which has no name of its own, becomes a file."""
-    narrow = folder / "mobilenet_0.25.keras"
-    if not narrow.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        options = {"alpha": 0.25, "include_top": False, "input_shape": (128, 128, 3)}
+def networks(weights: Path, folder: Path, size: int) -> dict[str, Candidate]:
+    """Returns the networks by name; two become files: they have no name, or are stored for another image size."""
+    folder.mkdir(parents=True, exist_ok=True)
+    narrow, squeeze = folder / f"mobilenet_0.25-{size}.keras", folder / f"squeezenet-{size}.keras"
+    if not squeeze.exists():
+        options = {"alpha": 0.25, "include_top": False, "input_shape": (size, size, 3)}
         file = weights / "mobilenet_v1_0.25_128_notop.weights.h5"
         keras.applications.MobileNet(weights=str(file), **options).save(narrow)
+        stored = keras.models.load_model(weights / "squeezenet_imagenet_notop.keras", compile=False)
+        resized = keras.models.clone_model(stored, input_tensors=keras.Input((size, size, 3)))
+        resized.set_weights(stored.get_weights())
+        resized.save(squeeze)
     mobilenet = str(weights / "mobilenet_v2_1.0_224_notop.weights.h5")
     return {
         "MobileNetV2": Candidate("MobileNetV2", "MobileNetV2", mobilenet),
         "MobileNet 0.25": Candidate("MobileNet 0.25", str(narrow), preprocessing="tf"),
-        "SqueezeNet": Candidate(
-            "SqueezeNet", str(weights / "squeezenet_imagenet_notop.keras"), preprocessing="caffe"
-        ),
+        "SqueezeNet": Candidate("SqueezeNet", str(squeeze), preprocessing="caffe"),
         "MobileNetV2, random": Candidate("MobileNetV2, random", "MobileNetV2", "None"),
     }
 
@@ -86,7 +88,7 @@ def main() -> None:
         print("Left out: REAL_DATA_DIR names no folder with photos and weights.")
         return
     real, rows = Path(os.environ["REAL_DATA_DIR"]).resolve(), []
-    candidates = networks(real / "weights", resolve_path("runs/.ranks"))
+    candidates = networks(real / "weights", resolve_path("runs/.ranks"), options.size)
     for name in options.sets:
         images = exclude_problems(*check_images(find_images(real / "data" / PHOTOS[name][0])))
         images = split_images(images, test_fraction=0.5)
