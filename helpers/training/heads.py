@@ -19,9 +19,18 @@ from helpers.data.stores import StoredArray
 CS = tuple(float(c) for c in np.logspace(-4, 3, 15).round(5))
 """Inverse regularisation strengths C that `fit_head` tries, ascending, for features of unit mean variance."""
 
+TOLERANCE = 1e-6
+"""Of the solver. scikit-learn's own, 1e-4, ends early with many classes and features: it looks at the largest
+derivative, and each of 200,000 is small."""
+
 
 def fit_head(
-    features: np.ndarray | StoredArray, labels: np.ndarray, *, cs: tuple = CS, class_weight: str | None = None
+    features: np.ndarray | StoredArray,
+    labels: np.ndarray,
+    *,
+    cs: tuple = CS,
+    class_weight: str | None = None,
+    tolerance: float = TOLERANCE,
 ) -> LogisticRegression:
     """Returns the best linear head: L2-regularised multinomial logistic regression, fitted to convergence.
 
@@ -33,6 +42,7 @@ def fit_head(
         labels: int (images,), of two classes or more.
         cs: values of C to try, ascending, from the middle to both sides, until two in a row are no better.
         class_weight: of the solution and of the log-loss that chooses C: see `weigh_classes`.
+        tolerance: of the largest derivative, at which the solver ends.
 
     Returns:
         A LogisticRegression that takes the features as they are, with the added attributes `C_`, `losses_` (C tried
@@ -48,10 +58,10 @@ def fit_head(
     # wait for each other make them ten times slower on a machine that does something else, too.
     with threadpool_limits(1):
         scaled, restore = _standardise(features)
-        held_out = _cross_validate(scaled.astype("float32"), labels, cs, weights)
+        held_out = _cross_validate(scaled.astype("float32"), labels, cs, weights, tolerance)
         losses = {tried: float(each[0].mean()) for tried, each in held_out.items()}
         c = min(losses, key=losses.get)
-        head = _solve(scaled, labels, c, weights)
+        head = _solve(scaled, labels, c, weights, tolerance)
     head.coef_, head.intercept_ = restore(head.coef_, head.intercept_)
     head.C_, head.losses_, (head.held_out_losses_, head.held_out_correct_) = c, losses, held_out[c]
     head.n_features_in_ = features.shape[1]
@@ -76,10 +86,8 @@ def _standardise(features: np.ndarray):
     return scaled, restore
 
 
-def _solve(features, labels, c: float, weights: dict | None, *, start=None) -> LogisticRegression:
-    # scikit-learn's own tolerance, 1e-4, ends early with many classes and features: it looks at the largest
-    # derivative, and each of 200,000 is small.
-    head = LogisticRegression(C=c, warm_start=start is not None, max_iter=1000, tol=1e-6, class_weight=weights)
+def _solve(features, labels, c: float, weights: dict | None, tolerance: float, *, start=None) -> LogisticRegression:
+    head = LogisticRegression(C=c, warm_start=start is not None, max_iter=1000, tol=tolerance, class_weight=weights)
     if start is not None:
         head.coef_, head.intercept_ = start.coef_.copy(), start.intercept_.copy()
     with warnings.catch_warnings():
@@ -87,7 +95,7 @@ def _solve(features, labels, c: float, weights: dict | None, *, start=None) -> L
         return head.fit(features, labels)
 
 
-def _cross_validate(features, labels, cs: tuple[float, ...], weights: dict | None) -> dict[float, np.ndarray]:
+def _cross_validate(features, labels, cs: tuple, weights: dict | None, tolerance: float) -> dict[float, np.ndarray]:
     """Returns for each C tried, from the middle to both sides, the held-out images' weighted log-losses, and hits."""
     classes, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if min(counts) == 1:  # a class with one image cannot be held out: the middle of the range is as good as any
@@ -100,7 +108,7 @@ def _cross_validate(features, labels, cs: tuple[float, ...], weights: dict | Non
 
     def score(fold: int, c: float) -> tuple[np.ndarray, np.ndarray]:
         fit, held_out = parts[fold]
-        head = heads[fold] = _solve(features[fit], labels[fit], c, weights, start=heads[fold])
+        head = heads[fold] = _solve(features[fit], labels[fit], c, weights, tolerance, start=heads[fold])
         probabilities = head.predict_proba(features[held_out])
         of_truth = probabilities[np.arange(len(held_out)), place[held_out]]
         losses = -of_images[held_out] * np.log(np.clip(of_truth, np.finfo("float32").eps, None))

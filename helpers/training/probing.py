@@ -9,6 +9,11 @@ from helpers.backbones.stages import cut_points, pool_features
 from helpers.training.activations import load_activations
 from helpers.training.heads import fit_head
 
+_WORSE = (
+    2  # cuts in a row that are clearly worse than a later one: those before them aren't tried to compare networks
+)
+_ROUGHLY = 1e-3  # tolerance of the solver, to compare networks: log-losses change by about 0.001
+
 
 def load_features(network: keras.Model, pixels: dict) -> tuple[dict[str, dict], float]:
     """Returns the features at each cut point, from one forward pass that is kept on disk: `load_activations`.
@@ -41,9 +46,9 @@ def probe_depth(network: keras.Model, pixels: dict, labels: dict, *, class_weigh
         the validation images). Numbers have five digits, as in a file that is saved of them.
     """
     features, _ = load_features(network, pixels)
-    train, validation = ({cut: x[part] for cut, x in features.items()} for part in ("train", "validation"))
-    table, heads = _probe(network, train, labels["train"], class_weight)
-    predicted = {cut: head.predict_proba(validation[cut]).argmax(axis=1) for cut, head in heads.items()}
+    heads = {cut: fit_head(x["train"], labels["train"], class_weight=class_weight) for cut, x in features.items()}
+    table = _describe(network, heads)
+    predicted = {cut: head.predict_proba(features[cut]["validation"]).argmax(axis=1) for cut, head in heads.items()}
     table["accuracy"] = [float((predicted[cut] == labels["validation"]).mean()) for cut in table["cut"]]
     return table.map(lambda value: float(f"{value:.5g}") if isinstance(value, float) else value)
 
@@ -52,25 +57,29 @@ def probe_all(network: keras.Model, pixels: dict, labels: dict, *, class_weight:
     """Returns the head at the cut that `choose_cut` takes, this cut, and the seconds of the forward pass.
 
     Takes what `probe_depth` takes, but all parts that have labels are cross-validated together: to compare networks.
+    Heads are fitted from the end back until some in a row are clearly worse, and no more precisely than is needed.
     """
     features, seconds = load_features(network, pixels)
-    joined = {cut: np.concatenate([x[part] for part in labels]) for cut, x in features.items()}
-    table, heads = _probe(network, joined, np.concatenate(list(labels.values())), class_weight)
+    labelled, heads = np.concatenate(list(labels.values())), {}
+    for cut in reversed(features):
+        joined = np.concatenate([features[cut][part] for part in labels])
+        heads[cut] = fit_head(joined, labelled, class_weight=class_weight, tolerance=_ROUGHLY)
+        table = _describe(network, dict(reversed(heads.items())))
+        if len(heads) > _WORSE and (table["behind"] > 2 * table["error"]).iloc[:_WORSE].all():
+            break
     cut = choose_cut(table)
     return heads[cut], cut, seconds
 
 
-def _probe(network: keras.Model, features: dict, labels: np.ndarray, class_weight: str) -> tuple[pd.DataFrame, dict]:
-    """Returns the columns of `probe_depth` that need no other images, and the heads by cut point."""
-    costs = cut_points(network)
-    heads = {cut: fit_head(x, labels, class_weight=class_weight) for cut, x in features.items()}
-    losses = {cut: head.losses_[head.C_] for cut, head in heads.items()}
+def _describe(network: keras.Model, heads: dict) -> pd.DataFrame:
+    """Returns the columns of `probe_depth` that need no other images, of heads by cut point."""
+    costs, losses = cut_points(network), {cut: head.losses_[head.C_] for cut, head in heads.items()}
     best, rows = heads[min(losses, key=losses.get)], []
     for cut, head in heads.items():
         behind = head.held_out_losses_ - best.held_out_losses_
         row = {"cut": cut, "cost": costs[cut], "features": head.n_features_in_, "log_loss": losses[cut]}
         rows.append(row | {"behind": behind.mean(), "error": behind.std(ddof=1) / np.sqrt(len(behind))})
-    return pd.DataFrame(rows), heads
+    return pd.DataFrame(rows)
 
 
 def choose_cut(probe: pd.DataFrame, cut: str = "auto") -> str:

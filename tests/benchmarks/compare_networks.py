@@ -2,9 +2,9 @@
 
     REAL_DATA_DIR=... python tests/benchmarks/compare_networks.py [--images 500] [--size 224] [--rounds 3]
 
-MobileNetV2, MobileNet (a quarter as wide) and SqueezeNet on so many flowers. In turns, in one process: the forward
-passes alone, of loaded networks, in batches, over decoded images; and `rank_networks`, from loading the networks to
-the table, with nothing kept. Printed is the ratio of their medians.
+MobileNetV2, MobileNet (a quarter as wide) and SqueezeNet on so many flowers, decoded beforehand. In turns, in one
+process: each network is loaded and passes over the images once; and `rank_networks`, from loading the networks to the
+table, with nothing kept. Printed is the ratio of their medians.
 
 REAL_DATA_DIR names a folder with the photos and the weights.
 """
@@ -44,15 +44,12 @@ def main() -> None:
         images = split_images(images.groupby("label").head(options.images // 5).reset_index(drop=True))
         pixels = load_pixels(images, image_size=(options.size, options.size))
         everything = np.concatenate([np.asarray(part) for part in pixels.values()])
-        loaded = [
-            load_backbone(c.backbone, weights=c.weights, preprocessing=c.preprocessing, image_size=options.size)
-            for c in candidates
-        ]
         passes, comparisons = [], []
         for _ in range(options.rounds):
             started = perf_counter()
-            for network in loaded:
-                compute_activations(network, everything)
+            for one in candidates:
+                own = {"weights": one.weights, "preprocessing": one.preprocessing, "image_size": options.size}
+                compute_activations(load_backbone(one.backbone, **own), everything)
             passes.append(perf_counter() - started)
             shutil.rmtree(helpers.ROOT / "runs" / ".activations", ignore_errors=True)
             started = perf_counter()
