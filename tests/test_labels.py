@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from helpers.evaluation.learning_curves import DAMPING, LEVEL, extrapolate, find_crossing
+from helpers.study.labels import _ARMS as ARMS
+from helpers.study.labels import _pays, describe_labels
 
 LABELS = [40, 80, 160, 320]
 
@@ -80,3 +82,42 @@ def test_it_is_said_from_how_many_labels_on_fine_tuning_pays():
     assert find_crossing(LABELS, always, margin=0.1) == {"labels": None, "low": None, "high": None}
     twice = comparisons((0.02, 0.03, 0.04), (-0.04, -0.03, -0.02), (0.02, 0.03, 0.04), (0.02, 0.03, 0.04))
     assert 80 < find_crossing(LABELS, twice, margin=0.0)["labels"] < 160  # the last time counts
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.02, 0.05, "Label more: twice the labels would bring the frozen network about +3.5 points"),
+        (0.001, 0.05, "Label more: "),
+        (-0.02, 0.05, "Whether more labels would pay is not certain: "),
+        (-0.004, 0.006, "More labels of this kind would bring little: "),
+        (0.001, 0.006, "More labels of this kind would bring little: "),
+    ],
+)
+def test_the_headline_says_whether_to_label_more(low, high, said):
+    ahead = {"accuracy": 0.9, "accuracy_low": 0.85, "accuracy_high": 0.95}
+    ahead |= {"gain": (low + high) / 2, "gain_low": low, "gain_high": high}
+    answer = {"labels": [40, 80, 160], "margin": 0.01, "chosen": "frozen", "stopped": "it was interrupted"}
+    answer |= {"pays_from": {"labels": None, "low": None, "high": None}, "twice": dict.fromkeys(ARMS, ahead)}
+    words = describe_labels(answer)
+    assert words["headline"].startswith(said) and f"{100 * low:+.1f} to {100 * high:+.1f}" in words["headline"]
+    assert "not more than 1.0 points better than frozen with the 160 training images" in words["explanation"]
+    assert (
+        "to 320 training images, the accuracy would be 90.0 % (frozen) and 90.0 % (fine-tuned" in words["explanation"]
+    )
+    assert words["explanation"].endswith("The curve is not complete: it was interrupted.")
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ((33.0, 20, 80.0), "from about 33 training images on (95 % interval 20 or fewer to 80)."),
+        ((33.0, 25.0, None), "from about 33 training images on (95 % interval 25 to more than 160)."),
+        ((20, 20, 80.0), "better than frozen at 20 already (95 % interval 20 or fewer to 80)."),
+        ((20, 20, 20), "better than frozen with any number of training images that was tried, from 20 on."),
+        ((None, 50.0, None), "with the 160 training images that there are, though the intervals leave that open."),
+    ],
+)
+def test_words_say_from_how_many_labels_on_it_pays(found, said):
+    answer = {"labels": [20, 40, 80, 160], "margin": 0.01}
+    assert said in _pays(answer | {"pays_from": dict(zip(("labels", "low", "high"), found, strict=True))})

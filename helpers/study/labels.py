@@ -16,7 +16,7 @@ FRACTIONS = (0.125, 0.25, 0.5, 1.0)
 
 _ARMS = ("frozen", "fine-tuned")
 _MOST_TIME = 1.5  # of the final's, by what the trainings cost
-_LEAST_PAIRS = 2
+_PAIRS = 2, 3  # at least and at most, if nobody asks for more
 _SMALLEST_STEP = 1.3  # between two counts of training images: classes that are too small to halve make no level
 
 
@@ -31,8 +31,8 @@ class LabelCurve:
         experiment: the study's network, images and recipe.
         verdict: what `Study.verdict` returned, or `verdict.json` holds. A ValueError if it compares nothing.
         file: the study's trials, to which these are added, and `cluster`: who does them (`Trials`).
-        pairs: on how many of the final's splits and seeds the curve rests; 0 for as many as take one and a half times
-            as long as the final, at most. A ValueError if the final has fewer.
+        pairs: on how many of the final's splits and seeds the curve rests; 0 for two or three, as long as that costs
+            at most one and a half times what the final did. A ValueError if the final has fewer.
 
     Attributes:
         labels: how many training images each fraction is, ascending. A ValueError if not even two differ.
@@ -71,7 +71,7 @@ class LabelCurve:
         arms = self.verdict["arms"]
         final = sum(self._cost(arm) * arm["pairs"] for arm in arms.values())
         pair = self._cost(arms["fine-tuned"]) * (len(self.labels) - 1)
-        return int(np.clip(_MOST_TIME * final / pair, _LEAST_PAIRS, self.verdict["comparison"]["pairs"]))
+        return min(int(np.clip(_MOST_TIME * final / pair, *_PAIRS)), self.verdict["comparison"]["pairs"])
 
     def _cost(self, arm: dict) -> float:
         """Returns what an arm's training costs: steps through the share of the network that learns."""
@@ -171,7 +171,7 @@ def describe_labels(answer: dict) -> dict[str, str]:
     points = 100 * answer["margin"]
     span = f"{gain['gain']:+z.1f} points (90 % interval {gain['gain_low']:+z.1f} to {gain['gain_high']:+z.1f})"
     twice = f"Twice the labels would bring the {chosen} network about {span}"
-    if gain["gain_low"] > points:
+    if gain["gain_low"] > 0 and gain["gain_high"] >= points:  # as `decide` has it
         headline = f"Label more: {twice[0].lower()}{twice[1:]}."
     elif gain["gain_high"] < points:
         headline = f"More labels of this kind would bring little: {twice[0].lower()}{twice[1:]}."
