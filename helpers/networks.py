@@ -117,8 +117,10 @@ def rank_networks(
         interval holds 0; cut, the first stage that is left out; ms_per_image, what the forward pass took here;
         parameters and image_size (pixels); and problem, "" or why there are no results.
     """
+    from helpers.training.probing import ROUGHLY  # here: TensorFlow takes seconds, and refusals need none
+
     settings = {"images": _digest(images), "resize": resize, "image_size": image_size, "class_weight": class_weight}
-    settings["seed"] = seed
+    settings |= {"seed": seed, "tolerance": ROUGHLY}
     trials = Trials(file, settings=settings, cluster=cluster, failed_again=True)
     work = partial(_probe, images, resize, image_size, class_weight, seed)
     results = trials.run([candidate.trial for candidate in candidates], work, title="networks")

@@ -1,6 +1,6 @@
 """The pipeline: `python -m helpers.run` executes the numbered notebooks with papermill, and writes the report.
 
-01 to 05, that is; 06, which takes as long as 04 once more, with `--labels`.
+01 to 05, that is; with `--labels` also 06, which takes about as long as 04's final.
 
 Each is executed once: the same command again resumes with the first notebook that has not finished. With other
 parameters, those notebooks are executed again that they concern, and earlier results are kept.
@@ -63,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         declared = {name: parameter for step in steps for name, parameter in step.declared.items()}
         asked = _parser(declared).parse_args(arguments)
         steps = [step for step in steps if asked.labels or step.template.stem != LABELS]
+        declared = {name: parameter for step in steps for name, parameter in step.declared.items()}
         values = _given_values(asked, declared)
         run = ROOT / "runs" / (asked.name or run_name(values, declared))
         chosen = _fill_in(run, steps, values)
@@ -282,7 +283,8 @@ def _table(metrics: dict) -> str:
     form = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
     lines = [form.format(*row) for row in rows]
     table = "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]]) if rows[1:] else ""
-    return "".join(part + "\n\n" for part in [table, wrapped(metrics.get("answer", ""))] if part)
+    answers = [wrapped(metrics[name]) for name in ("answer", "labels") if metrics.get(name)]
+    return "".join(part + "\n\n" for part in [table, *answers] if part)
 
 
 if __name__ == "__main__":

@@ -119,11 +119,17 @@ def test_a_frozen_choice_is_described_as_such(run):
 
 def test_what_more_labels_would_bring_goes_into_it(run):
     assert "How many labels" not in write_card(run).read_text()
-    content = json.loads((run / "verdict.json").read_text())
-    content["labels"] = {"headline": "Label more: 5 points.", "explanation": "Fine-tuning pays from 33 images on."}
-    (run / "verdict.json").write_text(json.dumps(content))
+    headline = json.loads((run / "verdict.json").read_text())["headline"]
+    content = {
+        "headline": "Label more: 5 points.",
+        "explanation": "It is better with 33 or more.",
+        "verdict": headline,
+    }
+    (run / "labels.json").write_text(json.dumps(content))
     analyses = section(write_card(run).read_text(), "Quantitative analyses")
-    assert "### How many labels\n\nLabel more: 5 points. Fine-tuning pays from 33 images on." in analyses
+    assert "### How many labels\n\nLabel more: 5 points. It is better with 33 or more." in analyses
+    (run / "labels.json").write_text(json.dumps(content | {"verdict": "Freeze: an earlier one."}))
+    assert "How many labels" not in write_card(run).read_text(), "04 has another verdict by now"
 
 
 def test_tables_of_other_steps_go_into_it(run):

@@ -7,7 +7,7 @@ from networks import coloured_images, stage_network
 
 from helpers.backbones import truncate
 from helpers.backbones.stages import cut_points
-from helpers.training import choose_cut, compute_activations, fit_head, probe_depth
+from helpers.training import choose_cut, compute_activations, fit_head, probe_depth, probing
 from helpers.training.probing import load_features
 
 
@@ -66,3 +66,24 @@ def test_held_out_losses_are_of_each_image():
     odd = features.copy()
     odd[7] = features[labels == (labels[7] + 1) % 3].mean(axis=0)  # an image that looks like another class
     assert fit_head(odd, labels).held_out_losses_[7] > np.median(head.held_out_losses_) + 0.5
+
+
+@pytest.mark.parametrize("best", [6, 2])
+def test_to_compare_networks_the_cut_is_that_of_all_heads_and_hopeless_ones_are_not_fitted(monkeypatch, best):
+    """Eight cuts, whose features tell more and more up to the best one, and less behind it."""
+    rng, labels = np.random.default_rng(0), np.repeat([0, 1, 2], 40)
+    noise = [0.8 + 0.8 * abs(number - best) for number in range(8)]
+    features = {
+        f"cut{number}": {"train": np.eye(3)[labels] + spread * rng.normal(size=(120, 3))}
+        for number, spread in enumerate(noise)
+    }
+    costs, fitted = {cut: number / 7 for number, cut in enumerate(features)}, []
+    monkeypatch.setattr(probing, "load_features", lambda network, pixels: (features, 1.5))
+    monkeypatch.setattr(probing, "cut_points", lambda network: costs)
+    monkeypatch.setattr(probing, "fit_head", lambda *x, **options: fitted.append(x) or fit_head(*x, **options))
+    heads = {cut: fit_head(x["train"], labels) for cut, x in features.items()}
+    expected = choose_cut(probing._describe(None, heads))
+    head, cut, seconds = probing.probe_all(None, {}, {"train": labels})
+    assert cut == expected == f"cut{best}" and seconds == 1.5
+    assert head.losses_[head.C_] == pytest.approx(heads[cut].losses_[heads[cut].C_], abs=2e-3)
+    assert len(fitted) == (8 - best) + 2 if best > 2 else len(fitted) <= 8

@@ -106,7 +106,7 @@ def test_it_says_what_to_do_next(page):
     assert "in 1 of those listed" in label
     assert f"pets/<7>.png, labelled {CLASSES[0]}, predicted {CLASSES[1]} (99 %)" in label
     assert collect.startswith(f"Add images of {CLASSES[0]}: 50 %") and "noise" in harden and "20 points" in harden
-    assert ask.startswith("To see whether more labels would pay: make labels NAME=")
+    assert ask.startswith("To see whether more labels would pay off: make labels NAME=")
     assert "damaged (1, left out), animation (1, kept)" in page.find(id="next").find_parent("section").text
 
 
@@ -116,7 +116,6 @@ def test_it_says_what_to_do_next(page):
         ({}, None),
         ({"verdict": "no difference shown"}, "BUDGET: this study would likely have shown a difference of 4.0 points"),
         ({"arms": {"frozen": {"test_accuracy": 0.7, "seconds": 1.0}}}, "Try another network"),
-        ({"labels": {"headline": "Label more: twice the labels would bring 3 points."}}, "Label more: twice"),
     ],
 )
 def test_a_study_that_did_not_decide_and_a_poor_network_are_told(tmp_path, changes, words):
@@ -124,6 +123,22 @@ def test_a_study_that_did_not_decide_and_a_poor_network_are_told(tmp_path, chang
     (run / "verdict.json").write_text(json.dumps(verdict(**changes)))
     found = next_steps(RunFolder(run))[2:-2] if words is None else next_steps(RunFolder(run))
     assert found == [] if words is None else any(words in step for step in found)
+
+
+@pytest.mark.parametrize("headline", ["Label more: 3 points.", "More labels of this kind would bring little: 0."])
+def test_what_more_labels_would_bring_is_told_and_a_step_if_it_is_much(tmp_path, headline):
+    run = write_run(tmp_path / "x")
+    answer = {"headline": headline, "explanation": "With about 33 or more.", "verdict": verdict()["headline"]}
+    (run / "labels.json").write_text(json.dumps(answer))
+    steps = next_steps(RunFolder(run))
+    assert (headline in steps) == headline.startswith("Label more")
+    assert not any("make labels" in step for step in steps)
+    page = BeautifulSoup(write_report(run).read_text(), "html.parser")
+    assert page.find(class_="labels").text == f"How many labels? {headline} With about 33 or more."
+    (run / "labels.json").write_text(json.dumps(answer | {"verdict": "of an earlier study"}))
+    assert any("make labels" in step for step in next_steps(RunFolder(run)))
+    (run / "verdict.json").write_text(json.dumps(verdict(comparison={})))
+    assert not any("make labels" in step for step in next_steps(RunFolder(run))), "06 would refuse"
 
 
 def test_executed_notebooks_are_linked(run, page):

@@ -542,8 +542,8 @@ def test_the_curve_has_the_finals_arms_on_its_splits_and_repeats_no_training(und
     assert again.trials.done == []
 
 
-def test_the_answer_says_what_the_curves_say(make_curve):
-    curve = make_curve()
+def test_the_answer_says_what_the_curves_say(undisturbed, make_curve):
+    curve, verdict = make_curve(), undisturbed[1][2]
     correct = curve.run()
     table, answer = curve.table(correct), curve.answer(correct)
     assert table["labels"].tolist() == [9, 15, 30, 57, 114] * 2
@@ -554,7 +554,8 @@ def test_the_answer_says_what_the_curves_say(make_curve):
     assert ((table["low"] <= table["test_accuracy"]) & (table["test_accuracy"] <= table["high"])).all()
     for level, difference in enumerate(answer["differences"]):
         expected = correct["fine-tuned"][level].mean() - correct["frozen"][level].mean()
-        assert difference["difference"] == pytest.approx(expected)
+        of_final = verdict["comparison"]["difference"]  # with all labels, of all its pairs
+        assert difference["difference"] == pytest.approx(expected if level < 3 else of_final)
     assert "114 training images" in answer["explanation"] and answer["headline"].endswith(".")
     assert json.loads(json.dumps(answer)) == answer  # plain values
     figure = plot_labels(table)
@@ -562,28 +563,31 @@ def test_the_answer_says_what_the_curves_say(make_curve):
 
 
 def test_a_stopped_curve_shows_whole_pairs_and_ends_the_same(make_curve, monkeypatch):
-    curve = make_curve()
-    expected = make_curve(file=curve.trials.file.with_name("other.jsonl")).run()
-    run = curve.experiment.run
+    curve = make_curve(pairs=3)
+    expected = make_curve(pairs=3, file=curve.trials.file.with_name("other.jsonl")).run()
+    run, stop = curve.experiment.run, 8
 
     def interrupted(trial: Trial) -> dict:
-        if len(curve.trials.done) == 8:
+        if len(curve.trials.done) == stop:
             raise KeyboardInterrupt
         return run(trial)
 
     monkeypatch.setattr(curve.experiment, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="it resumes"):  # one pair does not say how much pairs differ
+        curve.run()
+    curve, stop = make_curve(pairs=3), 7
     partly = curve.run()
-    assert partly["frozen"].shape[1] == 1 and "interrupted" in curve.stopped
+    assert partly["frozen"].shape[1] == 2 and "interrupted" in curve.stopped
     answer = curve.answer(partly)
-    assert answer["pairs"] == 1 and "not complete: it was interrupted" in answer["explanation"]
+    assert answer["pairs"] == 2 and "incomplete: training was interrupted" in answer["explanation"]
     monkeypatch.setattr(curve.experiment, "run", run)
-    resumed = make_curve()
+    resumed = make_curve(pairs=3)
     np.testing.assert_equal(resumed.run(), expected)
     assert 0 < len(resumed.trials.done) < 2 * 3 * resumed.pairs
 
 
 def test_a_training_that_fails_takes_its_pair_from_the_curve_and_is_told(make_curve, monkeypatch):
-    curve = make_curve()
+    curve = make_curve(pairs=3)
     run = curve.experiment.run
 
     def failing(trial: Trial) -> dict:
@@ -592,10 +596,13 @@ def test_a_training_that_fails_takes_its_pair_from_the_curve_and_is_told(make_cu
         return run(trial)
 
     monkeypatch.setattr(curve.experiment, "run", failing)
-    assert curve.run()["frozen"].shape[1] == curve.pairs - 1
+    assert curve.run()["frozen"].shape[1] == 2
     assert "MemoryError: too little" in curve.stopped and "0.25 of the labels" in curve.stopped
+    monkeypatch.setattr(curve.experiment, "run", run)
+    again = make_curve(pairs=3)
+    assert again.run()["frozen"].shape[1] == 3 and len(again.trials.done) == 2, "what failed is tried again"
     monkeypatch.setattr(curve.experiment, "run", lambda trial: 1 / 0)
-    with pytest.raises(ValueError, match="No pair of trainings could be completed.*ZeroDivisionError"):
+    with pytest.raises(ValueError, match="Fewer than two pairs of trainings could be completed.*ZeroDivisionError"):
         LabelCurve(curve.experiment, curve.verdict, file=curve.trials.file.with_name("new.jsonl")).run()
 
 
@@ -603,12 +610,25 @@ def test_what_has_no_curve_is_refused(undisturbed, tmp_path):
     study, (_, _, verdict) = undisturbed
     with pytest.raises(ValueError, match="before two pairs of its final were complete"):
         LabelCurve(study.experiment, verdict | {"comparison": {}}, file=tmp_path / "study.jsonl")
-    for pairs in (-1, 4):
-        with pytest.raises(
-            ValueError, match=f"Expected `pairs` of 0 to 3, as many as 04's final has. Received {pairs}"
-        ):
+    for pairs in (-1, 1, 4):
+        with pytest.raises(ValueError, match=f"`pairs` of 2 to 3, as many as 04's final has, or 0. Received {pairs}"):
             LabelCurve(study.experiment, verdict, file=tmp_path / "study.jsonl", pairs=pairs)
     few = make_experiment(write_images(tmp_path / "few", 12))
     with pytest.raises(ValueError, match=r"too small to halve: \d+ training images of 3 classes.*Add images"):
         LabelCurve(few, verdict, file=tmp_path / "study.jsonl")
     assert not (tmp_path / "study.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "everything", "stage", "fitting"),
+    [(2, 0, "conv3", 2), (4, 0, "conv3", 2), (4, 2, "conv3", 3), (20, 0, "conv3", 3), (4, 0, "conv4", 3)],
+)
+def test_as_many_pairs_as_fit_into_the_time(pairs, everything, stage, fitting):
+    curve = object.__new__(LabelCurve)
+    arms = {"frozen": {"cut": "head", "stage": "", "steps": 0, "pairs": pairs}}
+    arms["fine-tuned"] = {"cut": "head", "stage": stage, "steps": 120, "pairs": pairs}
+    if everything:
+        arms["everything"] = {"cut": "head", "stage": "conv1", "steps": 120, "pairs": everything}
+    curve.experiment = SimpleNamespace(costs=COSTS | {"conv4": 1.0})  # a last stage that costs next to nothing
+    curve.labels, curve.verdict = [10, 20, 40, 80], {"arms": arms, "comparison": {"pairs": pairs}}
+    assert curve._fitting_pairs() == fitting

@@ -119,6 +119,7 @@ def check_labels(run, metrics: dict) -> None:
     assert table["labels"].tolist() == [6, 12, 24, 48] * 2 and table["extrapolated"].sum() == 2
     assert verdict["labels"]["margin"] == 0.025 and verdict["labels"]["labels"] == [6, 12, 24]
     assert metrics["labels"].startswith(verdict["labels"]["headline"])
+    assert read_json(run / "labels.json") == verdict["labels"] and verdict["labels"]["verdict"] == verdict["headline"]
     adopted = read_json(run / "notebooks.json")["06_how_many_labels"]["adopted"]
     assert adopted == {"min_lr_factor": 0.5, "augmentation": "flip", "batch_size": 5, "class_weight": "balanced"}
     trials = [json.loads(line).get("trial", {}) for line in (run / "study.jsonl").read_text().splitlines()]

@@ -7,7 +7,7 @@ trend in forecasting (Gardner and McKenzie 1985, doi:10.1287/mnsc.31.10.1237).
 """
 
 import numpy as np
-from scipy.stats import t
+from scipy.stats import norm, t
 
 from helpers.evaluation.intervals import mean_over_pairs
 
@@ -35,27 +35,25 @@ def extrapolate(labels: np.ndarray, correct: np.ndarray, *, factor: float = 2.0)
         (`compare_pairs`), and the law's own error.
     """
     wrong = 1.0 - np.asarray(correct, "float64")
-    images = wrong.shape[2]
-    errors = np.maximum(wrong.mean(axis=(1, 2)), 0.5 / images)
+    least = 0.5 / wrong.shape[2]  # an error of 0 has no logarithm
+    now, errors = float(wrong[-1].mean()), np.maximum(wrong.mean(axis=(1, 2)), least)
     places = np.log2(labels) - np.log2(labels).mean()
     slope = places / (places**2).sum()  # of least squares: what each point's logarithm counts for the exponent
-    if slope @ np.log(errors) > 0:  # worse with more labels: not expected to go on
-        slope = np.zeros(len(labels))
     weights = DAMPING * np.log2(factor) * slope
     weights[-1] += 1  # continued from what all labels give
-    expected = float(np.exp(weights @ np.log(errors)))
+    expected = min(float(np.exp(weights @ np.log(errors))), now)  # worse with more labels: not expected to go on
     # d expected / d errors: what each image adds to the expected error, so that images and pairs vary as they do
-    table = np.tensordot(expected * weights / errors, wrong, axes=1)
-    own = expected * RULE_ERROR * np.log2(factor)
+    scale = max(expected, least)
+    table = np.tensordot(scale * weights / errors, wrong, axes=1)
+    own = norm.ppf((1 + LEVEL) / 2) * scale * RULE_ERROR * np.log2(factor)
     result = {}
-    for name, values, middle in (
-        ("accuracy", -table, 1 - expected),
-        ("gain", wrong[-1] - table, float(errors[-1] - expected)),
-    ):
+    for name, values, middle in (("accuracy", -table, 1 - expected), ("gain", wrong[-1] - table, now - expected)):
         _, error, degrees_of_freedom = mean_over_pairs(values)
-        half_width = float(t.ppf((1 + LEVEL) / 2, degrees_of_freedom) * np.hypot(error, own))
-        result |= {name: middle, f"{name}_low": middle - half_width, f"{name}_high": middle + half_width}
-    result["accuracy_low"], result["accuracy_high"] = np.clip([result["accuracy_low"], result["accuracy_high"]], 0, 1)
+        half_width = float(np.hypot(t.ppf((1 + LEVEL) / 2, degrees_of_freedom) * error, own))
+        # no accuracy is below 0 or above 1
+        low, high = (-1.0, now) if name == "gain" else (0.0, 1.0)
+        result |= {name: middle, f"{name}_low": max(middle - half_width, low)}
+        result[f"{name}_high"] = min(middle + half_width, high)
     return {name: float(value) for name, value in result.items()}
 
 

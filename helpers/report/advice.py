@@ -19,13 +19,18 @@ def next_steps(folder: RunFolder) -> list[str]:
     steps = [
         *_relabel(folder),
         *_collect(folder.classes),
-        *_label(folder.verdict),
+        *_label(folder.labels),
         *_decide(folder.verdict),
         *_harden(folder.corruptions),
         *_change_network(folder.verdict, folder.parameters),
     ]
     steps = steps or ["Nothing stands out. Try the classifier on images from where it will be used (SHIFTED=folder)."]
-    return steps if "labels" in folder.verdict else [*steps, _ask_for_labels(folder.run.name)]
+    if folder.labels or not folder.verdict.get("comparison"):
+        return steps
+    return [
+        *steps,
+        f"To see whether more labels would pay off: make labels {make_assignments({'NAME': folder.run.name})}",
+    ]
 
 
 def _relabel(folder: RunFolder) -> list[str]:
@@ -59,12 +64,9 @@ def _collect(classes) -> list[str]:
     ]
 
 
-def _label(verdict: dict) -> list[str]:
-    return [verdict["labels"]["headline"]] if "labels" in verdict else []
-
-
-def _ask_for_labels(run: str) -> str:
-    return f"To see whether more labels would pay: make labels {make_assignments({'NAME': run})}"
+def _label(labels: dict) -> list[str]:
+    headline = labels.get("headline", "")
+    return [headline] if headline.startswith("Label more") else []
 
 
 def _decide(verdict: dict) -> list[str]:

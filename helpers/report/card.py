@@ -41,6 +41,7 @@ def write_card(run: Path) -> Path:
         name=folder.run.name,
         file=Markup(repr(f"runs/{folder.run.name}/{file.name}")),
         verdict=folder.verdict,
+        labels=folder.labels,
         metrics=folder.metrics,
         model=model,
         outputs=list(enumerate(model["class_names"])),

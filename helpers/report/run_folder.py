@@ -78,6 +78,12 @@ class RunFolder:
         return self._read_table("problems.csv", {"path", "label", "problem", "severity", "action", "reason"})
 
     @cached_property
+    def labels(self) -> dict:
+        """`labels.json` of 06, see helpers/study/README.md; empty without it, and if 04 has another verdict now."""
+        found = self._read("labels.json", _read_json, {})
+        return found if found.get("verdict") == self.verdict.get("headline") else {}
+
+    @cached_property
     def notebooks(self) -> dict:
         """The executed notebooks, by name, in their order."""
         found = {path: read_executed(path) for path in sorted(self.run.glob("[0-9][0-9]_*.ipynb"))}

@@ -16,7 +16,8 @@ FRACTIONS = (0.125, 0.25, 0.5, 1.0)
 
 _ARMS = ("frozen", "fine-tuned")
 _MOST_TIME = 1.5  # of the final's, by what the trainings cost
-_PAIRS = 2, 3  # at least and at most, if nobody asks for more
+_PAIRS = 2, 3  # at least and, if nobody asks for more, at most: one says nothing about how much pairs differ
+_MOST_SEEDS = 100  # of a final
 _SMALLEST_STEP = 1.3  # between two counts of training images: classes that are too small to halve make no level
 
 
@@ -25,14 +26,15 @@ class LabelCurve:
 
     Each pair of the final draws fractions of its own training images: nested, the same of each class, of each at
     least two. Cut, first stage, rate and steps are the final's, whose trainings with all labels are not repeated.
-    Ctrl-C ends with the pairs that are complete; the same curve, made again, resumes.
+    Ctrl-C ends with the pairs that are complete, if they are two; the same curve, made again, resumes, and repeats
+    trainings that failed.
 
     Args:
         experiment: the study's network, images and recipe.
         verdict: what `Study.verdict` returned, or `verdict.json` holds. A ValueError if it compares nothing.
         file: the study's trials, to which these are added, and `cluster`: who does them (`Trials`).
-        pairs: on how many of the final's splits and seeds the curve rests; 0 for two or three, as long as that costs
-            at most one and a half times what the final did. A ValueError if the final has fewer.
+        pairs: on how many of the final's splits and seeds the curve rests, two or more; 0 for two, or three if that
+            costs at most one and a half times what the final did. A ValueError if the final has fewer.
 
     Attributes:
         labels: how many training images each fraction is, ascending. A ValueError if not even two differ.
@@ -48,9 +50,9 @@ class LabelCurve:
                 "Expected a study with a verdict. Received one that ended before two pairs of its final were "
                 "complete, or is of an earlier version. Execute 04_freeze_or_fine_tune again: it resumes."
             )
-        if not 0 <= pairs <= verdict["comparison"]["pairs"]:
-            most = verdict["comparison"]["pairs"]
-            raise ValueError(f"Expected `pairs` of 0 to {most}, as many as 04's final has. Received {pairs}.")
+        most = verdict["comparison"]["pairs"]
+        if pairs and not _PAIRS[0] <= pairs <= most:
+            raise ValueError(f"Expected `pairs` of 2 to {most}, as many as 04's final has, or 0. Received {pairs}.")
         self.experiment, self.verdict, self.stopped, self.labels, self._fractions = experiment, verdict, "", [], []
         self._arms = [_trial(name, verdict["arms"][name]) for name in _ARMS]
         for fraction in reversed(FRACTIONS):
@@ -64,14 +66,18 @@ class LabelCurve:
                 f"{len(experiment.class_names)} classes, and at least two of each class are needed. Add images."
             )
         self.pairs = pairs or self._fitting_pairs()
-        self.trials = Trials(file, settings=experiment.settings, cluster=cluster)
+        self.trials = Trials(file, settings=experiment.settings, cluster=cluster, failed_again=True)
+        known = self.trials.results()
+        whole = [seed for seed in range(1, 1 + _MOST_SEEDS) if all(_scored(known, t) for t in self._pair(seed)[-2:])]
+        self._pairs = [self._pair(seed) for seed in (whole + [*range(1, 1 + self.pairs)])[: self.pairs]]
 
     def _fitting_pairs(self) -> int:
         """Returns how many of the final's pairs fit into the time: by costs, the same on every machine."""
         arms = self.verdict["arms"]
         final = sum(self._cost(arm) * arm["pairs"] for arm in arms.values())
         pair = self._cost(arms["fine-tuned"]) * (len(self.labels) - 1)
-        return min(int(np.clip(_MOST_TIME * final / pair, *_PAIRS)), self.verdict["comparison"]["pairs"])
+        fitting = int(np.clip(_MOST_TIME * final / pair, *_PAIRS)) if pair else _PAIRS[1]
+        return min(fitting, self.verdict["comparison"]["pairs"])
 
     def _cost(self, arm: dict) -> float:
         """Returns what an arm's training costs: steps through the share of the network that learns."""
@@ -81,35 +87,35 @@ class LabelCurve:
     def describe(self) -> str:
         """Returns what is done, in a few lines."""
         counts = [f"{count:,}" for count in self.labels]
+        wanted = [trial for pair in self._pairs for trial in pair]
+        missing = len(wanted) - len(self.trials.results(wanted))
         return (
             f"labels: {', '.join(counts[:-1])} and all {counts[-1]} training images\n"
             f"pairs:  {self.pairs} of the final's {self.verdict['comparison']['pairs']}, whose trainings with all "
             f"labels are there already\n"
-            f"to do:  {self.pairs * 2 * (len(counts) - 1)} trainings, half of them of a head alone"
+            f"to do:  {missing} of {len(wanted)} trainings, half of them of a head alone"
         )
 
     def run(self) -> dict[str, np.ndarray]:
         """Returns for each arm which test images it classified correctly, bool (levels, pairs, images).
 
-        There are the pairs that are complete; a KeyboardInterrupt if there is none.
+        There are the pairs that are complete; with fewer than two, a ValueError, or the KeyboardInterrupt.
         """
-        pairs = [self._pair(seed) for seed in range(1, self.pairs + 1)]
-        wanted, self.stopped = [trial for pair in pairs for trial in pair], ""
+        wanted, stopped = [trial for pair in self._pairs for trial in pair], []
         try:
             results = self.trials.run(wanted, self.experiment.run, expected=self._expected, title="labels")
         except KeyboardInterrupt:
-            results, self.stopped = self.trials.results(wanted), "it was interrupted"
-            if not self._complete(pairs, results):
-                raise
-        failed = [f"{trial}: {result['outcome']}" for trial, result in results.items() if "correct" not in result]
-        self.stopped = "; ".join([*failed, *filter(None, [self.stopped])])
-        complete = self._complete(pairs, results)
-        if not complete:
-            raise ValueError(f"No pair of trainings could be completed. {self.stopped}")
+            results, stopped = self.trials.results(wanted), ["training was interrupted"]
+        complete = [pair for pair in self._pairs if all(_scored(results, trial) for trial in pair)]
+        if stopped and len(complete) < _PAIRS[0]:
+            raise KeyboardInterrupt("Interrupted. Execute the notebook again: it resumes.")
+        bad = [trial for trial, result in results.items() if result["outcome"].startswith(("failed", "diverged"))]
+        self.stopped = "; ".join([*stopped, *(f"{trial}: {results[trial]['outcome']}" for trial in bad)])
+        if len(complete) < _PAIRS[0]:
+            raise ValueError(f"Fewer than two pairs of trainings could be completed. {self.stopped}")
+        levels = range(len(self.labels))
         return {
-            arm.arm: np.array(
-                [[unpack(results[pair[2 * level + place]]) for pair in complete] for level in range(len(self.labels))]
-            )
+            arm.arm: np.array([[unpack(results[pair[2 * level + place]]) for pair in complete] for level in levels])
             for place, arm in enumerate(self._arms)
         }
 
@@ -117,10 +123,6 @@ class LabelCurve:
         """Returns the trials of a pair, with few labels first: each time the frozen and the fine-tuned arm."""
         phases = [("labels" if fraction < 1 else "final", fraction) for fraction in self._fractions]
         return [replace(a, phase=phase, fraction=f, seed=seed) for phase, f in phases for a in self._arms]
-
-    @staticmethod
-    def _complete(pairs: list[list[Trial]], results: dict) -> list[list[Trial]]:
-        return [pair for pair in pairs if all("correct" in results.get(trial, ()) for trial in pair)]
 
     def _expected(self, trial: Trial) -> float:
         """Returns the seconds that a trial is expected to take: what such a training took in the final."""
@@ -150,6 +152,7 @@ class LabelCurve:
         margin = self.verdict["margin"]
         tables = [correct[name] for name in _ARMS]
         comparisons = [compare_pairs(*arms, margin=margin) for arms in zip(*tables, strict=True)]
+        comparisons[-1] = self.verdict["comparison"]  # of all of the final's pairs
         told = ("difference", "low", "high")
         answer = {
             "labels": self.labels,
@@ -157,6 +160,7 @@ class LabelCurve:
             "stopped": self.stopped,
             "margin": margin,
             "chosen": self.verdict["chosen"],
+            "verdict": self.verdict["headline"],
             "differences": [{name: comparison[name] for name in told} for comparison in comparisons],
             "pays_from": find_crossing(self.labels, comparisons, margin=margin),
             "twice": {name: extrapolate(self.labels, correct[name]) for name in _ARMS},
@@ -167,46 +171,48 @@ class LabelCurve:
 def describe_labels(answer: dict) -> dict[str, str]:
     """Returns headline and explanation, in sentences, of what `LabelCurve.answer` holds."""
     chosen, most = answer["chosen"], answer["labels"][-1]
-    gain = {name: 100 * answer["twice"][chosen][name] for name in ("gain", "gain_low", "gain_high")}
-    points = 100 * answer["margin"]
-    span = f"{gain['gain']:+z.1f} points (90 % interval {gain['gain_low']:+z.1f} to {gain['gain_high']:+z.1f})"
-    twice = f"Twice the labels would bring the {chosen} network about {span}"
+    gain, points = answer["twice"][chosen], answer["margin"]
     if gain["gain_low"] > 0 and gain["gain_high"] >= points:  # as `decide` has it
-        headline = f"Label more: {twice[0].lower()}{twice[1:]}."
+        headline = "Label more"
     elif gain["gain_high"] < points:
-        headline = f"More labels of this kind would bring little: {twice[0].lower()}{twice[1:]}."
+        headline = "More labels of this kind would bring little"
     else:
-        headline = f"Whether more labels would pay is not certain: {twice[0].lower()}{twice[1:]}."
-    other = next(name for name in _ARMS if name != chosen)
-    ahead = answer["twice"][other]
+        headline = "It is uncertain whether more labels would pay off"
+    headline += f": twice as many would change the {chosen} network's accuracy by about {_points(gain)}."
+    (other,) = [name for name in _ARMS if name != chosen]
+    ahead, accuracies = answer["twice"], {name: 100 * answer["twice"][name]["accuracy"] for name in _ARMS}
     explanation = (
-        f"{_pays(answer)} Extrapolated by a damped power law to {2 * most:,} training images, the accuracy would be "
-        f"{100 * answer['twice'][chosen]['accuracy']:.1f} % ({chosen}) and {100 * ahead['accuracy']:.1f} % ({other}; "
-        f"{100 * ahead['gain']:+z.1f} points, 90 % interval {100 * ahead['gain_low']:+z.1f} to "
-        f"{100 * ahead['gain_high']:+z.1f})."
+        f"{_pays_off(answer)} Extrapolated by a damped power law to {2 * most:,} training images, the accuracy would "
+        f"be {accuracies[chosen]:.1f} % ({chosen}) and {accuracies[other]:.1f} % ({other}, a change of "
+        f"{_points(ahead[other])})."
     )
     if answer["stopped"]:
-        explanation += f" The curve is not complete: {answer['stopped']}."
+        explanation += f" The curve is incomplete: {answer['stopped']}."
     return {"headline": headline, "explanation": explanation}
 
 
-def _pays(answer: dict) -> str:
-    """Returns from how many labels on fine-tuning pays, in a sentence."""
+def _points(ahead: dict) -> str:
+    gain, low, high = (100 * ahead[name] for name in ("gain", "gain_low", "gain_high"))
+    return f"{gain:+z.1f} points (90 % interval {low:+z.1f} to {high:+z.1f})"
+
+
+def _pays_off(answer: dict) -> str:
+    """Returns from how many labels on fine-tuning pays off, in a sentence."""
     found, (least, *_, most) = answer["pays_from"], answer["labels"]
-    better = f"more than {100 * answer['margin']:.1f} points better than frozen"
+    better = f"more than {100 * answer['margin']:.1f} points better than freezing"
     if found["labels"] is None:
-        reach = "" if found["low"] is None else ", though the intervals leave that open"
-        return f"Fine-tuning is not {better} with the {most:,} training images that there are{reach}."
+        return f"Even with all {most:,} training images, fine-tuning is not shown to be {better}."
     if found["high"] is not None and found["high"] <= least:
         return f"Fine-tuning is {better} with any number of training images that was tried, from {least:,} on."
-    first = (
-        f"at {least:,} already"
-        if found["labels"] <= least
-        else f"from about {found['labels']:,.0f} training images on"
-    )
+    about = f"with about {found['labels']:,.0f} training images or more"
+    first = f"even with {least:,}" if found["labels"] <= least else about
     low = f"{least:,} or fewer" if found["low"] <= least else f"{found['low']:,.0f}"
     high = f"more than {most:,}" if found["high"] is None else f"{found['high']:,.0f}"
     return f"Fine-tuning is {better} {first} (95 % interval {low} to {high})."
+
+
+def _scored(results: dict, trial: Trial) -> bool:
+    return "correct" in results.get(trial, ())
 
 
 def _trial(name: str, arm: dict) -> Trial:

@@ -74,8 +74,8 @@ class Trials:
         if not kept:
             self._append({"settings": settings})
         if failed_again:
-            failed = [trial for trial, result in self._finished.items() if result["outcome"].startswith("failed")]
-            self._finished = {trial: result for trial, result in self._finished.items() if trial not in failed}
+            kept = self._finished.items()
+            self._finished = {t: result for t, result in kept if not result.get("outcome", "").startswith("failed")}
         if cluster:
             self._client = _connect(str(cluster))
             weakref.finalize(self, self._client.close)

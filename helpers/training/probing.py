@@ -9,10 +9,9 @@ from helpers.backbones.stages import cut_points, pool_features
 from helpers.training.activations import load_activations
 from helpers.training.heads import fit_head
 
-_WORSE = (
-    2  # cuts in a row that are clearly worse than a later one: those before them aren't tried to compare networks
-)
-_ROUGHLY = 1e-3  # tolerance of the solver, to compare networks: log-losses change by about 0.001
+# To compare networks: cuts in a row that are clearly worse than a later one (those before them are not tried), and
+# the solver's tolerance, which changes log-losses by about 0.001.
+_WORSE, ROUGHLY = 2, 1e-3
 
 
 def load_features(network: keras.Model, pixels: dict) -> tuple[dict[str, dict], float]:
@@ -63,7 +62,7 @@ def probe_all(network: keras.Model, pixels: dict, labels: dict, *, class_weight:
     labelled, heads = np.concatenate(list(labels.values())), {}
     for cut in reversed(features):
         joined = np.concatenate([features[cut][part] for part in labels])
-        heads[cut] = fit_head(joined, labelled, class_weight=class_weight, tolerance=_ROUGHLY)
+        heads[cut] = fit_head(joined, labelled, class_weight=class_weight, tolerance=ROUGHLY)
         table = _describe(network, dict(reversed(heads.items())))
         if len(heads) > _WORSE and (table["behind"] > 2 * table["error"]).iloc[:_WORSE].all():
             break
