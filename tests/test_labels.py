@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from helpers.evaluation.learning_curves import DAMPING, LEVEL, extrapolate, find_crossing
 from helpers.study.labels import _ARMS as ARMS
@@ -15,8 +16,6 @@ def tables(rng, errors, *, pairs: int = 3, images: int = 300) -> np.ndarray:
     hardness = rng.normal(size=images)[None, None] + 0.5 * rng.normal(size=(len(errors), pairs, images))
     seeds = 0.1 * rng.normal(size=(len(errors), pairs, 1))
     # the quantile of the sum's distribution that gives each level its error
-    from scipy.stats import norm
-
     bound = -norm.ppf(np.asarray(errors))[:, None, None] * np.sqrt(1 + 0.25 + 0.01)
     return hardness + seeds < bound
 
@@ -113,12 +112,13 @@ def test_the_headline_says_whether_to_label_more(low, high, said):
     answer = {"labels": [40, 80, 160], "margin": 0.01, "chosen": "frozen", "stopped": "training was interrupted"}
     answer |= {"pays_from": {"labels": None, "low": None, "high": None}, "twice": dict.fromkeys(ARMS, ahead)}
     words = describe_labels(answer)
+    assert words["label_more"] == {"L": "yes", "I": "uncertain", "M": "no"}[said[0]]
     assert words["headline"].startswith(said) and f"{100 * low:+.1f} to {100 * high:+.1f}" in words["headline"]
     told = (
         "Even with all 160 training images, fine-tuning is not shown to be more than 1.0 points better than freezing."
     )
     assert words["explanation"].startswith(told)
-    assert "to 320 training images, the accuracy would be 90.0 % (frozen) and 90.0 % (fine-tuned, a" in str(words)
+    assert "to 320 training images, the accuracy would be 90.0 % (frozen) and 90.0 % (fine-tuned: " in str(words)
     assert words["explanation"].endswith("The curve is incomplete: training was interrupted.")
 
 
@@ -127,7 +127,7 @@ def test_the_headline_says_whether_to_label_more(low, high, said):
     [
         ((33.0, 20, 80.0), "with about 33 training images or more (95 % interval 20 or fewer to 80)."),
         ((33.0, 25.0, None), "with about 33 training images or more (95 % interval 25 to more than 160)."),
-        ((20, 20, 80.0), "better than freezing even with 20 (95 % interval 20 or fewer to 80)."),
+        ((20, 20, 80.0), "better than freezing with as few as 20 training images (95 % interval 20 or fewer to 80)."),
         ((20, 20, 20), "better than freezing with any number of training images that was tried, from 20 on."),
         (
             (None, 50.0, None),

@@ -129,6 +129,7 @@ def test_a_study_that_did_not_decide_and_a_poor_network_are_told(tmp_path, chang
 def test_what_more_labels_would_bring_is_told_and_a_step_if_it_is_much(tmp_path, headline):
     run = write_run(tmp_path / "x")
     answer = {"headline": headline, "explanation": "With about 33 or more.", "verdict": verdict()["headline"]}
+    answer["label_more"] = "yes" if headline.startswith("Label more") else "no"
     (run / "labels.json").write_text(json.dumps(answer))
     steps = next_steps(RunFolder(run))
     assert (headline in steps) == headline.startswith("Label more")

@@ -542,6 +542,16 @@ def test_the_curve_has_the_finals_arms_on_its_splits_and_repeats_no_training(und
     assert again.trials.done == []
 
 
+def test_each_pair_of_the_curve_is_another_one(undisturbed, make_curve):
+    """Also if the file has only a part of the final: those that are there come first."""
+    lines = undisturbed[0].trials.file.read_text().splitlines(keepends=True)
+    curve = make_curve()
+    kept = [line for line in lines if json.loads(line).get("trial", {}).get("seed") not in (1, 3)]
+    curve.trials.file.write_text("".join(kept))
+    assert [pair[0].seed for pair in make_curve(pairs=3)._pairs] == [2, 1, 3]
+    assert [pair[0].seed for pair in make_curve(pairs=2)._pairs] == [2, 1]
+
+
 def test_the_answer_says_what_the_curves_say(undisturbed, make_curve):
     curve, verdict = make_curve(), undisturbed[1][2]
     correct = curve.run()

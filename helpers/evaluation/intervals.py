@@ -119,8 +119,10 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01
             f"{second.shape}."
         )
     table = second.astype("float64") - first
-    pairs, images = table.shape
-    difference, error, degrees_of_freedom = mean_over_pairs(table)
+    (pairs, images), difference = table.shape, float(table.mean())
+    components = _variance_components(table)
+    variance, degrees_of_freedom = _variance_of_mean(components, pairs, images)
+    error = float(np.sqrt(variance))
     half_width = t.ppf(0.975, degrees_of_freedom) * error
     low, high = max(-1.0, difference - half_width), min(1.0, difference + half_width)
     wide = t.ppf((1 + FIRST_LEVEL) / 2, max(min(degrees_of_freedom, pairs - 1), 1)) * error
@@ -131,7 +133,7 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01
         "error": error,
         "detectable": float(error * _detectable_errors(degrees_of_freedom)),
         "better": float(t.cdf(difference / error, degrees_of_freedom)),
-        "variances": _variance_components(table),
+        "variances": components,
         "pairs": pairs,
         "images": images,
         "differences": table.mean(axis=1).tolist(),

@@ -1,4 +1,4 @@
-"""Accuracy over the number of labels: what twice as many would bring, and from how many on fine-tuning pays.
+"""Accuracy over the number of labels: what twice as many would bring, and from how many on fine-tuning pays off.
 
 The error, 1 - accuracy, falls about as a power of the number of training images (Cortes et al. 1993, NIPS 6; Hestness
 et al. 2017, arXiv 1712.00409): each doubling takes the same share of it away. On photos it levels off, as in the
@@ -15,8 +15,8 @@ LEVEL = 0.9
 """Of the intervals of what is extrapolated."""
 
 DAMPING = 0.7
-"""Of the exponent, beyond the last point. It was chosen with frozen features of photos and digits, on splits of their
-training images alone: the table is in helpers/study/README.md."""
+"""Of the exponent, beyond the last point. It was chosen with frozen features of photos and digits, without their test
+images: the table is in helpers/study/README.md."""
 
 RULE_ERROR = 0.12
 """By how much a doubling may miss that: the standard deviation of the logarithm of the error."""

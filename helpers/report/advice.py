@@ -65,8 +65,7 @@ def _collect(classes) -> list[str]:
 
 
 def _label(labels: dict) -> list[str]:
-    headline = labels.get("headline", "")
-    return [headline] if headline.startswith("Label more") else []
+    return [labels["headline"]] if labels.get("label_more") == "yes" else []
 
 
 def _decide(verdict: dict) -> list[str]:

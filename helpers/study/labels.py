@@ -17,7 +17,6 @@ FRACTIONS = (0.125, 0.25, 0.5, 1.0)
 _ARMS = ("frozen", "fine-tuned")
 _MOST_TIME = 1.5  # of the final's, by what the trainings cost
 _PAIRS = 2, 3  # at least and, if nobody asks for more, at most: one says nothing about how much pairs differ
-_MOST_SEEDS = 100  # of a final
 _SMALLEST_STEP = 1.3  # between two counts of training images: classes that are too small to halve make no level
 
 
@@ -68,8 +67,10 @@ class LabelCurve:
         self.pairs = pairs or self._fitting_pairs()
         self.trials = Trials(file, settings=experiment.settings, cluster=cluster, failed_again=True)
         known = self.trials.results()
-        whole = [seed for seed in range(1, 1 + _MOST_SEEDS) if all(_scored(known, t) for t in self._pair(seed)[-2:])]
-        self._pairs = [self._pair(seed) for seed in (whole + [*range(1, 1 + self.pairs)])[: self.pairs]]
+        of_final = sorted({trial.seed for trial in known if trial.phase == "final"})
+        whole = [seed for seed in of_final if all(_scored(known, trial) for trial in self._pair(seed)[-2:])]
+        seeds = [*dict.fromkeys([*whole, *range(1, 1 + self.pairs)])]  # each once, also in a file without the final
+        self._pairs = [self._pair(seed) for seed in seeds[: self.pairs]]
 
     def _fitting_pairs(self) -> int:
         """Returns how many of the final's pairs fit into the time: by costs, the same on every machine."""
@@ -169,31 +170,33 @@ class LabelCurve:
 
 
 def describe_labels(answer: dict) -> dict[str, str]:
-    """Returns headline and explanation, in sentences, of what `LabelCurve.answer` holds."""
+    """Returns label_more ("yes", "no", "uncertain"), headline and explanation, of what `LabelCurve.answer` holds."""
     chosen, most = answer["chosen"], answer["labels"][-1]
     gain, points = answer["twice"][chosen], answer["margin"]
     if gain["gain_low"] > 0 and gain["gain_high"] >= points:  # as `decide` has it
-        headline = "Label more"
+        label_more, headline = "yes", "Label more"
     elif gain["gain_high"] < points:
-        headline = "More labels of this kind would bring little"
+        label_more, headline = "no", "More labels of this kind would bring little"
     else:
-        headline = "It is uncertain whether more labels would pay off"
-    headline += f": twice as many would change the {chosen} network's accuracy by about {_points(gain)}."
+        label_more, headline = "uncertain", "It is uncertain whether more labels would pay off"
+    gained, interval = _points(gain)
+    headline += f": twice as many would change the {chosen} network's accuracy by about {gained} ({interval})."
     (other,) = [name for name in _ARMS if name != chosen]
     ahead, accuracies = answer["twice"], {name: 100 * answer["twice"][name]["accuracy"] for name in _ARMS}
     explanation = (
         f"{_pays_off(answer)} Extrapolated by a damped power law to {2 * most:,} training images, the accuracy would "
-        f"be {accuracies[chosen]:.1f} % ({chosen}) and {accuracies[other]:.1f} % ({other}, a change of "
-        f"{_points(ahead[other])})."
+        f"be {accuracies[chosen]:.1f} % ({chosen}) and {accuracies[other]:.1f} % ({other}: "
+        f"{', '.join(_points(ahead[other]))})."
     )
     if answer["stopped"]:
         explanation += f" The curve is incomplete: {answer['stopped']}."
-    return {"headline": headline, "explanation": explanation}
+    return {"label_more": label_more, "headline": headline, "explanation": explanation}
 
 
-def _points(ahead: dict) -> str:
+def _points(ahead: dict) -> tuple[str, str]:
+    """Returns a gain and its interval, in words."""
     gain, low, high = (100 * ahead[name] for name in ("gain", "gain_low", "gain_high"))
-    return f"{gain:+z.1f} points (90 % interval {low:+z.1f} to {high:+z.1f})"
+    return f"{gain:+z.1f} points", f"90 % interval {low:+z.1f} to {high:+z.1f}"
 
 
 def _pays_off(answer: dict) -> str:
@@ -205,7 +208,7 @@ def _pays_off(answer: dict) -> str:
     if found["high"] is not None and found["high"] <= least:
         return f"Fine-tuning is {better} with any number of training images that was tried, from {least:,} on."
     about = f"with about {found['labels']:,.0f} training images or more"
-    first = f"even with {least:,}" if found["labels"] <= least else about
+    first = f"with as few as {least:,} training images" if found["labels"] <= least else about
     low = f"{least:,} or fewer" if found["low"] <= least else f"{found['low']:,.0f}"
     high = f"more than {most:,}" if found["high"] is None else f"{found['high']:,.0f}"
     return f"Fine-tuning is {better} {first} (95 % interval {low} to {high})."

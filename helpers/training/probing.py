@@ -10,7 +10,7 @@ from helpers.training.activations import load_activations
 from helpers.training.heads import fit_head
 
 # To compare networks: cuts in a row that are clearly worse than a later one (those before them are not tried), and
-# the solver's tolerance, which changes log-losses by about 0.001.
+# the solver's tolerance, which changes log-losses by less than 0.005 (three networks on 400 photos of flowers).
 _WORSE, ROUGHLY = 2, 1e-3
 
 
