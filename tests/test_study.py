@@ -17,6 +17,7 @@ from helpers.backbones import copy_weights
 from helpers.data import check_images, find_images, split_images
 from helpers.plots import plot_costs, plot_depth, plot_differences, plot_labels, plot_rates
 from helpers.study import Experiment, LabelCurve, Study, summarize
+from helpers.study import experiment as experiments
 from helpers.study import plan as planning
 from helpers.study.experiment import _scores, unpack
 from helpers.study.plan import Plan, make_plan
@@ -509,6 +510,24 @@ def test_a_fraction_of_the_labels_is_nested_and_leaves_the_other_parts_alone(exp
     assert np.bincount(few[1]["train"]).tolist() == [2, 2, 2]  # never fewer
     for part in ("validation", "test"):
         assert few[0][part].keys == pixels[part].keys and (few[1][part] == labels[part]).all()
+
+
+@pytest.mark.parametrize("arm", ["frozen", "fine-tuned"])
+def test_an_arm_learns_from_its_fraction_alone(experiment, monkeypatch, arm):
+    learned, fit, train = [], experiment._fit_head, experiments.fine_tune
+    experiment._solved.cache_clear()  # heads that other tests have fitted
+    monkeypatch.setattr(experiment, "_fit_head", lambda x, labels: learned.append(len(labels)) or fit(x, labels))
+
+    def fine_tune(model, pixels, labels, **options):
+        learned.append(sorted(pixels["train"].keys))
+        return train(model, pixels, labels, **options)
+
+    monkeypatch.setattr(experiments, "fine_tune", fine_tune)
+    learns = ("conv3", 1e-3, 4) if arm == "fine-tuned" else ("", 0.0, 0)
+    result = experiment.run(Trial("labels", arm, "head", *learns, seed=1, fraction=0.5))
+    expected = sorted(experiment.split(1, 0.5)[0]["train"].keys)
+    assert learned == ([len(expected)] if arm == "frozen" else [len(expected), expected])
+    assert len(unpack(result)) == result["test_images"] == len(experiment.split(0)[1]["test"])
 
 
 @pytest.fixture
