@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,7 @@ from helpers.training import compute_activations
 MEASURED = {"forward": 1e-3, "factor": 3.0, "build": 2.0, "head": 0.5, "images": 100, "everything": 400}
 MEASURED |= {"multiply_adds": 10**9, "epoch": 0.1, "begin": 0.5, "batches": 4}
 COSTS = {"conv1": 0.0, "conv2": 0.2, "conv3": 0.5, "conv4": 0.7, "head": 1.0}
-SMALL = {"depths": 3, "learning_rates": (1e-3, 1e-2), "rungs": ((4, 1), (8, 2)), "pairs": 3}
+SMALL = {"depths": 3, "learning_rates": (1e-3, 1e-2), "rungs": ((4, 1), (8, 1)), "pairs": 3}
 ARMS = {"cuts": ["head", "conv4"], "reference": ("head", "conv3", 2e-3), "costs": COSTS, "measured": MEASURED}
 FROM_SCRATCH = planning._FROM_SCRATCH
 
@@ -228,28 +229,59 @@ def test_cheap_arms_come_first_and_everything_last():
     assert plan.frozen == "head" and plan.arms[-1][1] == "conv1" and ARMS["reference"] in plan.arms
     tried = {("head", stage) for stage in ("conv4", "conv3", "conv2", "conv1")} | {("conv4", "conv2")}
     assert {arm[:2] for arm in plan.arms} == tried and len(set(plan.arms)) == 5 * 3 + 1
-    assert [plan.survivors(number) for number in (0, 1)] == [16, 6]
+    assert set(plan.depths) == tried and [plan.survivors(number) for number in (0, 1)] == [16, 5]
     seconds = [plan.seconds(trial) for trial in plan.rung(0, list(plan.arms))]
     assert seconds == sorted(seconds)
-    trials = plan.rung(1, [ARMS["reference"]])
+    trials = [trial for number in (0, 1) for trial in plan.rung(number, [ARMS["reference"]])]
     seeds = [trial.seed for trial in trials]
-    assert len(set(seeds)) == 3 and seeds[0] == 0 and {trial.steps for trial in trials} == {200}
+    assert len(set(seeds)) == 3 and seeds[0] == 0, "each rung has fresh splits"
+    assert [trial.steps for trial in trials] == [60, 200, 200]
     final = plan.final(ARMS["reference"], None, 0.0, pairs=range(1, 21))
     assert not set(seeds) & {trial.seed for trial in final}, "the final's splits are fresh ones"
 
 
+def test_quick_tries_where_everything_learns_at_the_best_rate_only():
+    plan = make_plan("quick", **ARMS)
+    assert ("head", "conv1") in plan.depths and "conv1" not in {arm[1] for arm in plan.arms}
+    losses = {arm: abs(math.log(arm[2] / 3e-4)) + (arm[0] != "head") for arm in plan.arms}
+    while arms := plan.beyond(losses):
+        assert {arm[2] for arm in arms} == {3e-4}
+        losses |= dict.fromkeys(arms, 5.0)
+    assert {arm[1]: arm[2] for arm in losses}["conv1"] == 3e-4
+    assert plan.survivors(0) == len(losses)
+
+
+def test_of_each_depth_the_best_rate_goes_on_with_03s_arm():
+    plan = make_plan("quick", **ARMS)
+    cut = plan.reference[0]
+    losses = {arm: 1.0 for arm in plan.arms} | {plan.reference: 9.0}
+    losses |= {(*where, 5e-4): 0.5 + 0.1 * number for number, where in enumerate(plan.depths)}
+    losses[cut, plan.depths[0][1], 6e-4] = 0.51
+    ahead = [(*where, 5e-4) for where in plan.depths[: plan.survivors(1)]]
+    assert set(plan.promoted(0, losses)) == {*ahead, plan.reference}
+    assert plan.promoted(1, {plan.reference: math.inf}) == [plan.reference]
+
+
 def test_the_best_arm_climbs_until_its_rate_lies_between_two_others():
-    plan = make_plan("small", **ARMS)
-    losses = {("head", "conv1", 1e-3): 2.0, ("head", "conv3", 1e-3): 1.0}
+    depths = (("head", "conv1"), ("head", "conv3"), ("head", "conv2"), ("conv4", "conv3"))
+    plan = replace(make_plan("small", **ARMS), depths=depths[:2])
+    losses = {("head", "conv1", 1e-3): 2.0, ("head", "conv3", 1e-3): 1.0, ("head", "conv3", 7e-4): 1.1}
     assert plan.beyond(losses) == [("head", "conv3", 3e-3)]
-    assert plan.beyond(losses | {("head", "conv3", 3e-3): 1.5}) == [("head", "conv3", 3e-4)]
+    assert plan.beyond(losses | {("head", "conv3", 3e-3): 1.5}) == []
+    lower = losses | {("head", "conv3", 3e-3): 1.5, ("head", "conv3", 7e-4): 0.9}
+    assert plan.beyond(lower) == [("head", "conv3", 3e-4)]
     assert plan.beyond(losses | {("head", "conv3", 3e-3): 0.5}) == [("head", "conv3", 1e-2)]
     between = {("head", "conv3", 3e-3): 1.5, ("head", "conv3", 2e-4): 1.5}
     assert plan.beyond(losses | between) == []
     others = {("head", "conv1", 1e-4): 3.0, ("head", "conv2", 3e-4): 3.0, ("conv4", "conv3", 3e-4): 3.0}
+    plan = replace(plan, depths=depths)
     assert plan.beyond(losses | between | others) == [("head", "conv2", 1e-3), ("conv4", "conv3", 1e-3)]
-    assert plan.beyond({("head", "conv3", 2e-3): 1.0}) == [("head", "conv3", 1e-2)], "3e-3 is nearly the same"
-    assert plan.beyond({("head", "conv3", 0.1): 1.0}) == [("head", "conv3", 0.03)]
+    first = {("head", "conv3", 5e-4): 2.0}
+    assert plan.beyond({("head", "conv3", 2e-3): 1.0} | first) == [("head", "conv3", 1e-2)], "3e-3 is nearly the same"
+    others = [(*where, 0.1) for where in depths if where != depths[1]]
+    assert plan.beyond({("head", "conv3", 0.1): 1.0} | first) == others, "there is no higher rate"
+    alone = {("head", "conv1", 1e-3): 0.5}
+    assert ("head", "conv1", 3e-3) not in plan.beyond(losses | alone), "one rate alone does not climb"
     assert plan.beyond({("head", "conv3", 1e-3): math.inf}) == [], "all have failed"
 
 
@@ -312,7 +344,18 @@ def test_the_race_halves_and_the_best_goes_into_the_final(undisturbed):
     assert study.plan.beyond(dict(first.items())) == [], (
         "the best rate lies between two others, and all depths have it"
     )
-    assert set(last.index) == {*first.nsmallest(study.plan.survivors(1)).index, study.plan.reference}
+    best = first.loc[first.groupby(["cut", "stage"]).idxmin()]
+    assert set(last.index) == {*best.nsmallest(study.plan.survivors(1)).index, study.plan.reference}
+    done = {(trial.steps, trial.seed) for trial in study.trials.results() if trial.phase == "race" and trial.steps}
+    assert {(4, 0), (8, planning.RACE_SEED + 1)} <= done, "fresh splits in each rung"
+    losses = {
+        (t.cut, t.stage, t.learning_rate, t.steps): r["log_loss"]
+        for t, r in study.trials.results().items()
+        if t.phase == "race"
+    }
+    assert all(loss == np.mean([losses[*arm, steps] for steps in (4, 8)]) for arm, loss in last.items()), (
+        "of all so far"
+    )
     assert set(race.loc[race["rung"] == 2, "splits"]) == {2} and set(race["steps"]) == {4, 8}
     assert (race["low"] <= race["accuracy"]).all()
     tuned, frozen = (final[final["arm"] == name] for name in ("fine-tuned", "frozen"))
@@ -327,15 +370,14 @@ def test_03s_arm_and_ties_stay_in_the_race(make_study, monkeypatch):
 
     def run(trial: Trial) -> dict:
         arm = trial.cut, trial.stage, trial.learning_rate
-        loss = 9.0 if arm == reference else 0.25 if arm in study.plan.arms[:5] else 1.0
+        loss = 9.0 if arm == reference else 0.25
         return {"outcome": "all 1 epochs", "log_loss": loss, "accuracy": 0.5, "seconds": 1.0}
 
     monkeypatch.setattr(study.experiment, "run", run)
     race = study.race()
-    kept = race.loc[race["rung"] == 2, ["cut", "stage", "learning_rate"]]
-    assert set(kept.itertuples(index=False, name=None)) == {*study.plan.arms[:5], reference}, (
-        "five tie for three places"
-    )
+    last = race[race["rung"] == 2]
+    assert set(zip(last["cut"], last["stage"], strict=True)) == set(study.plan.depths), "all tie for two places"
+    assert reference in set(last[["cut", "stage", "learning_rate"]].itertuples(index=False, name=None))
 
 
 @pytest.mark.parametrize(("right", "pairs"), [((0.4, 0.95), 4), ((0.8, 0.8), 6)])

@@ -13,16 +13,18 @@ BUDGETS = {
     "quick": {
         "depths": 2,
         "learning_rates": _RATES,
-        "rates_of_other_depths": (3e-4,),
+        "rates_of_other_depths": (),
         "rates_of_other_cuts": (3e-4, 1e-3),
-        "rungs": ((60, 1), (120, 2)),
+        "rungs": ((60, 1), (120, 1)),
         "pairs": 5,
     },
-    "standard": {"depths": 4, "learning_rates": _RATES, "rungs": ((60, 1), (200, 3)), "pairs": 6},
-    "thorough": {"depths": 8, "learning_rates": (*_RATES, 3e-3), "rungs": ((60, 1), (200, 2), (200, 5)), "pairs": 10},
+    "standard": {"depths": 4, "learning_rates": _RATES, "rungs": ((60, 1), (200, 2)), "pairs": 6},
+    "thorough": {"depths": 8, "learning_rates": (*_RATES, 3e-3), "rungs": ((60, 1), (200, 1), (200, 3)), "pairs": 10},
 }
 """At how many depths learning may begin, at which rates (fewer ones where `quick` looks beyond the middle depth and
-the first cut); of each rung of the race the steps, and the splits that judge it; the final's pairs at most."""
+the first cut: other depths get the best rate only); of each rung of the race the steps, and how many fresh splits it
+adds; the final's pairs at most."""
+VERSION = 2  # of a plan: in a study's file, one of another version does not count
 
 REDUCTION = 3  # of the arms in a rung of the race, one in so many goes on to the next (successive halving's eta)
 RACE_SEED = 1000  # splits of the race beyond the run's own: seeds from here on, which the final does not use
@@ -40,10 +42,11 @@ Arm = tuple[str, str, float]  # cut point, first stage that learns, learning rat
 class Plan:
     """What a study does."""
 
-    arms: tuple[Arm, ...]  # the fine-tuned ones, the cheapest first
+    arms: tuple[Arm, ...]  # the fine-tuned ones that race first, the cheapest first
+    depths: tuple[tuple[str, str], ...]  # cut and first stage that learns: all of them are tried at the best rate
     reference: Arm  # the one that 03 trains; it stays in the race to the end
     frozen: str  # cut point of the frozen arm
-    rungs: tuple[tuple[int, int], ...]  # of the race: steps, and on how many splits arms are judged
+    rungs: tuple[tuple[int, int], ...]  # of the race: steps, and how many splits each adds
     pairs: int  # splits and seeds of the final, at most
     scratch: bool  # whether the network is trained from random weights, too
     measured: dict  # what this machine needs (`Experiment.measure`)
@@ -60,17 +63,20 @@ class Plan:
         return next(iter(self.costs))
 
     def rung(self, number: int, arms: list[Arm]) -> list[Trial]:
-        """Returns the trials of a rung of the race, split by split, so that a stop leaves whole splits."""
+        """Returns the trials of a rung of the race, split by split, so that a stop leaves whole splits.
+
+        Each rung has fresh splits: the first one the run's own, the others redraw the validation images.
+        """
         steps, splits = self.rungs[number]
-        seeds = [0, *range(RACE_SEED + 1, RACE_SEED + splits)]
+        before = sum(added for _, added in self.rungs[:number])
+        seeds = [RACE_SEED + place if place else 0 for place in range(before, before + splits)]
         return [Trial("race", "fine-tuned", *arm, steps, seed) for seed in seeds for arm in arms]
 
     def beyond(self, losses: dict[Arm, float]) -> list[Arm]:
         """Returns arms at learning rates that are worth trying, too, after those with these validation log-losses.
 
-        That is the best arm at the next rate, if its own is the highest or lowest tried at its depth; else the other
-        depths at its rate. Asked again, with those, it ends when the best rate lies between two others, and
-        all depths have been tried at it.
+        That is the best arm at the next rate, if its own is the highest or lowest of several tried at its depth; else
+        the other depths at its rate. Asked again, with those, it ends when all depths have the best rate.
         """
         cut, stage, best = min(losses, key=losses.get)
         if not math.isfinite(losses[cut, stage, best]):
@@ -78,16 +84,28 @@ class Plan:
         tried = [rate for *where, rate in losses if where == [cut, stage]]
         higher = [rate for rate in _LADDER if rate > 1.5 * best] if best == max(tried) else []
         lower = [rate for rate in reversed(_LADDER) if 1.5 * rate < best] if best == min(tried) else []
-        if next_rate := (higher + lower)[:1]:
+        if len(tried) > 1 and (next_rate := (higher + lower)[:1]):
             return [(cut, stage, *next_rate)]
-        return [arm for arm in dict.fromkeys((*where, best) for *where, _ in losses) if arm not in losses]
+        return [(*where, best) for where in self.depths if (*where, best) not in losses]
+
+    def promoted(self, number: int, losses: dict[Arm, float]) -> list[Arm]:
+        """Returns the arms that go on after a rung with these validation log-losses: each depth at its best rate.
+
+        03's arm goes on, too, and so do ties.
+        """
+        of_depths = {where: [loss for arm, loss in losses.items() if arm[:2] == where] for where in self.depths}
+        best = {where: min(tried) for where, tried in of_depths.items() if tried}
+        bound = sorted(best.values())[: self.survivors(number + 1)][-1]
+        ahead = [arm for arm, loss in losses.items() if loss == best[arm[:2]] and loss <= bound]
+        return [arm for arm in losses if arm in ahead or arm == self.reference]
 
     def survivors(self, number: int) -> int:
-        """Returns how many arms a rung of the race has, if there are no ties."""
-        count = len(self.arms)
+        """Returns how many arms a rung of the race has, if there are no ties and no rates beyond those planned."""
+        tried = {arm[:2] for arm in self.arms}
+        count = len(self.arms) + sum(where not in tried for where in self.depths)
         for _ in range(number):
-            count = max(math.ceil(count / REDUCTION), 2)
-        return min(count, len(self.arms))
+            count = min(max(math.ceil(count / REDUCTION), 2), len(self.depths))
+        return count
 
     def scratch_race(self) -> list[Trial]:
         """Returns the trainings from random weights that choose their rate; none if there are none."""
@@ -119,7 +137,9 @@ class Plan:
         """Returns how many pairs fit into its share: by counts, the same on every machine."""
         cost, most = (self.costs[cut] - self.costs[stage] for cut, stage, _ in (tuned, everything))
         fitting = int(_SHARE_OF_EVERYTHING * self.pairs * cost / most)
-        return min(max(fitting, _FEW if self.measured["multiply_adds"] <= _SMALL else 0), FIRST_LOOK)
+        if fitting < _FEW:  # one pair would say next to nothing
+            fitting = _FEW if self.measured["multiply_adds"] <= _SMALL else 0
+        return min(fitting, FIRST_LOOK)
 
     def seconds(self, trial: Trial) -> float:
         """Returns what one trial is expected to take."""
@@ -138,12 +158,12 @@ class Plan:
     def expected(self) -> dict[str, float]:
         """Expected seconds of race, final and all of it, in one process."""
         m, rungs = self.measured, range(len(self.rungs))
-        race = [trial for n in rungs for trial in self.rung(n, self._typical(self.survivors(n) + (n == 0)))]
-        everything = next((arm for arm in self.arms if arm[1] == self.first), None)
+        race = [trial for n in rungs for trial in self.rung(n, self._typical(n))]
+        everything = (self.frozen, self.first, self.reference[2])
         scratch = _FROM_SCRATCH["learning_rates"][0] if self.scratch else 0.0
-        final = self.final(self._typical(1)[0], everything, scratch, pairs=range(1, self.pairs + 1))
+        final = self.final(self.reference, everything, scratch, pairs=range(1, self.pairs + 1))
         of_race, of_final = self._seconds_of(race + self.scratch_race()), self._seconds_of(final)
-        stored = sum(self.costs[stage] for stage in sorted({stage for _, stage, _ in self.arms}))
+        stored = sum(self.costs[stage] for stage in sorted({stage for _, stage in self.depths}))
         activations = m["everything"] * m["forward"] * stored
         return {"race": of_race, "final": of_final, "all": activations + of_race + of_final}
 
@@ -153,25 +173,30 @@ class Plan:
         building = self.measured["build"] * sum(self.costs[cut] - self.costs[stage] / 2 for _, cut, stage, _ in kinds)
         return building + sum(map(self.seconds, trials))
 
-    def _typical(self, count: int) -> list[Arm]:
-        """Returns so many arms, spread over all of them: which ones survive is not known yet."""
-        return [self.arms[(2 * number + 1) * len(self.arms) // (2 * count)] for number in range(count)]
+    def _typical(self, number: int) -> list[Arm]:
+        """Returns arms that cost about what those of a rung will cost: which ones that are is not known yet."""
+        rate, first = self.reference[2], number == 0
+        depths = sorted(self.depths, key=lambda where: self.costs[where[0]] - self.costs[where[1]])
+        others = [(*where, rate) for where in depths if where not in {arm[:2] for arm in self.arms}]
+        arms = [*self.arms, self.reference, *others] if first else [(*where, rate) for where in depths]
+        count = self.survivors(number) + first  # one more rate is tried
+        return [arms[(2 * place + 1) * len(arms) // (2 * count)] for place in range(count)]
 
     def describe(self) -> str:
         """Returns the plan in a few lines, with the time that it is expected to take."""
-        cuts, stages, rates = (list(dict.fromkeys(values)) for values in zip(*self.arms, strict=True))
-        rungs = [
-            f"{self.survivors(number)} for {steps} steps on {splits} split{'s' * (splits > 1)}"
-            for number, (steps, splits) in enumerate(self.rungs)
-        ]
+        cuts, stages = (list(dict.fromkeys(values)) for values in zip(*self.depths, strict=True))
+        rates = sorted({rate for _, _, rate in self.arms})
+        rungs = [f"{self.survivors(0)} arms or more for {{}} steps on {{}} split{'s' * (self.rungs[0][1] > 1)}"]
+        rungs += [f"{self.survivors(number)} for {{}} steps on {{}} more" for number in range(1, len(self.rungs))]
+        rungs = ", then ".join(text.format(*rung) for text, rung in zip(rungs, self.rungs, strict=True))
         scratch = "; and the network from scratch, at two rates" if self.scratch else ""
         early = f", fewer if the answer is clear after {FIRST_LOOK}" if self.pairs > FIRST_LOOK else ""
         times = {step: _duration(seconds) for step, seconds in self.expected.items()}
         return (
             f"frozen: cut at {self.frozen}\n"
-            f"race:   {len(self.arms)} arms: cut at {' or '.join(cuts)}; unfrozen from {', '.join(stages)}; "
-            f"learning rate {', '.join(f'{rate:g}' for rate in sorted(rates))}, then beyond, while that is better\n"
-            f"        {', then '.join(rungs)}{scratch} (about {times['race']})\n"
+            f"race:   cut at {' or '.join(cuts)}; unfrozen from {', '.join(stages)}; "
+            f"learning rate {', '.join(f'{rate:g}' for rate in rates)}, then beyond, while that is better\n"
+            f"        {rungs}{scratch} (about {times['race']})\n"
             f"final:  {self.pairs} pairs of trainings{early} (about {times['final']})\n"
             f"in all  about {times['all']} on one machine like this"
         )
@@ -222,17 +247,27 @@ def make_plan(budget: str | float, **known) -> Plan:
 
 def _plan(name: str, *, cuts: list[str], reference: Arm, costs: dict[str, float], measured: dict) -> Plan:
     wanted = BUDGETS[name]
-    arms, rates = {reference}, wanted["learning_rates"]
+    arms, depths, rates = {reference}, [reference[:2]], wanted["learning_rates"]
     for number, cut in enumerate(cuts):
         # All depths where the frozen network ends; elsewhere the middle one, from which on 03 fine-tunes.
         middle = _spread(costs, cut, 2)[0]
-        depths = (middle,) if number else _spread(costs, cut, wanted["depths"])
-        for stage in depths:
+        for stage in (middle,) if number else _spread(costs, cut, wanted["depths"]):
             beyond = "rates_of_other_cuts" if number else "" if stage == middle else "rates_of_other_depths"
+            depths.append((cut, stage))
             arms |= {(cut, stage, rate) for rate in wanted.get(beyond, rates)}
     cheapest = sorted(arms, key=lambda arm: (costs[arm[0]] - costs[arm[1]], cuts.index(arm[0]), arm[2]))
     scratch = name == "thorough" or measured["multiply_adds"] <= _SMALL
-    return Plan(tuple(cheapest), reference, cuts[0], wanted["rungs"], wanted["pairs"], scratch, measured, costs)
+    return Plan(
+        arms=tuple(cheapest),
+        depths=tuple(dict.fromkeys(depths)),
+        reference=reference,
+        frozen=cuts[0],
+        rungs=wanted["rungs"],
+        pairs=wanted["pairs"],
+        scratch=scratch,
+        measured=measured,
+        costs=costs,
+    )
 
 
 def _spread(costs: dict[str, float], cut: str, depths: int) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from helpers._keras import keras
 from helpers.evaluation.intervals import FIRST_LOOK, accuracy_interval, accuracy_over_pairs, compare_pairs
 from helpers.evaluation.metrics import ARMS
 from helpers.study.experiment import Experiment, unpack
-from helpers.study.plan import Arm, Plan, make_plan, read_budget, read_margin
+from helpers.study.plan import VERSION, Arm, Plan, make_plan, read_budget, read_margin
 from helpers.study.trials import Trial, Trials
 from helpers.study.verdict import choose_arm, decide, describe_verdict
 from helpers.training import choose_cut
@@ -68,6 +68,7 @@ class Study:
         self.trials = Trials(file, settings=experiment.settings, cluster=cluster)
         # One file may hold several plans: a trial that two of them want is done once. Minutes can be changed.
         asked = {"budget": budget if isinstance(budget, str) else "minutes", "cuts": cuts, "03's arm": arm}
+        asked["version"] = VERSION
         known, planned = self.trials.results(), Trial("plan", json.dumps(asked))
         if planned not in known:
             plan = make_plan(
@@ -75,7 +76,7 @@ class Study:
             )
             self.trials.keep(planned, asdict(plan))
         plan = self.trials.results()[planned]
-        tuples = {name: tuple(map(tuple, plan[name])) for name in ("arms", "rungs")}  # JSON has lists
+        tuples = {name: tuple(map(tuple, plan[name])) for name in ("arms", "depths", "rungs")}  # JSON has lists
         self.plan = Plan(**plan | tuples | {"reference": tuple(plan["reference"])})
         since = list(known)[list(known).index(planned) :] if planned in known else []
         spent = sum(known[trial].get("wall_seconds", 0.0) for trial in since)
@@ -87,36 +88,38 @@ class Study:
         """Returns the race of the fine-tuned arms, by successive halving on validation log-loss.
 
         Every arm is trained through a whole schedule in each rung: a short one at first, a full one for those that
-        are left (Jamieson and Talwalkar 2016, arXiv 1502.07943). In the first rung, the best arm is also tried at the
-        next learning rates (`Plan.beyond`). 03's arm stays, and so do ties. A rung is decided when all of its arms
-        are done, so that the choice does not depend on which worker was faster.
+        are left (Jamieson and Talwalkar 2016, arXiv 1502.07943). Each rung has fresh splits, and an arm is judged by
+        its mean over all splits so far. In the first rung, the best arm is also tried at the next learning rates
+        (`Plan.beyond`). Of each depth, the best rate goes on; 03's arm stays, and so do ties. A rung is decided when
+        all of its arms are done, so that the choice does not depend on which worker was faster.
 
         There is a row for each arm and rung: rung (from 1), cut, stage, cost_before (share, 0..1, of the network's
-        cost below the stage), learning_rate, steps, splits (count); means over splits of log_loss, of accuracy (with
-        its 95 % interval low, high) and of seconds; outcome.
+        cost below the stage), learning_rate, steps, splits (so far); means over these of log_loss and of accuracy
+        (with its 95 % interval low, high); mean seconds of a training in this rung; outcome.
         """
-        arms, rows, self._unfinished_rung = list(self.plan.arms), [], 0
+        arms, rows, so_far, self._unfinished_rung = list(self.plan.arms), [], {}, 0
         for number in range(len(self.plan.rungs)):
             losses = {}
             while arms:
                 wanted = self.plan.rung(number, arms)
                 finished = self._run("race", wanted, title=f"race, rung {number + 1} of {len(self.plan.rungs)}")
                 of_arms = {arm: [result for trial, result in finished.items() if _arm(trial) == arm] for arm in arms}
-                rows += [self._race_row(number, arm, results) for arm, results in of_arms.items() if results]
+                of_arms = {arm: results for arm, results in of_arms.items() if results}
+                so_far |= {arm: so_far.get(arm, []) + results for arm, results in of_arms.items()}
+                rows += [self._race_row(number, arm, so_far[arm], len(results)) for arm, results in of_arms.items()]
                 if len(finished) < len(wanted):
                     self._unfinished_rung = number + 1
                     return _race_table(rows)
-                losses |= {arm: _mean_loss(results) for arm, results in of_arms.items()}
+                losses |= {arm: _mean_loss(so_far[arm]) for arm in arms}
                 arms = [] if number else self.plan.beyond(losses)
-            bound = sorted(losses.values())[min(self.plan.survivors(number + 1), len(losses)) - 1]
-            arms = [arm for arm in losses if losses[arm] <= bound or arm == self.plan.reference]
+            arms = self.plan.promoted(number, losses)
         return _race_table(rows)
 
-    def _race_row(self, number: int, arm: Arm, results: list[dict]) -> dict:
+    def _race_row(self, number: int, arm: Arm, results: list[dict], of_rung: int) -> dict:
         row = dict(zip(_ARM, arm, strict=True)) | {"cost_before": self.experiment.costs[arm[1]]}
         row |= {"rung": number + 1, "steps": self.plan.rungs[number][0], "splits": len(results)}
         row |= {"log_loss": _mean_loss(results), "outcome": max(results, key=_loss)["outcome"]}
-        row["seconds"] = np.mean([result.get("seconds", np.nan) for result in results])
+        row["seconds"] = np.mean([result.get("seconds", np.nan) for result in results[-of_rung:]])
         if accuracies := [result["accuracy"] for result in results if "accuracy" in result]:
             row["accuracy"] = np.mean(accuracies)
             total = len(accuracies) * int((self.experiment.images["split"] == "validation").sum())
