@@ -199,7 +199,7 @@ def make_probe(names=SHORT, accuracy=0.8):
 def make_race(losses, *, names=SHORT, cut="head"):
     """Returns a race with a row for each (stage, rate, rung, log-loss); its accuracies are 1 - log-loss / 2."""
     race = pd.DataFrame(losses, columns=["stage", "learning_rate", "rung", "log_loss"])
-    race["cut"], race["steps"] = cut, 60 * race["rung"]
+    race["cut"], race["steps"], race["splits"] = cut, 60 * race["rung"], race["rung"]
     race["cost_before"] = race["stage"].map(dict(zip(names, np.linspace(0, 1, len(names)), strict=True)))
     race["accuracy"] = 1 - race["log_loss"].where(np.isfinite(race["log_loss"])) / 2
     return race.assign(low=race["accuracy"] - 0.05, high=race["accuracy"] + 0.05)
@@ -248,7 +248,7 @@ def test_rates_show_first_and_last_rung_and_frame_the_best():
     assert tick_names(axes.yaxis) == ["0.001", "0.01"]
     texts = {text.get_position(): text.get_text() for text in axes.texts}
     first = {(0, 0): "0.500", (0, 1): "diverged", (1, 0): "diverged"}
-    assert texts == first | {(2, 0): "0.100\n180 steps: 0.300", (2, 1): "0.400"}
+    assert texts == first | {(2, 0): "0.100\n3 splits: 0.300", (2, 1): "0.400"}
     assert {(round(frame.get_x()), round(frame.get_y())) for frame in axes.patches} == {(2, 0)}
     assert "Best: 0.300, cut at head, from block_3 on at rate 0.001" in figure.description
     assert "2 diverged" in figure.description

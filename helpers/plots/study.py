@@ -100,7 +100,8 @@ def _rank(race: pd.DataFrame) -> pd.DataFrame:
 def plot_rates(race: pd.DataFrame) -> DescribedFigure:
     """Returns a heat map of the validation log-loss, cuts and stages by learning rates.
 
-    Shades compare all arms at their first rung, on the same images; below stands what an arm reached at its last one.
+    Shades compare all arms at their first rung, on the same images; below stands the mean over all splits of an arm that
+    raced on.
     `race` has a row per arm and rung (`Study.race`), whose log-loss is infinite or NaN if it diverged.
     """
     if race.empty:
@@ -145,7 +146,7 @@ def _draw_cells(axes, first: pd.DataFrame, last: pd.DataFrame, columns: list, ra
         row, column, end = rates.index(rate), columns.index((cut, stage)), last.loc[key]
         text = _describe_loss(start["log_loss"])
         if end["rung"] > start["rung"]:
-            text += f"\n{end['steps']:g} steps: {_describe_loss(end['log_loss'])}"
+            text += f"\n{end['splits']:g} splits: {_describe_loss(end['log_loss'])}"
         if np.isfinite(start["log_loss"]):
             shades[row, column] = 0.2 + 0.75 * (worth[key] - darkest) / span
         color = "white" if shades[row, column] < 0.5 else "black"
