@@ -29,7 +29,7 @@ from helpers.training import compute_activations
 MEASURED = {"forward": 1e-3, "factor": 3.0, "build": 2.0, "head": 0.5, "images": 100, "everything": 400}
 MEASURED |= {"multiply_adds": 10**9, "epoch": 0.1, "begin": 0.5, "batches": 4}
 COSTS = {"conv1": 0.0, "conv2": 0.2, "conv3": 0.5, "conv4": 0.7, "head": 1.0}
-SMALL = {"depths": 3, "learning_rates": (1e-3, 1e-2), "rungs": ((4, 1), (8, 1)), "pairs": 3}
+SMALL = {"frozen_shares": (2 / 3, 1 / 3, 0), "learning_rates": (1e-3, 1e-2), "rungs": ((4, 1), (8, 1)), "pairs": 3}
 ARMS = {"cuts": ["head", "conv4"], "reference": ("head", "conv3", 2e-3), "costs": COSTS, "measured": MEASURED}
 FROM_SCRATCH = planning._FROM_SCRATCH
 
@@ -240,8 +240,10 @@ def test_cheap_arms_come_first_and_everything_last():
     assert not set(seeds) & {trial.seed for trial in final}, "the final's splits are fresh ones"
 
 
-def test_quick_tries_where_everything_learns_at_the_best_rate_only():
+def test_quick_tries_the_deeper_stage_at_the_best_rate_only_and_everything_where_that_is_cheap():
     plan = make_plan("quick", **ARMS)
+    assert set(plan.depths) == {("head", "conv3"), ("head", "conv2"), ("conv4", "conv2")}
+    plan = make_plan("quick", **ARMS | {"measured": MEASURED | {"multiply_adds": 10**6}})
     assert ("head", "conv1") in plan.depths and "conv1" not in {arm[1] for arm in plan.arms}
     losses = {arm: abs(math.log(arm[2] / 3e-4)) + (arm[0] != "head") for arm in plan.arms}
     while arms := plan.beyond(losses):

@@ -100,8 +100,8 @@ def _rank(race: pd.DataFrame) -> pd.DataFrame:
 def plot_rates(race: pd.DataFrame) -> DescribedFigure:
     """Returns a heat map of the validation log-loss, cuts and stages by learning rates.
 
-    Shades compare all arms at their first rung, on the same images; below stands the mean over all splits of an arm that
-    raced on.
+    Shades compare all arms at their first rung, on the same images; below, for those that raced on, stands the mean
+    over all splits.
     `race` has a row per arm and rung (`Study.race`), whose log-loss is infinite or NaN if it diverged.
     """
     if race.empty:

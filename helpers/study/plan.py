@@ -1,6 +1,7 @@
 """What a budget buys: which arms race, for how many steps, on how many splits; and the pairs of the final."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from helpers.evaluation.intervals import FIRST_LOOK
@@ -11,19 +12,32 @@ _LADDER = (1e-5, 3e-5, *_RATES, 3e-3, 1e-2, 3e-2, 1e-1)  # rates that the best a
 
 BUDGETS = {
     "quick": {
-        "depths": 2,
+        "frozen_shares": (1 / 2, 1 / 4),
         "learning_rates": _RATES,
         "rates_of_other_depths": (),
         "rates_of_other_cuts": (3e-4, 1e-3),
         "rungs": ((60, 1), (120, 1)),
         "pairs": 5,
     },
-    "standard": {"depths": 4, "learning_rates": _RATES, "rungs": ((60, 1), (200, 2)), "pairs": 6},
-    "thorough": {"depths": 8, "learning_rates": (*_RATES, 3e-3), "rungs": ((60, 1), (200, 1), (200, 3)), "pairs": 10},
+    "standard": {
+        "frozen_shares": (3 / 4, 1 / 2, 1 / 4, 0),
+        "learning_rates": _RATES,
+        "rungs": ((60, 1), (200, 2)),
+        "pairs": 6,
+    },
+    "thorough": {
+        "frozen_shares": (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8, 0),
+        "learning_rates": (*_RATES, 3e-3),
+        "rungs": ((60, 1), (200, 1), (200, 3)),
+        "pairs": 10,
+    },
 }
-"""At how many depths learning may begin, at which rates (fewer ones where `quick` looks beyond the middle depth and
-the first cut: other depths get the best rate only); of each rung of the race the steps, and how many fresh splits it
-adds; the final's pairs at most."""
+"""What share of the network's cost stays frozen at the depths that are tried, and their rates (where `quick` looks
+beyond the middle depth and the first cut, there are fewer: other depths get the best rate only); of each rung of the
+race the steps, and how many fresh splits it adds; the final's pairs at most.
+
+`quick` leaves the first quarter frozen: with layer-wise rates it hardly learns, and training it costs more than all
+the rest (`helpers/study/README.md` has the figures). Small networks are trained as a whole, too."""
 VERSION = 2  # of a plan: in a study's file, one of another version does not count
 
 REDUCTION = 3  # of the arms in a rung of the race, one in so many goes on to the next (successive halving's eta)
@@ -160,6 +174,7 @@ class Plan:
         m, rungs = self.measured, range(len(self.rungs))
         race = [trial for n in rungs for trial in self.rung(n, self._typical(n))]
         everything = (self.frozen, self.first, self.reference[2])
+        everything = everything if everything[:2] in self.depths else None
         scratch = _FROM_SCRATCH["learning_rates"][0] if self.scratch else 0.0
         final = self.final(self.reference, everything, scratch, pairs=range(1, self.pairs + 1))
         of_race, of_final = self._seconds_of(race + self.scratch_race()), self._seconds_of(final)
@@ -247,16 +262,17 @@ def make_plan(budget: str | float, **known) -> Plan:
 
 def _plan(name: str, *, cuts: list[str], reference: Arm, costs: dict[str, float], measured: dict) -> Plan:
     wanted = BUDGETS[name]
+    small = measured["multiply_adds"] <= _SMALL
+    shares = wanted["frozen_shares"] + (0,) * small
     arms, depths, rates = {reference}, [reference[:2]], wanted["learning_rates"]
     for number, cut in enumerate(cuts):
         # All depths where the frozen network ends; elsewhere the middle one, from which on 03 fine-tunes.
-        middle = _spread(costs, cut, 2)[0]
-        for stage in (middle,) if number else _spread(costs, cut, wanted["depths"]):
+        (middle,) = stages_at(costs, cut, [1 / 2])
+        for stage in (middle,) if number else stages_at(costs, cut, shares):
             beyond = "rates_of_other_cuts" if number else "" if stage == middle else "rates_of_other_depths"
             depths.append((cut, stage))
             arms |= {(cut, stage, rate) for rate in wanted.get(beyond, rates)}
     cheapest = sorted(arms, key=lambda arm: (costs[arm[0]] - costs[arm[1]], cuts.index(arm[0]), arm[2]))
-    scratch = name == "thorough" or measured["multiply_adds"] <= _SMALL
     return Plan(
         arms=tuple(cheapest),
         depths=tuple(dict.fromkeys(depths)),
@@ -264,18 +280,17 @@ def _plan(name: str, *, cuts: list[str], reference: Arm, costs: dict[str, float]
         frozen=cuts[0],
         rungs=wanted["rungs"],
         pairs=wanted["pairs"],
-        scratch=scratch,
+        scratch=small or name == "thorough",
         measured=measured,
         costs=costs,
     )
 
 
-def _spread(costs: dict[str, float], cut: str, depths: int) -> tuple[str, ...]:
-    """Returns stages at even shares of the cost of the network up to a cut point, from late to the first one."""
+def stages_at(costs: dict[str, float], cut: str, shares: Sequence[float]) -> list[str]:
+    """Returns the first stages that learn if these shares of the cost of the network up to a cut stay frozen."""
     names = list(costs)[: list(costs).index(cut)]
-    shares = [costs[cut] * step / depths for step in range(depths - 1, 0, -1)]
-    nearest = [min(names, key=lambda name: abs(costs[name] - share)) for share in shares]
-    return (*(name for name in dict.fromkeys(nearest) if name != names[0]), names[0])
+    nearest = [min(names, key=lambda name: abs(costs[name] - share * costs[cut])) for share in shares]
+    return list(dict.fromkeys(nearest))
 
 
 def _duration(seconds: float) -> str:

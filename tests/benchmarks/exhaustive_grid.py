@@ -29,7 +29,7 @@ from helpers.data import check_images, exclude_problems, find_images, open_data,
 from helpers.evaluation.intervals import compare_pairs
 from helpers.study import Experiment, Study
 from helpers.study.experiment import unpack
-from helpers.study.plan import _spread
+from helpers.study.plan import stages_at
 from helpers.study.study import candidate_cuts
 from helpers.study.trials import Trial, Trials
 from helpers.study.verdict import decide
@@ -71,7 +71,9 @@ def run_grid(experiment: Experiment, cuts: list[str], options: argparse.Namespac
         Trial("final", "grid", cut, stage, rate, steps, seed)
         for seed in SEEDS
         for cut in cuts
-        for stage in _spread(experiment.costs, cut, options.stages)
+        for stage in stages_at(
+            experiment.costs, cut, [1 - step / options.stages for step in range(1, options.stages + 1)]
+        )
         for rate in (RATES if options.name in PHOTOS else RATES + HIGHER_RATES)
         for steps in options.lengths
     ]
