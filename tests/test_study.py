@@ -295,6 +295,8 @@ def test_the_final_has_both_arms_on_the_same_seeds_and_fewer_pairs_of_the_contro
     assert seeds["frozen"] == seeds["fine-tuned"] == seeds["majority class"] == [*range(1, 11)]
     assert seeds["everything"] == [1, 2] and seeds["from scratch"] == [1, 2], "half of the cost, half of the time"
     assert [trial.seed for trial in final] == sorted(trial.seed for trial in final)
+    fewer = make_plan("standard", **ARMS).final(("head", "conv3", 1e-3), everything, 0.0, pairs=range(1, 7))
+    assert "everything" not in {trial.arm for trial in fewer}, "one pair alone is none"
     again = plan.final(everything, everything, 0.0, pairs=range(1, 11))  # then fine-tuned is everything
     assert {trial.arm for trial in again} == {"frozen", "fine-tuned", "majority class", "raw pixels"}
 

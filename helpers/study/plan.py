@@ -14,8 +14,7 @@ BUDGETS = {
     "quick": {
         "frozen_shares": (1 / 2, 1 / 4),
         "learning_rates": _RATES,
-        "rates_of_other_depths": (),
-        "rates_of_other_cuts": (3e-4, 1e-3),
+        "other_rates": (),
         "rungs": ((60, 1), (120, 1)),
         "pairs": 5,
     },
@@ -32,9 +31,9 @@ BUDGETS = {
         "pairs": 10,
     },
 }
-"""What share of the network's cost stays frozen at the depths that are tried, and their rates (where `quick` looks
-beyond the middle depth and the first cut, there are fewer: other depths get the best rate only); of each rung of the
-race the steps, and how many fresh splits it adds; the final's pairs at most.
+"""What share of the network's cost stays frozen at the depths that are tried; the rates at the middle depth and, if
+`other_rates` does not say otherwise, at the others (all get the best rate in any case); of each rung of the race the
+steps, and how many fresh splits it adds; the final's pairs at most.
 
 `quick` leaves the first quarter frozen: with layer-wise rates it hardly learns, and training it costs more than all
 the rest (`helpers/study/README.md` has the figures). Small networks are trained as a whole, too."""
@@ -269,9 +268,9 @@ def _plan(name: str, *, cuts: list[str], reference: Arm, costs: dict[str, float]
         # All depths where the frozen network ends; elsewhere the middle one, from which on 03 fine-tunes.
         (middle,) = stages_at(costs, cut, [1 / 2])
         for stage in (middle,) if number else stages_at(costs, cut, shares):
-            beyond = "rates_of_other_cuts" if number else "" if stage == middle else "rates_of_other_depths"
+            other = number > 0 or stage != middle
             depths.append((cut, stage))
-            arms |= {(cut, stage, rate) for rate in wanted.get(beyond, rates)}
+            arms |= {(cut, stage, rate) for rate in (wanted.get("other_rates", rates) if other else rates)}
     cheapest = sorted(arms, key=lambda arm: (costs[arm[0]] - costs[arm[1]], cuts.index(arm[0]), arm[2]))
     return Plan(
         arms=tuple(cheapest),
