@@ -13,7 +13,7 @@ _LADDER = (1e-5, 3e-5, *_RATES, 3e-3, 1e-2, 3e-2, 1e-1)  # rates that the best a
 BUDGETS = {
     "quick": {
         "frozen_shares": (1 / 2, 1 / 4),
-        "learning_rates": _RATES,
+        "learning_rates": _RATES[1:],
         "other_rates": (),
         "rungs": ((60, 1), (120, 1)),
         "pairs": 5,
@@ -88,17 +88,20 @@ class Plan:
     def beyond(self, losses: dict[Arm, float]) -> list[Arm]:
         """Returns arms at learning rates that are worth trying, too, after those with these validation log-losses.
 
-        That is the best arm at the next rate, if its own is the highest or lowest of several tried at its depth; else
-        the other depths at its rate. Asked again, with those, it ends when all depths have the best rate.
+        That is the best arm at the next higher rate, if its own is the highest tried at its depth, or at the next
+        lower one, if its own is the lowest of all; else the other depths at its rate. (Deeper ones bear higher rates:
+        layer-wise factors lower those of the early stages.) Asked again, with those, it ends when all depths have the
+        best rate.
         """
         cut, stage, best = min(losses, key=losses.get)
         if not math.isfinite(losses[cut, stage, best]):
             return []
-        tried = [rate for *where, rate in losses if where == [cut, stage]]
-        higher = [rate for rate in _LADDER if rate > 1.5 * best] if best == max(tried) else []
-        lower = [rate for rate in reversed(_LADDER) if 1.5 * rate < best] if best == min(tried) else []
-        if len(tried) > 1 and (next_rate := (higher + lower)[:1]):
-            return [(cut, stage, *next_rate)]
+        higher = [rate for rate in _LADDER if rate > 1.5 * best]
+        lower = [rate for rate in reversed(_LADDER) if 1.5 * rate < best]
+        if higher and best == max(rate for *where, rate in losses if where == [cut, stage]):
+            return [(cut, stage, higher[0])]
+        if lower and best == min(rate for _, _, rate in losses):
+            return [(cut, stage, lower[0])]
         return [(*where, best) for where in self.depths if (*where, best) not in losses]
 
     def promoted(self, number: int, losses: dict[Arm, float]) -> list[Arm]:
