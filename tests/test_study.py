@@ -251,7 +251,7 @@ def test_quick_tries_the_deeper_stage_at_the_best_rate_only_and_everything_where
     tried = {where: {arm[2] for arm in losses if arm[:2] == where} for where in plan.depths}
     assert tried.pop(("head", "conv3")) == {1e-4, 3e-4, 1e-3, 2e-3}
     assert set(map(tuple, tried.values())) == {(3e-4,)} and len(tried) == 3
-    assert plan.survivors(0) + 1 == len(losses), "one more rate is tried"
+    assert plan.survivors(0) == len(losses)
 
 
 def test_of_each_depth_the_best_rate_goes_on_with_03s_arm():
@@ -260,8 +260,10 @@ def test_of_each_depth_the_best_rate_goes_on_with_03s_arm():
     losses = {arm: 1.0 for arm in plan.arms} | {plan.reference: 9.0}
     losses |= {(*where, 5e-4): 0.5 + 0.1 * number for number, where in enumerate(plan.depths)}
     losses[cut, plan.depths[0][1], 6e-4] = 0.51
+    near = (cut, plan.depths[0][1], 7e-4)
+    losses[near] = 0.504
     ahead = [(*where, 5e-4) for where in plan.depths[: plan.survivors(1)]]
-    assert set(plan.promoted(0, losses)) == {*ahead, plan.reference}
+    assert set(plan.promoted(0, losses)) == {*ahead, near, plan.reference}
     assert plan.promoted(1, {plan.reference: math.inf}) == [plan.reference]
 
 
@@ -349,7 +351,9 @@ def test_the_race_halves_and_the_best_goes_into_the_final(undisturbed):
         "the best rate lies between two others, and all depths have it"
     )
     best = first.loc[first.groupby(["cut", "stage"]).idxmin()]
-    assert set(last.index) == {*best.nsmallest(study.plan.survivors(1)).index, study.plan.reference}
+    ahead = best.nsmallest(study.plan.survivors(1))
+    assert {*ahead.index, study.plan.reference} <= set(last.index)
+    assert (first[last.index].drop(study.plan.reference) <= planning.TIE * ahead.max()).all(), "and ties"
     done = {(trial.steps, trial.seed) for trial in study.trials.results() if trial.phase == "race" and trial.steps}
     assert {(4, 0), (8, planning.RACE_SEED + 1)} <= done, "fresh splits in each rung"
     losses = {

@@ -13,7 +13,7 @@ _LADDER = (1e-5, 3e-5, *_RATES, 3e-3, 1e-2, 3e-2, 1e-1)  # rates that the best a
 BUDGETS = {
     "quick": {
         "frozen_shares": (1 / 2, 1 / 4),
-        "learning_rates": _RATES[1:],
+        "learning_rates": _RATES,
         "other_rates": (),
         "rungs": ((60, 1), (120, 1)),
         "pairs": 5,
@@ -40,6 +40,7 @@ the rest (`helpers/study/README.md` has the figures). Small networks are trained
 VERSION = 2  # of a plan: in a study's file, one of another version does not count
 
 REDUCTION = 3  # of the arms in a rung of the race, one in so many goes on to the next (successive halving's eta)
+TIE = 1.01  # log-losses of a few dozen images that differ by no more than this factor are a tie
 RACE_SEED = 1000  # splits of the race beyond the run's own: seeds from here on, which the final does not use
 # Random weights are trained in earnest or not at all; the rate is the better one in short trainings.
 _FROM_SCRATCH = {"race": 200, "final": 600, "learning_rates": (1e-3, 3e-3)}
@@ -107,12 +108,12 @@ class Plan:
     def promoted(self, number: int, losses: dict[Arm, float]) -> list[Arm]:
         """Returns the arms that go on after a rung with these validation log-losses: each depth at its best rate.
 
-        03's arm goes on, too, and so do ties.
+        03's arm goes on, too, and so does what can hardly be told from the others (`TIE`).
         """
         of_depths = {where: [loss for arm, loss in losses.items() if arm[:2] == where] for where in self.depths}
         best = {where: min(tried) for where, tried in of_depths.items() if tried}
         bound = sorted(best.values())[: self.survivors(number + 1)][-1]
-        ahead = [arm for arm, loss in losses.items() if loss == best[arm[:2]] and loss <= bound]
+        ahead = [arm for arm, loss in losses.items() if loss <= TIE * min(best[arm[:2]], bound)]
         return [arm for arm in losses if arm in ahead or arm == self.reference]
 
     def survivors(self, number: int) -> int:
