@@ -264,10 +264,23 @@ def test_of_each_depth_the_best_rate_goes_on_with_03s_arm():
     losses[near] = 0.504
     ahead = [(*where, 5e-4) for where in plan.depths[: plan.survivors(1)]]
     assert set(plan.promoted(0, losses)) == {*ahead, near, plan.reference}
-    assert plan.promoted(1, {plan.reference: math.inf}) == [plan.reference]
+    failed = dict.fromkeys(losses, math.inf)
+    assert plan.promoted(0, failed) == [plan.reference] == plan.promoted(1, {plan.reference: math.inf})
+    one = plan.depths[-1]
+    assert not [
+        arm
+        for arm in plan.promoted(0, losses | {arm: math.inf for arm in losses if arm[:2] == one})
+        if arm[:2] == one
+    ]
 
 
-def test_the_best_arm_climbs_until_its_rate_lies_between_two_others():
+def test_what_the_final_takes_does_not_depend_on_03s_arm_alone():
+    late = ARMS | {"reference": ("head", "conv4", 1e-3)}
+    usual, other = (make_plan("quick", **known).expected["final"] for known in (ARMS, late))
+    assert 0.5 < other / usual < 1.5
+
+
+def test_the_best_arm_climbs_to_higher_rates_and_from_the_lowest_of_all_to_lower_ones():
     depths = (("head", "conv1"), ("head", "conv3"), ("head", "conv2"), ("conv4", "conv3"))
     plan = replace(make_plan("small", **ARMS), depths=depths[:2])
     losses = {("head", "conv1", 1e-3): 2.0, ("head", "conv3", 1e-3): 1.0, ("head", "conv3", 7e-4): 1.1}
@@ -276,6 +289,8 @@ def test_the_best_arm_climbs_until_its_rate_lies_between_two_others():
     lower = losses | {("head", "conv3", 3e-3): 1.5, ("head", "conv3", 7e-4): 0.9}
     assert plan.beyond(lower) == [("head", "conv3", 3e-4)]
     assert plan.beyond(lower | {("conv4", "conv3", 1e-4): 3.0}) == [("head", "conv1", 7e-4)], "a lower one was tried"
+    lone = replace(plan, reference=("head", "conv1", 1e-5))
+    assert lone.beyond(lower | {lone.reference: 5.0}) == [("head", "conv3", 3e-4)], "03's own arm does not count"
     assert plan.beyond(losses | {("head", "conv3", 3e-3): 0.5}) == [("head", "conv3", 1e-2)]
     deeper = {("head", "conv3", 3e-3): 1.5, ("head", "conv1", 1e-3): 0.5}
     assert plan.beyond(losses | deeper) == [("head", "conv1", 3e-3)], "deeper stages may bear higher rates"
@@ -347,9 +362,7 @@ def test_the_race_halves_and_the_best_goes_into_the_final(undisturbed):
     study, (race, final, _) = undisturbed
     first, last = (race[race["rung"] == n].set_index(["cut", "stage", "learning_rate"])["log_loss"] for n in (1, 2))
     assert set(study.plan.arms) < set(first.index) and np.isfinite(race["log_loss"]).all()
-    assert study.plan.beyond(dict(first.items())) == [], (
-        "the best rate lies between two others, and all depths have it"
-    )
+    assert study.plan.beyond(dict(first.items())) == [], "all depths have the best rate"
     best = first.loc[first.groupby(["cut", "stage"]).idxmin()]
     ahead = best.nsmallest(study.plan.survivors(1))
     assert {*ahead.index, study.plan.reference} <= set(last.index)

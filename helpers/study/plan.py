@@ -1,7 +1,7 @@
 """What a budget buys: which arms race, for how many steps, on how many splits; and the pairs of the final."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from helpers.evaluation.intervals import FIRST_LOOK
@@ -35,9 +35,9 @@ BUDGETS = {
 `other_rates` does not say otherwise, at the others (all get the best rate in any case); of each rung of the race the
 steps, and how many fresh splits it adds; the final's pairs at most.
 
-`quick` leaves the first quarter frozen: with layer-wise rates it hardly learns, and training it costs more than all
-the rest (`helpers/study/README.md` has the figures). Small networks are trained as a whole, too."""
-VERSION = 2  # of a plan: in a study's file, one of another version does not count
+`quick` leaves the first quarter of a large network frozen: nothing measurable is lost, and a training takes half
+the time (`helpers/study/README.md` has the figures). Small networks are trained as a whole, too."""
+VERSION = 3  # of a plan: in a study's file, one of another version does not count
 
 REDUCTION = 3  # of the arms in a rung of the race, one in so many goes on to the next (successive halving's eta)
 TIE = 1.01  # log-losses of a few dozen images that differ by no more than this factor are a tie
@@ -101,7 +101,7 @@ class Plan:
         lower = [rate for rate in reversed(_LADDER) if 1.5 * rate < best]
         if higher and best == max(rate for *where, rate in losses if where == [cut, stage]):
             return [(cut, stage, higher[0])]
-        if lower and best == min(rate for _, _, rate in losses):
+        if lower and best == min(arm[2] for arm in losses if arm != self.reference or arm[2] == best):
             return [(cut, stage, lower[0])]
         return [(*where, best) for where in self.depths if (*where, best) not in losses]
 
@@ -113,8 +113,11 @@ class Plan:
         of_depths = {where: [loss for arm, loss in losses.items() if arm[:2] == where] for where in self.depths}
         best = {where: min(tried) for where, tried in of_depths.items() if tried}
         bound = sorted(best.values())[: self.survivors(number + 1)][-1]
-        ahead = [arm for arm, loss in losses.items() if loss <= TIE * min(best[arm[:2]], bound)]
-        return [arm for arm in losses if arm in ahead or arm == self.reference]
+        near = {arm: loss <= TIE * min(best[arm[:2]], bound) and math.isfinite(loss) for arm, loss in losses.items()}
+        return self._cheapest_first(arm for arm in losses if near[arm] or arm == self.reference)
+
+    def _cheapest_first(self, arms: Iterable[Arm]) -> list[Arm]:
+        return sorted(arms, key=lambda arm: self.costs[arm[0]] - self.costs[arm[1]])
 
     def survivors(self, number: int) -> int:
         """Returns how many arms a rung of the race has, if there are no ties and no rates beyond those planned."""
@@ -179,7 +182,7 @@ class Plan:
         everything = (self.frozen, self.first, self.reference[2])
         everything = everything if everything[:2] in self.depths else None
         scratch = _FROM_SCRATCH["learning_rates"][0] if self.scratch else 0.0
-        final = self.final(self.reference, everything, scratch, pairs=range(1, self.pairs + 1))
+        final = self.final(self._middle, everything, scratch, pairs=range(1, self.pairs + 1))
         of_race, of_final = self._seconds_of(race + self.scratch_race()), self._seconds_of(final)
         stored = sum(self.costs[stage] for stage in sorted({stage for _, stage in self.depths}))
         activations = m["everything"] * m["forward"] * stored
@@ -193,19 +196,26 @@ class Plan:
 
     def _typical(self, number: int) -> list[Arm]:
         """Returns arms that cost about what those of a rung will cost: which ones that are is not known yet."""
-        rate, first = self.reference[2], number == 0
-        depths = sorted(self.depths, key=lambda where: self.costs[where[0]] - self.costs[where[1]])
-        others = [(*where, rate) for where in depths if where not in {arm[:2] for arm in self.arms}]
-        arms = [*self.arms, self.reference, *others] if first else [(*where, rate) for where in depths]
-        count = self.survivors(number) + first  # one more rate is tried
-        return [arms[(2 * place + 1) * len(arms) // (2 * count)] for place in range(count)]
+        depths = self._cheapest_first((*where, self.reference[2]) for where in self.depths)
+        if number == 0:  # each depth gets one more rate
+            return [*self.arms, *depths]
+        count = self.survivors(number)
+        return [depths[(2 * place + 1) * len(depths) // (2 * count)] for place in range(count)] + [self.reference]
+
+    @property
+    def _middle(self) -> Arm:
+        """An arm of average cost."""
+        depths = self._cheapest_first((*where, self.reference[2]) for where in self.depths)
+        return depths[len(depths) // 2]
 
     def describe(self) -> str:
         """Returns the plan in a few lines, with the time that it is expected to take."""
         cuts, stages = (list(dict.fromkeys(values)) for values in zip(*self.depths, strict=True))
         rates = sorted({rate for _, _, rate in self.arms})
         rungs = [f"{self.survivors(0)} arms or more for {{}} steps on {{}} split{'s' * (self.rungs[0][1] > 1)}"]
-        rungs += [f"{self.survivors(number)} for {{}} steps on {{}} more" for number in range(1, len(self.rungs))]
+        rungs += [
+            f"{self.survivors(number)} or more for {{}} steps on {{}} more" for number in range(1, len(self.rungs))
+        ]
         rungs = ", then ".join(text.format(*rung) for text, rung in zip(rungs, self.rungs, strict=True))
         scratch = "; and the network from scratch, at two rates" if self.scratch else ""
         early = f", fewer if the answer is clear after {FIRST_LOOK}" if self.pairs > FIRST_LOOK else ""
