@@ -273,7 +273,7 @@ def plot_corruptions(table: pd.DataFrame) -> DescribedFigure:
     """Returns each arm's accuracy over severity (`corruption_table`), a panel for each of the five corruptions."""
     unchanged = table["severity"] == 0
     kinds, arms = table.loc[~unchanged, "corruption"].unique(), table["arm"].unique()
-    figure = new_figure(8.6, 5.2)
+    figure = new_figure(9.3, 5.7)
     grid = figure.subplots(2, 3, sharey=True).ravel()
     told = []
     for axes, kind in zip(grid, kinds, strict=False):

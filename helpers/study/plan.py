@@ -35,8 +35,8 @@ BUDGETS = {
 `other_rates` does not say otherwise, at the others (all get the best rate in any case); of each rung of the race the
 steps, and how many fresh splits it adds; the final's pairs at most.
 
-`quick` leaves the first quarter of a large network frozen: nothing measurable is lost, and a training takes half
-the time (`helpers/study/README.md` has the figures). Small networks are trained as a whole, too."""
+`quick` leaves the first quarter of a large network frozen, which costs much to train and brings next to nothing
+(`helpers/study/README.md` has the figures). Small networks are trained as a whole, too."""
 VERSION = 3  # of a plan: in a study's file, one of another version does not count
 
 REDUCTION = 3  # of the arms in a rung of the race, one in so many goes on to the next (successive halving's eta)
@@ -90,9 +90,8 @@ class Plan:
         """Returns arms at learning rates that are worth trying, too, after those with these validation log-losses.
 
         That is the best arm at the next higher rate, if its own is the highest tried at its depth, or at the next
-        lower one, if its own is the lowest of all; else the other depths at its rate. (Deeper ones bear higher rates:
-        layer-wise factors lower those of the early stages.) Asked again, with those, it ends when all depths have the
-        best rate.
+        lower one, if its own is the lowest of all; else the other depths at its rate. Asked again, with those, it
+        ends when all depths have the best rate.
         """
         cut, stage, best = min(losses, key=losses.get)
         if not math.isfinite(losses[cut, stage, best]):
@@ -106,9 +105,9 @@ class Plan:
         return [(*where, best) for where in self.depths if (*where, best) not in losses]
 
     def promoted(self, number: int, losses: dict[Arm, float]) -> list[Arm]:
-        """Returns the arms that go on after a rung with these validation log-losses: each depth at its best rate.
+        """Returns the arms that go on after a rung with these validation log-losses: the best depths' best rates.
 
-        03's arm goes on, too, and so does what can hardly be told from the others (`TIE`).
+        03's arm goes on, too, and so does what can hardly be told from these (`TIE`).
         """
         of_depths = {where: [loss for arm, loss in losses.items() if arm[:2] == where] for where in self.depths}
         best = {where: min(tried) for where, tried in of_depths.items() if tried}
@@ -179,10 +178,9 @@ class Plan:
         """Expected seconds of race, final and all of it, in one process."""
         m, rungs = self.measured, range(len(self.rungs))
         race = [trial for n in rungs for trial in self.rung(n, self._typical(n))]
-        everything = (self.frozen, self.first, self.reference[2])
-        everything = everything if everything[:2] in self.depths else None
+        everything = next((arm for arm in self._everywhere if arm[1] == self.first), None)
         scratch = _FROM_SCRATCH["learning_rates"][0] if self.scratch else 0.0
-        final = self.final(self._middle, everything, scratch, pairs=range(1, self.pairs + 1))
+        final = self.final(*self._spread(1), everything, scratch, pairs=range(1, self.pairs + 1))
         of_race, of_final = self._seconds_of(race + self.scratch_race()), self._seconds_of(final)
         stored = sum(self.costs[stage] for stage in sorted({stage for _, stage in self.depths}))
         activations = m["everything"] * m["forward"] * stored
@@ -196,17 +194,19 @@ class Plan:
 
     def _typical(self, number: int) -> list[Arm]:
         """Returns arms that cost about what those of a rung will cost: which ones that are is not known yet."""
-        depths = self._cheapest_first((*where, self.reference[2]) for where in self.depths)
         if number == 0:  # each depth gets one more rate
-            return [*self.arms, *depths]
-        count = self.survivors(number)
-        return [depths[(2 * place + 1) * len(depths) // (2 * count)] for place in range(count)] + [self.reference]
+            return [*self.arms, *self._everywhere]
+        return [*self._spread(self.survivors(number)), self.reference]
 
     @property
-    def _middle(self) -> Arm:
-        """An arm of average cost."""
-        depths = self._cheapest_first((*where, self.reference[2]) for where in self.depths)
-        return depths[len(depths) // 2]
+    def _everywhere(self) -> list[Arm]:
+        """One arm at each depth, the cheapest first."""
+        return self._cheapest_first((*where, self.reference[2]) for where in self.depths)
+
+    def _spread(self, count: int) -> list[Arm]:
+        """Returns so many arms, spread over all depths."""
+        arms = self._everywhere
+        return [arms[(2 * place + 1) * len(arms) // (2 * count)] for place in range(count)]
 
     def describe(self) -> str:
         """Returns the plan in a few lines, with the time that it is expected to take."""

@@ -71,9 +71,7 @@ def run_grid(experiment: Experiment, cuts: list[str], options: argparse.Namespac
         Trial("final", "grid", cut, stage, rate, steps, seed)
         for seed in SEEDS
         for cut in cuts
-        for stage in stages_at(
-            experiment.costs, cut, [1 - step / options.stages for step in range(1, options.stages + 1)]
-        )
+        for stage in stages_at(experiment.costs, cut, np.arange(options.stages)[::-1] / options.stages)
         for rate in (RATES if options.name in PHOTOS else RATES + HIGHER_RATES)
         for steps in options.lengths
     ]
