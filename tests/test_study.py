@@ -276,9 +276,10 @@ def test_of_each_depth_the_best_rate_goes_on_with_03s_arm():
 
 
 def test_what_the_final_takes_does_not_depend_on_03s_arm_alone():
-    late = ARMS | {"reference": ("head", "conv4", 1e-3)}
-    usual, other = (make_plan("quick", **known).expected["final"] for known in (ARMS, late))
-    assert 0.5 < other / usual < 1.5
+    plans = [
+        make_plan("quick", **ARMS | {"reference": ("head", stage, 1e-3)}) for stage in ("conv2", "conv3", "conv4")
+    ]
+    assert len({plan.expected["final"] for plan in plans}) == 1
 
 
 def test_the_best_arm_climbs_to_higher_rates_and_from_the_lowest_of_all_to_lower_ones():
