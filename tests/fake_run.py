@@ -33,9 +33,9 @@ def verdict(**changes) -> dict:
     found = {
         "verdict": "fine-tune",
         "chosen": "fine-tuned",
-        "headline": "Fine-tune: take all layers, unfreeze from conv3, learning rate 0.001: 5.0 points more accurate.",
+        "headline": "Fine-tune from conv3 on (all layers taken, learning rate 0.001): 5.0 points more accurate.",
         "explanation": "Of 100 test images, more are right. A training takes 61 s.",
-        "paragraph": "Fine-tune: take all layers. Of 100 test images, more are right. A training takes 61 s.",
+        "paragraph": "Fine-tune from conv3 on. Of 100 test images, more are right. A training takes 61 s.",
         "arms": {"fine-tuned": arm | tuned, "frozen": arm | frozen},
         "comparison": comparison,
         "margin": 0.01,

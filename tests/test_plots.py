@@ -236,7 +236,8 @@ def test_the_probe_and_the_depth_show_what_is_known_of_each_cut_and_stage():
     assert "nothing can be cross-validated" in nothing.description
     description = plots.plot_depth(make_probe(accuracy=[0.5, 0.7, 0.9, 0.8]), RACE).description
     assert (
-        "frozen, cut at block_3: 0.900; frozen, cut at head: 0.800; fine-tuned from block_1 on: 0.750" in description
+        "frozen, cut before block_3: 0.900; frozen, cut before head: 0.800; fine-tuned from block_1 on: 0.750"
+        in description
     )
     assert description.endswith("fine-tuned from block_3 on: 0.850; diverged: block_2.")
 
@@ -244,20 +245,20 @@ def test_the_probe_and_the_depth_show_what_is_known_of_each_cut_and_stage():
 def test_rates_show_first_and_last_rung_and_frame_the_best():
     figure = plots.plot_rates(RACE)
     (axes,) = figure.axes
-    assert tick_names(axes.xaxis) == [f"block_{n}\ncut at head" for n in (1, 2, 3)]
+    assert tick_names(axes.xaxis) == [f"block_{n}\ncut before head" for n in (1, 2, 3)]
     assert tick_names(axes.yaxis) == ["0.001", "0.01"]
     texts = {text.get_position(): text.get_text() for text in axes.texts}
     first = {(0, 0): "0.500", (0, 1): "diverged", (1, 0): "diverged"}
     assert texts == first | {(2, 0): "0.100\n3 splits: 0.300", (2, 1): "0.400"}
     assert {(round(frame.get_x()), round(frame.get_y())) for frame in axes.patches} == {(2, 0)}
-    assert "Best: 0.300, cut at head, from block_3 on at rate 0.001" in figure.description
+    assert "Best: 0.300, cut before head, from block_3 on at rate 0.001" in figure.description
     assert "2 diverged" in figure.description
 
 
 def test_rates_have_a_column_for_each_cut_and_can_be_read_on_every_shade():
     both = pd.concat([make_race([("block_2", 1e-3, 1, 0.2)], cut="block_3"), make_race([("block_2", 1e-3, 1, 0.4)])])
     (axes,) = plots.plot_rates(both.reset_index(drop=True)).axes
-    assert tick_names(axes.xaxis) == ["block_2\ncut at block_3", "block_2\ncut at head"]
+    assert tick_names(axes.xaxis) == ["block_2\ncut before block_3", "block_2\ncut before head"]
     assert [text.get_text() for text in axes.texts] == ["0.200", "0.400"]
     losses = [(name, 1e-3, 9, loss) for name, loss in zip(SHORT, [0.1, 0.2, 1, 9], strict=True)]
     (axes,) = plots.plot_rates(make_race(losses)).axes
@@ -336,7 +337,10 @@ LONG_RACE = make_race([(name, rate, 9, 0.5) for name in BLOCKS for rate in (1e-4
         (lambda: plots.plot_probe(make_probe(BLOCKS), BLOCKS[3]), f"Taken: {BLOCKS[3]}"),
         (lambda: plots.plot_depth(make_probe(["head"]), make_race([("head", 1e-3, 1, 0.4)])), "from head on: 0.800"),
         (lambda: plots.plot_depth(make_probe(accuracy=np.nan), ALL_DIVERGED), "diverged: block_1"),
-        (lambda: plots.plot_depth(make_probe(accuracy=[0.5, np.nan, 0.9, 0.8]), RACE[:0]), "cut at block_3: 0.900"),
+        (
+            lambda: plots.plot_depth(make_probe(accuracy=[0.5, np.nan, 0.9, 0.8]), RACE[:0]),
+            "cut before block_3: 0.900",
+        ),
         (lambda: plots.plot_depth(make_probe(BLOCKS), LONG_RACE), BLOCKS[19]),
         (lambda: plots.plot_rates(RACE[:0]), "No arm has raced."),
         (lambda: plots.plot_rates(RACE[:1]), "Best: 0.100"),

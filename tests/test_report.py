@@ -78,7 +78,7 @@ def test_the_recommendation_stands_first(page):
     assert not page.find(class_="failure")
     first = page.main.section
     assert first.find(class_="statement").text == (
-        "Fine-tune: take all layers, unfreeze from conv3, learning rate 0.001: 5.0 points more accurate."
+        "Fine-tune from conv3 on (all layers taken, learning rate 0.001): 5.0 points more accurate."
     )
     assert texts(first.find_all("dd")) == [
         "95.0 % 95 % interval 85.0 to 95.0 %",
@@ -103,7 +103,7 @@ def test_pictures_stand_first_and_figures_of_the_study_behind_with_their_words(p
 
 def test_it_says_what_to_do_next(page):
     label, collect, harden, ask = texts(page.find(id="next").find_parent("section").find_all("li"))
-    assert "in 1 of those listed" in label
+    assert "In 1 of those listed" in label
     assert f"pets/<7>.png, labelled {CLASSES[0]}, predicted {CLASSES[1]} (99 %)" in label
     assert collect.startswith(f"Add images of {CLASSES[0]}: 50 %") and "noise" in harden and "20 points" in harden
     assert ask.startswith("To see whether more labels would pay off: make labels NAME=")
@@ -114,7 +114,7 @@ def test_it_says_what_to_do_next(page):
     ("changes", "words"),
     [
         ({}, None),
-        ({"verdict": "no difference shown"}, "BUDGET: this study would likely have shown a difference of 4.0 points"),
+        ({"verdict": "no difference shown"}, "BUDGET: only a difference of about 4.0 points or more would likely"),
         ({"arms": {"frozen": {"test_accuracy": 0.7, "seconds": 1.0}}}, "Try another network"),
     ],
 )

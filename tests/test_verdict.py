@@ -95,13 +95,13 @@ def tables(*, gained: int, lost: int, images: int = 400) -> tuple[np.ndarray, np
 def test_a_difference_that_is_none_or_within_the_margin_does_not_matter():
     study = compare_pairs(*tables(gained=0, lost=0))
     assert study["difference"] == 0 and study["low"] == -study["high"]
-    assert study["equivalent"] and decide(study) == "no difference shown"
+    assert study["equivalent"] and decide(study) == "too small to matter"
     few = compare_pairs(np.ones((6, 50), bool), np.ones((6, 50), bool))
     assert few["high"] > 0.04 and not few["equivalent"], "50 images may all be right by chance"
     arms = tables(gained=30, lost=2)
     assert decide(compare_pairs(*arms, margin=0.01)) == "fine-tune"
     large = compare_pairs(*arms, margin=0.2)
-    assert large["shown"] == "second" and large["equivalent"] and decide(large) == "no difference shown"
+    assert large["shown"] == "second" and large["equivalent"] and decide(large) == "too small to matter"
 
 
 @pytest.mark.parametrize(("images", "share"), [(100, 0.01), (150, 0.01), (150, 0.02), (400, 0.005)])
@@ -171,7 +171,7 @@ def test_each_number_in_the_words_is_in_the_tables(gained, lost):
 @pytest.mark.parametrize(
     ("gained", "lost", "verdict", "chosen", "headline"),
     [
-        (40, 4, "fine-tune", "fine-tuned", "Fine-tune: take all layers, unfreeze from block_13"),
+        (40, 4, "fine-tune", "fine-tuned", "Fine-tune from block_13 on (all layers taken, learning rate "),
         (4, 40, "freeze", "frozen", "Freeze: fine-tuning is 9.0 points less accurate"),
         (20, 20, "no difference shown", "frozen", "Freeze: fine-tuning is not shown to be better"),
         (
@@ -191,7 +191,7 @@ def test_the_headline_is_the_recommendation_and_the_rest_contradicts_nothing(gai
     assert describe_verdict(known)["headline"].startswith(headline)
     assert f"handed over is {chosen}" in words and "not complete: the final was interrupted" in words
     assert ("would likely have been shown" in words) == (verdict == "no difference shown")
-    assert "cut before block_14" in words and "with all layers taken and unfrozen from block_13" in words
+    assert "(cut before block_14)" in words and "(all layers taken, unfrozen from block_13)" in words
 
 
 def test_the_headline_of_a_small_difference_and_of_none():

@@ -124,14 +124,14 @@ def _interpret(mode: str, distances: dict[str, float]) -> PreprocessingCheck:
     if distances[best] <= FITS:
         given, wanted = PREPROCESSING.get(mode, "other"), PREPROCESSING[best]
         message = (
-            f"This looks like {given} input to a network trained on {wanted}: its first BatchNormalization layers "
-            f"see values at distance {here:.2f} from those they remember, and at {distances[best]:.2f} with "
-            f'preprocessing="{best}" (up to {FITS} fits).'
+            f"This looks like {given} input to a network trained on {wanted}: what its first BatchNormalization "
+            f"layers receive is at distance {here:.2f} from their stored statistics, and at {distances[best]:.2f} "
+            f'with preprocessing="{best}" (up to {FITS} fits).'
         )
         return PreprocessingCheck(False, message, distances)
     message = (
-        f"It cannot be told whether the preprocessing is the right one: {name} is at distance {here:.2f} from what "
-        f"the network remembers, and no other fits (up to {FITS}). The images may be unlike those it was trained on, "
-        f"or it expects values that are none of {', '.join(map(repr, PREPROCESSING))}."
+        f"It cannot be told whether the preprocessing is the right one: {name} is at distance {here:.2f} from the "
+        f"statistics that the network has stored, and no other fits (up to {FITS}). The images may be unlike those "
+        f"that it was trained on, or it expects another preprocessing than {', '.join(map(repr, PREPROCESSING))}."
     )
     return PreprocessingCheck(None, message, distances)

@@ -69,7 +69,7 @@ def plot_depth(probe: pd.DataFrame, race: pd.DataFrame) -> DescribedFigure:
     places = dict(zip([*race["stage"], *probe["cut"]], [*race["cost_before"], *probe["cost"]], strict=True))
     _name_depths(axes, places, first=set(race["stage"]))
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
-    told = [f"frozen, cut at {row.cut}: {row.accuracy:.3f}" for row in probe.dropna().itertuples()]
+    told = [f"frozen, cut before {row.cut}: {row.accuracy:.3f}" for row in probe.dropna().itertuples()]
     told += [f"fine-tuned from {row.stage} on: {row.accuracy:.3f}" for row in tuned.itertuples()]
     told += [f"diverged: {stage}" for stage in diverged["stage"]]
     figure.description = f"Accuracy on validation images over depth. {'; '.join(told) or 'Nothing is known'}."
@@ -121,9 +121,9 @@ def plot_rates(race: pd.DataFrame) -> DescribedFigure:
         corner = columns.index((cut, stage)) - 0.46, rates.index(rate) - 0.46
         for color, width in (("white", 6), ("black", 3)):  # seen on dark cells and on light ones
             axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=color, linewidth=width))
-        told = f"Best: {loss:.3f}, cut at {cut}, from {stage} on at rate {rate:g}."
+        told = f"Best: {loss:.3f}, cut before {cut}, from {stage} on at rate {rate:g}."
         told += f" {len(last) - len(ranked)} diverged." if len(ranked) < len(last) else ""
-    labels = [f"{shorten(stage)}\ncut at {shorten(cut)}" for cut, stage in columns]
+    labels = [f"{shorten(stage)}\ncut before {shorten(cut)}" for cut, stage in columns]
     tilt = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, labels)) > 90 else {}
     axes.set_xticks(range(len(columns)), labels, **tilt)
     axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])

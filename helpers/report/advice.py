@@ -24,7 +24,9 @@ def next_steps(folder: RunFolder) -> list[str]:
         *_harden(folder.corruptions),
         *_change_network(folder.verdict, folder.parameters),
     ]
-    steps = steps or ["Nothing stands out. Try the classifier on images from where it will be used (SHIFTED=folder)."]
+    steps = steps or [
+        "Nothing stands out. Test the classifier on images from where it will be used (SHIFTED=folder)."
+    ]
     if folder.labels or not folder.verdict.get("comparison"):
         return steps
     return [
@@ -39,16 +41,16 @@ def _relabel(folder: RunFolder) -> list[str]:
         doubtful = folder.problems[folder.problems["problem"].isin(["two labels", "similar, two labels"])]
         if len(doubtful):
             files = _files(doubtful["path"])
-            steps.append(f"Decide which label is right for {files}: the same image, or nearly the same, has two.")
+            steps.append(f"Decide which label is right for {files}: (nearly) the same image has two labels.")
     if folder.mistakes is not None:
         sure = folder.mistakes[folder.mistakes["probability"].astype(float) >= SURE]
         if len(sure):
             first = sure.iloc[0]
             percent = min(99, round(100 * float(first["probability"])))  # none is rounded to a certainty
             steps.append(
-                f"Check the labels of the most confident mistakes: in {len(sure)} of those listed, the wrong class "
-                f"has {100 * SURE:.0f} % or more. "
-                f"First: {first['path']}, labelled {first['label']}, predicted {first['predicted']} ({percent} %)."
+                f"Check the labels of the most confident mistakes. In {len(sure)} of those listed, the wrong class "
+                f"was predicted with a probability of {100 * SURE:.0f} % or more. The first: "
+                f"{first['path']}, labelled {first['label']}, predicted {first['predicted']} ({percent} %)."
             )
     return steps
 
@@ -58,8 +60,8 @@ def _collect(classes) -> list[str]:
     overall = (numbers["recall"] * numbers["images"]).sum() / numbers["images"].sum()
     weak = classes.loc[numbers["recall"].where(numbers["recall_high"] < overall).dropna().sort_values().index[:2]]
     return [
-        f"Add images of {row['class']}: {100 * float(row['recall']):.0f} % of them are recognised, of all classes "
-        f"{100 * overall:.0f} %. It is most often mistaken for {row['taken_for']}."
+        f"Add images of {row['class']}: {100 * float(row['recall']):.0f} % of them are recognised, of all images "
+        f"{100 * overall:.0f} %. This class is most often mistaken for {row['taken_for']}."
         for _, row in weak.iterrows()
     ]
 
@@ -70,11 +72,11 @@ def _label(labels: dict) -> list[str]:
 
 def _decide(verdict: dict) -> list[str]:
     comparison = verdict.get("comparison") or {}
-    if verdict["verdict"] != "no difference shown" or comparison.get("equivalent") or "detectable" not in comparison:
+    if verdict["verdict"] != "no difference shown" or "detectable" not in comparison:
         return []
     return [
-        f"To decide between frozen and fine-tuned, use more test images or a larger BUDGET: this study would likely "
-        f"have shown a difference of {100 * comparison['detectable']:.1f} points, and smaller ones less likely."
+        f"To decide between frozen and fine-tuned, use more test images or a larger BUDGET: only a difference of "
+        f"about {100 * comparison['detectable']:.1f} points or more would likely have been shown."
     ]
 
 
@@ -89,8 +91,8 @@ def _harden(corruptions) -> list[str]:
         return []
     worst = mild.iloc[-1]
     return [
-        f"If images may be changed by {worst['corruption']}, train with some that are: a little of it costs the "
-        f"{worst['arm']} network {100 * worst['lost']:.0f} points."
+        f"If images from real use may have {worst['corruption']}, add such images to the training data: even at the "
+        f"lowest severity, it costs the {worst['arm']} network {100 * worst['lost']:.0f} points."
     ]
 
 
@@ -101,7 +103,10 @@ def _change_network(verdict: dict, parameters: dict) -> list[str]:
     if best >= GOOD and best > pixels + 0.02:
         return []
     used = parameters.get("backbone", "this network")
-    return [f"Try another network (BACKBONE=..., another NAME): with {used}, {100 * best:.0f} % are right."]
+    return [
+        f"Try another network (BACKBONE=..., another NAME): with {used}, {100 * best:.0f} % of the predictions are "
+        f"right."
+    ]
 
 
 def _files(paths) -> str:

@@ -19,14 +19,14 @@ FIRST_PAGE = {
     "mistakes": "The most confident mistakes",
 }
 DETAILS = {
-    "differences": "Fine-tuned minus frozen, pair by pair",
-    "depth": "Accuracy over the depth at which learning begins",
+    "differences": "Difference in accuracy, fine-tuned minus frozen, of each pair of trainings",
+    "depth": "Accuracy by the first stage that learns",
     "costs": "Accuracy against cost",
-    "labels": "Accuracy over the number of labels",
-    "stages": "The stages of the network",
-    "history": "The training of 03",
-    "reliability": "Is it right as often as it says?",
-    "corruptions": "Accuracy on corrupted images",
+    "labels": "Accuracy by number of labels",
+    "stages": "The chosen network: which stages are taken, frozen and fine-tuned",
+    "history": "Training curves of 03",
+    "reliability": "Calibration: how often predictions of each probability are right",
+    "corruptions": "Accuracy of 02's and 03's networks on corrupted images",
 }
 """Figures that notebooks save (`Run.figure`) and their captions, in the report's order."""
 

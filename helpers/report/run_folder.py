@@ -219,8 +219,8 @@ def cost_table(metrics: dict) -> tuple[list[str], list[tuple[str, ...]]]:
     """Returns columns and rows of texts: each arm's cut, first stage that learns, and rate; and what it costs."""
     from helpers.evaluation.metrics import COSTS
 
-    chosen = {"cut at": "{cut}", "unfrozen from": "{stage}", "learning rate": "{learning_rate:g}"}
-    return _texts(metrics, chosen | COSTS | {"memory, MB": "{memory_mb:.1f}"})
+    chosen = {"cut before": "{cut}", "unfrozen from": "{stage}", "learning rate": "{learning_rate:g}"}
+    return _texts(metrics, chosen | COSTS | {"extra memory, MB": "{memory_mb:.1f}"})
 
 
 def _arms(metrics: dict) -> dict[str, dict]:

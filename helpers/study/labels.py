@@ -211,7 +211,7 @@ def _pays_off(answer: dict) -> str:
     first = f"with as few as {least:,} training images" if found["labels"] <= least else about
     low = f"{least:,} or fewer" if found["low"] <= least else f"{found['low']:,.0f}"
     high = f"more than {most:,}" if found["high"] is None else f"{found['high']:,.0f}"
-    return f"Fine-tuning is {better} {first} (95 % interval {low} to {high})."
+    return f"Fine-tuning is estimated to be {better} {first} (95 % interval {low} to {high})."
 
 
 def _scored(results: dict, trial: Trial) -> bool:

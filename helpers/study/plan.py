@@ -221,9 +221,9 @@ class Plan:
         early = f", fewer if the answer is clear after {FIRST_LOOK}" if self.pairs > FIRST_LOOK else ""
         times = {step: _duration(seconds) for step, seconds in self.expected.items()}
         return (
-            f"frozen: cut at {self.frozen}\n"
-            f"race:   cut at {' or '.join(cuts)}; unfrozen from {', '.join(stages)}; "
-            f"learning rate {', '.join(f'{rate:g}' for rate in rates)}, then beyond, while that is better\n"
+            f"frozen: cut before {self.frozen}\n"
+            f"race:   cut before {' or '.join(cuts)}; unfrozen from {', '.join(stages)}; "
+            f"learning rate {', '.join(f'{rate:g}' for rate in rates)}, then higher or lower, while that is better\n"
             f"        {rungs}{scratch} (about {times['race']})\n"
             f"final:  {self.pairs} pairs of trainings{early} (about {times['final']})\n"
             f"in all  about {times['all']} on one machine like this"

@@ -2,19 +2,22 @@
 
 
 def decide(comparison: dict) -> str:
-    """Returns the verdict on `compare_pairs(frozen, fine_tuned)`: "fine-tune", "freeze" or "no difference shown".
+    """Returns the verdict on `compare_pairs(frozen, fine_tuned)`.
 
-    Fine-tuning has to be shown to be better, and not by less than the margin.
+    "freeze" and "fine-tune" say that this is better; "too small to matter", that the difference is within the margin;
+    "no difference shown", none of these.
     """
-    if comparison["shown"] == "second" and not comparison["equivalent"]:
-        return "fine-tune"
-    return "freeze" if comparison["shown"] == "first" else "no difference shown"
+    if comparison["shown"] == "first":
+        return "freeze"
+    if comparison["equivalent"]:
+        return "too small to matter"
+    return "fine-tune" if comparison["shown"] == "second" else "no difference shown"
 
 
 def choose_arm(comparison: dict) -> str:
     """Returns which network to hand over, "frozen" or "fine-tuned": the one that the verdict names.
 
-    Where no difference is shown (or nothing compared), it is the frozen one, which is cheaper, unless fine-tuning did
+    Where it names none (or nothing was compared), it is the frozen one, which is cheaper, unless fine-tuning did
     better by more than the margin: then that is the better guess.
     """
     if not comparison:
@@ -39,8 +42,8 @@ def _headline(answer: dict, points: dict[str, float]) -> str:
     longer = f"takes {times:.0f} times as long" if times >= 1.5 else "takes about as long"
     if answer["verdict"] == "fine-tune":
         return (
-            f"Fine-tune: {_describe_arm(tuned)}: {points['difference']:.1f} points more accurate (95 % interval "
-            f"{points['low']:.1f} to {points['high']:.1f})."
+            f"Fine-tune {_describe_arm(tuned)}: {points['difference']:.1f} points more accurate than frozen (95 % "
+            f"interval {points['low']:.1f} to {points['high']:.1f})."
         )
     if answer["verdict"] == "freeze":
         return (
@@ -52,7 +55,7 @@ def _headline(answer: dict, points: dict[str, float]) -> str:
             f"Not decided: fine-tuning looks {points['difference']:.1f} points more accurate, which may be chance "
             f"({_interval(points)}). Freeze if time matters more: fine-tuning {longer}."
         )
-    if answer["comparison"]["equivalent"]:
+    if answer["verdict"] == "too small to matter":
         return f"Freeze: the difference is too small to matter ({_interval(points)}), and fine-tuning {longer}."
     return f"Freeze: fine-tuning is not shown to be better here ({_interval(points)}), and {longer}."
 
@@ -61,7 +64,7 @@ def _explanation(answer: dict, points: dict[str, float]) -> str:
     comparison = answer["comparison"]
     frozen, tuned = answer["arms"]["frozen"], answer["arms"]["fine-tuned"]
     detectable = ""
-    if answer["verdict"] == "no difference shown" and not comparison["equivalent"]:
+    if answer["verdict"] == "no difference shown":
         detectable = (
             f" Only a difference of about {points['detectable']:.1f} points or more would likely have been shown."
         )
@@ -69,11 +72,12 @@ def _explanation(answer: dict, points: dict[str, float]) -> str:
         f"{arm['seconds']:.1f} s with {arm['trainable_weights']:,.0f} trainable weights ({name})"
         for name, arm in (("frozen", frozen), ("fine-tuned", tuned))
     ]
-    chosen = f"fine-tuned: {_describe_arm(tuned)}" if answer["chosen"] == "fine-tuned" else "frozen"
+    chosen = f"fine-tuned {_describe_arm(tuned)}" if answer["chosen"] == "fine-tuned" else "frozen"
     return (
-        f"On {comparison['images']:,} held-out test images (used for no decision), the frozen network, "
-        f"{_describe_cut(frozen)}, has an accuracy of {100 * frozen['test_accuracy']:.1f} %, and the fine-tuned one, "
-        f"{_describe_cut(tuned)} and unfrozen from {tuned['stage']}, of {100 * tuned['test_accuracy']:.1f} %: "
+        f"On {comparison['images']:,} held-out test images (not used to train or to choose the arms), the frozen "
+        f"network ({_describe_cut(frozen)}) has an accuracy of {100 * frozen['test_accuracy']:.1f} %, and the "
+        f"fine-tuned one ({_describe_cut(tuned)}, unfrozen from {tuned['stage']}) of "
+        f"{100 * tuned['test_accuracy']:.1f} %: "
         f"{points['difference']:+z.1f} points on average over {comparison['pairs']} splits and seeds "
         f"({_interval(points)}). The probability that fine-tuning is better at all is "
         f"{_percent(comparison['better'])}.{detectable} A training takes {' and '.join(costs)}. "
@@ -86,12 +90,11 @@ def _interval(points: dict[str, float]) -> str:
 
 
 def _describe_arm(arm: dict) -> str:
-    layers = "take all layers" if arm.get("all_layers", True) else f"cut the network before {arm['cut']}"
-    return f"{layers}, unfreeze from {arm['stage']}, learning rate {arm['learning_rate']:g}"
+    return f"from {arm['stage']} on ({_describe_cut(arm)}, learning rate {arm['learning_rate']:g})"
 
 
 def _describe_cut(arm: dict) -> str:
-    return "with all layers taken" if arm.get("all_layers", True) else f"cut before {arm['cut']}"
+    return "all layers taken" if arm.get("all_layers", True) else f"cut before {arm['cut']}"
 
 
 def _percent(probability: float) -> str:

@@ -19,9 +19,17 @@ import pandas as pd
 from frozen_phase import load_network, load_table, real_data
 from sklearn.model_selection import StratifiedKFold
 
-from helpers.backbones import keras, truncate
+from helpers.backbones import keras, load_backbone, truncate
 from helpers.backbones.stages import first_stage
-from helpers.data import encode_labels, load_pixels
+from helpers.data import (
+    check_images,
+    encode_labels,
+    exclude_problems,
+    find_images,
+    load_pixels,
+    open_data,
+    split_images,
+)
 from helpers.training import (
     Recipe,
     attach_head,
@@ -35,11 +43,13 @@ from helpers.training.fine_tuning import count_epochs
 
 TABLE = Path(__file__).parent / "recipe.csv"
 SETS = {"flowers": ("flowers", 96), "ants and bees": ("hymenoptera", 128), "scans": ("scans", 128)}
+DIGITS = "digits"  # the embedded example
 CHOICES = {
     "defaults": {},
     "rate 1e-4": {"learning_rate": 1e-4},
     "rate 3e-4": {"learning_rate": 3e-4},
     "rate 3e-3": {"learning_rate": 3e-3},
+    "rate 1e-2": {"learning_rate": 1e-2},
     "60 steps": {"steps": 60},
     "120 steps": {"steps": 120},
     "400 steps": {"steps": 400},
@@ -55,10 +65,14 @@ CHOICES = {
 
 def load(name: str):
     """Returns the network, the images that are not test images, and their labels."""
-    folder, size = SETS[name]
-    images = load_table(folder)
+    if name == DIGITS:
+        network = load_backbone("data/letters.keras")
+        images = split_images(exclude_problems(*check_images(find_images(open_data("digits")))))
+    else:
+        folder, size = SETS[name]
+        network, images = load_network(size), load_table(folder)
     images = images[images["split"] != "test"].assign(split="train")
-    return load_network(size), load_pixels(images, image_size=(size, size))["train"], encode_labels(images)
+    return network, load_pixels(images, image_size=network.input_shape[1:3])["train"], encode_labels(images)
 
 
 def train(network: keras.Model, cut: str, pixels: dict, labels: dict, names: list, recipe: Recipe) -> dict:
@@ -79,7 +93,7 @@ def train(network: keras.Model, cut: str, pixels: dict, labels: dict, names: lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sets", nargs="*", default=list(SETS), help=f"of {', '.join(SETS)}")
+    parser.add_argument("sets", nargs="*", default=[*SETS, DIGITS], help=f"of {', '.join([*SETS, DIGITS])}")
     parser.add_argument("--folds", type=int, default=3, help="of five")
     parser.add_argument("--part", default="0/1", help="which of how many processes this is")
     options = parser.parse_args()
