@@ -112,10 +112,10 @@ def rank_networks(
         resize, class_weight, seed: as in 02; image_size: in pixels, 0 for each network's own.
 
     Returns:
-        A row for each network: network, accuracy and log_loss at its best cut; behind, by how much the log-loss is
-        above the best network's, a mean over images, with its 95 % interval low to high; tied (bool): whether that
-        interval holds 0; cut, the first stage that is left out; ms_per_image, what the forward pass took here;
-        parameters and image_size (pixels); and problem, "" or why there are no results.
+        A row for each network: network, accuracy and log_loss at the cut that 02 would choose; behind, by how much
+        the log-loss is above the best network's, a mean over images, with its 95 % interval low to high; tied (bool):
+        whether that interval holds 0; cut, the first stage that is left out; ms_per_image, what the forward pass took
+        here; parameters and image_size (pixels); and problem, "" or why there are no results.
     """
     from helpers.training.probing import ROUGHLY  # here: TensorFlow takes seconds, and refusals need none
 
@@ -270,6 +270,8 @@ def main(arguments: list[str] | None = None) -> int:
     (candidate,) = [candidate for candidate in candidates if candidate.name == taken]
     alike = int(ranked["tied"].sum())
     why = f"the cheapest of {alike} that cannot be told apart" if alike > 1 else "clearly better than the others"
+    if (ranked["problem"] == "").sum() == 1:
+        why = "the only one that could be used"
     print(wrapped(f"Recommended: {taken}, {why}. To go on, without computing its features again:"))
     same = {name: value for name, value in given.items() if name not in ("backbones", "cluster")}
     chosen = {name: getattr(candidate, name) for name in ("backbone", "weights", "preprocessing")}

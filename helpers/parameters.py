@@ -102,7 +102,7 @@ def describe_backbone(backbone: str, weights: str | None, image_size: int) -> st
         about = ", pretrained on letters" + about
     elif backbone == PHOTOS and weights == "imagenet":
         about = f", {image_size or 224} pixels, ImageNet weights (9 MB, downloaded once)"
-    return f"Network: {backbone}{about}. To choose another: BACKBONE=NAME."
+    return f"Network: {backbone}{about}. To choose another: the parameter `backbone` (make run BACKBONE=NAME)."
 
 
 def check_folder(**named: str) -> None:

@@ -198,6 +198,8 @@ def test_the_headline_of_a_small_difference_and_of_none():
     small = answer(*tables(gained=30, lost=2))
     small["comparison"] |= {"equivalent": True}
     small["verdict"], small["chosen"] = decide(small["comparison"]), choose_arm(small["comparison"])
-    assert describe_verdict(small)["headline"].startswith("Freeze: the difference is too small to matter")
+    assert describe_verdict(small)["headline"].startswith(
+        "Freeze: fine-tuning makes a difference too small to matter"
+    )
     assert describe_verdict({"comparison": {}, "arms": {}, "stopped": ""})["headline"].startswith("No verdict")
     assert choose_arm({}) == "frozen"

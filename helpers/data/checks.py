@@ -313,7 +313,7 @@ def explain(error: Exception, path: str, content: bytes = b"") -> tuple[str, str
     """Returns the problem (a key of `KINDS`) and the reason why a file of this content raised this error."""
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, FileNotFoundError):
-        return "missing file", "it was there a moment ago, and is not any more"
+        return "missing file", "it has disappeared since the folder was listed"
     if isinstance(error, PermissionError):
         return "no permission", "this account may not read it"
     if isinstance(error, (reading.TooLarge, MemoryError, Image.DecompressionBombError)):
@@ -329,10 +329,10 @@ def explain(error: Exception, path: str, content: bytes = b"") -> tuple[str, str
         return "empty file", "it has 0 bytes"
     if isinstance(error, UnidentifiedImageError):
         if re.match(_STARTS, content, re.DOTALL):
-            return "damaged", "it begins like an image and does not go on like one"
+            return "damaged", "it starts like an image, but the rest is not one"
         start = content[:512].lower()
         foreign = (reason for reason, magics in _FOREIGN.items() if any(magic in start for magic in magics))
-        return "not an image", next(foreign, f"its content is none of {', '.join(reading.FORMATS)}")
+        return "not an image", next(foreign, f"it is none of {', '.join(reading.FORMATS)}")
     if "truncated" in message.lower() or "not enough" in message.lower() or isinstance(error, EOFError):
         return "truncated", f"the file is cut off: {message}"
     return "damaged", f"it cannot be decoded: {message}"
@@ -373,7 +373,7 @@ def _find_shortcuts(images: pd.DataFrame) -> list[_Finding]:
             if chance * len(classes) * len(kinds) * (1 if exact else len(own) ** 2) < 0.001:
                 usual = str(names[low]) if exact else f"a {name} of {names[low]:.4g} to {names[high]:.4g}"
                 told = f"{100 * share:.0f} % of its images have {usual}, {100 * other:.0f} % of the others"
-                reason = f"{told}: a classifier can tell it by its {name} alone"
+                reason = f"{told}: a classifier could recognise this class by its {name} alone"
                 telling.append((share - other, _Finding("shortcut", reason, label=label)))
         if telling:
             findings.append(max(telling, key=lambda one: one[0])[1])
@@ -467,7 +467,7 @@ def _compare(table: pd.DataFrame, similar: np.ndarray) -> list[_Finding]:
         ("two labels", "the same image is also filed under {1.label!r}: one is wrong", labels),
         ("duplicate across parts", "the same image is in the given part {1.split}", across(original)),
         ("near-duplicate across parts", "nearly the same image is in the given part {1.split}", across(near)),
-        ("near-duplicate across parts", "a series of nearly the same images leads into {1.split}", across(chain)),
+        ("near-duplicate across parts", "near-duplicates link it to the given part {1.split}", across(chain)),
         ("group across parts", "its group {0.group!r} is also in the given part {1.split}", across(group)),
         ("duplicate", "the same image again", original[original != original.index]),
         (
@@ -492,7 +492,7 @@ def _count_classes(images: pd.DataFrame, classes: list[str], problems: pd.DataFr
     for label in classes:
         alike.setdefault(fold_name(label), []).append(label)
         if (words := find_words(label)) and words <= PART_WORDS:
-            reason = "it is taken for a class: if it is a part of the data, its images have other classes"
+            reason = "it was read as a class: if it is a part of the data, put its images into class folders"
             findings.append(_Finding("named like a part", reason, label=label))
     for label, *others in (labels for labels in alike.values() if len(labels) > 1):
         found = " and ".join(f"{name!r} with {counts.get(name, 0)} images" for name in (label, *others))

@@ -67,11 +67,11 @@ def compare_networks(frozen: np.ndarray, tuned: np.ndarray, labels: np.ndarray) 
     difference, low, high, detectable = (100 * comparison[key] for key in ("difference", "low", "high", "detectable"))
     size = f"Fine-tuning changes the test accuracy by {difference:+.1f} points"
     size += f" (95 % interval {low:+.1f} to {high:+.1f})"
-    explained = f"more than chance in {len(labels)} test images explains"
+    explained = f"more than chance would explain with {len(labels)} test images"
     if low > 0 or high < 0:
         return comparison, f"{size}: {explained}. It is one split and one seed, though: another may differ."
     return comparison, (
-        f"{size}: not {explained}. A true difference of about {detectable:.1f} points would have shown (with a "
+        f"{size}: not {explained}. A true difference of about {detectable:.1f} points would have been shown (with a "
         f"probability of 80 %)."
     )
 

@@ -41,7 +41,9 @@ def _relabel(folder: RunFolder) -> list[str]:
         doubtful = folder.problems[folder.problems["problem"].isin(["two labels", "similar, two labels"])]
         if len(doubtful):
             files = _files(doubtful["path"])
-            steps.append(f"Decide which label is right for {files}: (nearly) the same image has two labels.")
+            steps.append(
+                f"Decide which label is right for {files}: the same or nearly the same image has two labels."
+            )
     if folder.mistakes is not None:
         sure = folder.mistakes[folder.mistakes["probability"].astype(float) >= SURE]
         if len(sure):
@@ -60,8 +62,8 @@ def _collect(classes) -> list[str]:
     overall = (numbers["recall"] * numbers["images"]).sum() / numbers["images"].sum()
     weak = classes.loc[numbers["recall"].where(numbers["recall_high"] < overall).dropna().sort_values().index[:2]]
     return [
-        f"Add images of {row['class']}: {100 * float(row['recall']):.0f} % of them are recognised, of all images "
-        f"{100 * overall:.0f} %. This class is most often mistaken for {row['taken_for']}."
+        f"Add images of {row['class']}: only {100 * float(row['recall']):.0f} % are recognised, against "
+        f"{100 * overall:.0f} % overall. It is most often mistaken for {row['taken_for']}."
         for _, row in weak.iterrows()
     ]
 
@@ -91,8 +93,8 @@ def _harden(corruptions) -> list[str]:
         return []
     worst = mild.iloc[-1]
     return [
-        f"If images from real use may have {worst['corruption']}, add such images to the training data: even at the "
-        f"lowest severity, it costs the {worst['arm']} network {100 * worst['lost']:.0f} points."
+        f'Even at its lowest severity, the corruption "{worst["corruption"]}" costs the {worst["arm"]} network '
+        f"{100 * worst['lost']:.0f} points. If such images occur in real use, add some to the training data."
     ]
 
 

@@ -94,7 +94,7 @@ class LabelCurve:
             f"labels: {', '.join(counts[:-1])} and all {counts[-1]} training images\n"
             f"pairs:  {self.pairs} of the final's {self.verdict['comparison']['pairs']}, whose trainings with all "
             f"labels are there already\n"
-            f"to do:  {missing} of {len(wanted)} trainings, half of them of a head alone"
+            f"to do:  {missing} of {len(wanted)} trainings, half of which only fit a head"
         )
 
     def run(self) -> dict[str, np.ndarray]:

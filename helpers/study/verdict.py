@@ -39,7 +39,7 @@ def describe_verdict(answer: dict) -> dict[str, str]:
 def _headline(answer: dict, points: dict[str, float]) -> str:
     frozen, tuned = answer["arms"]["frozen"], answer["arms"]["fine-tuned"]
     times = tuned["seconds"] / max(frozen["seconds"], 1e-9)
-    longer = f"takes {times:.0f} times as long" if times >= 1.5 else "takes about as long"
+    longer = f", and takes {times:.0f} times as long" if times >= 1.5 else ""
     if answer["verdict"] == "fine-tune":
         return (
             f"Fine-tune {_describe_arm(tuned)}: {points['difference']:.1f} points more accurate than frozen (95 % "
@@ -48,16 +48,16 @@ def _headline(answer: dict, points: dict[str, float]) -> str:
     if answer["verdict"] == "freeze":
         return (
             f"Freeze: fine-tuning is {-points['difference']:.1f} points less accurate (95 % interval "
-            f"{-points['high']:.1f} to {-points['low']:.1f}), and {longer}."
+            f"{-points['high']:.1f} to {-points['low']:.1f}){longer}."
         )
     if answer["chosen"] == "fine-tuned":
         return (
             f"Not decided: fine-tuning looks {points['difference']:.1f} points more accurate, which may be chance "
-            f"({_interval(points)}). Freeze if time matters more: fine-tuning {longer}."
+            f"({_interval(points)}){longer}."
         )
     if answer["verdict"] == "too small to matter":
-        return f"Freeze: the difference is too small to matter ({_interval(points)}), and fine-tuning {longer}."
-    return f"Freeze: fine-tuning is not shown to be better here ({_interval(points)}), and {longer}."
+        return f"Freeze: fine-tuning makes a difference too small to matter ({_interval(points)}){longer}."
+    return f"Freeze: fine-tuning is not shown to be better here ({_interval(points)}){longer}."
 
 
 def _explanation(answer: dict, points: dict[str, float]) -> str:
@@ -75,12 +75,12 @@ def _explanation(answer: dict, points: dict[str, float]) -> str:
     chosen = f"fine-tuned {_describe_arm(tuned)}" if answer["chosen"] == "fine-tuned" else "frozen"
     return (
         f"On {comparison['images']:,} held-out test images (not used to train or to choose the arms), the frozen "
-        f"network ({_describe_cut(frozen)}) has an accuracy of {100 * frozen['test_accuracy']:.1f} %, and the "
-        f"fine-tuned one ({_describe_cut(tuned)}, unfrozen from {tuned['stage']}) of "
-        f"{100 * tuned['test_accuracy']:.1f} %: "
-        f"{points['difference']:+z.1f} points on average over {comparison['pairs']} splits and seeds "
-        f"({_interval(points)}). The probability that fine-tuning is better at all is "
-        f"{_percent(comparison['better'])}.{detectable} A training takes {' and '.join(costs)}. "
+        f"network ({_describe_cut(frozen)}) reaches an accuracy of {100 * frozen['test_accuracy']:.1f} %, the "
+        f"fine-tuned one ({_describe_cut(tuned)}, unfrozen from {tuned['stage']}) "
+        f"{100 * tuned['test_accuracy']:.1f} %: {points['difference']:+z.1f} points on average over "
+        f"{comparison['pairs']} splits and seeds "
+        f"({_interval(points)}). The probability that fine-tuning is better is "
+        f"{_percent(comparison['better'])}.{detectable} Training takes {' and '.join(costs)}. "
         f"The classifier that is handed over is {chosen}."
     )
 
