@@ -35,7 +35,7 @@ _CHECKS = (  # what the notebooks read parameters with: the function, and those 
     *(("helpers.training.fine_tuning.Recipe", (name,)) for name in _RECIPE),
     ("helpers.study.plan.read_budget", ("budget",)),
     ("helpers.study.plan.read_margin", ("margin",)),
-    ("helpers.study.trials.read_cluster", ("cluster",)),
+    ("helpers.study.cluster.read_cluster", ("cluster",)),
     ("helpers.export.read_kinds", ("exports",)),
     ("helpers.parameters.check_folder", ("shifted",)),
     ("helpers.parameters.check_folder", ("new_images",)),

@@ -69,7 +69,7 @@ def test_it_has_the_sections_of_model_cards_and_what_the_run_knows(run):
     assert not re.search(r"\b(None|nan)\b", card.partition("```")[0])
     assert "Licence: unknown." in card and "Made by: unknown" in card and "Meant for: unknown" in card
     assert "5.0 points more accurate.** Of 100 test images, more are right. A training takes 61 s." in card
-    assert card.count("Fine-tune: ") == 1, "the verdict is said once"
+    assert card.count("Fine-tune from ") == 1, "the verdict is said once"
 
 
 def test_names_are_text_and_nothing_else(run):
@@ -142,7 +142,7 @@ def test_tables_of_other_steps_go_into_it(run):
     analyses = section(write_card(run).read_text(), "Quantitative analyses")
     assert "### Class by class" in analyses and "| class | images | precision | recall |" in analyses
     assert r"| a\|b | 3 | 1 | 0.667 |" in analyses and "| 1.50 | 1 | 0.500 | 1 |" in analyses
-    assert "### On images with drawn corruptions" in analyses and "| blur | 0.500 | 1 | 0.500 |" in analyses
+    assert "### On artificially corrupted images" in analyses and "| blur | 0.500 | 1 | 0.500 |" in analyses
     assert "On shifted images" not in analyses, "corruptions are not called images from elsewhere"
     shared.save("shift.csv", table[:1].rename_axis("folder"))
     assert "### On shifted images" in write_card(run).read_text()

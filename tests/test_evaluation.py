@@ -136,8 +136,8 @@ def test_sentences_follow_the_interval(frozen, tuned, change):
     shown = comparison["low"] > 0 or comparison["high"] < 0
     assert shown == (change != "+1.0")
     assert f"{change} points (95 % interval {100 * comparison['low']:+.1f} to" in sentence
-    assert ("): not more than chance in 100 test images" in sentence) != shown
-    assert (f"about {100 * comparison['detectable']:.1f} points would have shown" in sentence) != shown
+    assert ("): not more than chance would explain with 100 test images" in sentence) != shown
+    assert (f"about {100 * comparison['detectable']:.1f} points would have been shown" in sentence) != shown
 
 
 def test_results_table():

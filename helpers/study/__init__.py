@@ -1,6 +1,7 @@
 """Freeze or fine-tune? Arms that race, a final over several splits, and a verdict that says how sure it is.
 
-trials       what has to be done and what is done, by this process or a cluster
+trials       what has to be done and what is done
+cluster      who does it: this process, or Dask's workers
 experiment   the network and the images, and what each arm makes of them
 plan         what a budget buys
 study        race, final, and the table of arms

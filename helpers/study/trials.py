@@ -1,26 +1,21 @@
-"""The trials of a study: what has to be done and what is done, in this process or by the workers of a Dask cluster.
+"""The trials of a study: what has to be done and what is done, kept in a file as it comes (`cluster` does them).
 
 Each trial is one training, whose result depends on nothing else. So it does not matter which worker does it, or after
 how many interruptions: the table is the same in the end.
 """
 
-import hashlib
 import json
 import os
-import pickle
 import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from itertools import count, islice, takewhile
+from itertools import count, takewhile
 from pathlib import Path
 
 from tqdm import tqdm
 
-import helpers
 from helpers import progress_file, resolve_path
+from helpers.study.cluster import Cluster, run_here
 
 _VERSION = 3  # to be raised when trials are described or trained otherwise, and results are not comparable
 
@@ -58,7 +53,7 @@ class Trials:
     """
 
     def __init__(self, file: str | Path, *, settings: dict, cluster: str | int = "", failed_again: bool = False):
-        self.file, self.done, self._client, self._package = resolve_path(file), [], None, ()
+        self.file, self.done = resolve_path(file), []
         settings = json.loads(json.dumps({"version": _VERSION} | settings, default=str))
         kept, self._finished = _read(self.file)
         if kept and (other := [name for name in settings if kept.get(name) != settings[name]]):
@@ -76,9 +71,7 @@ class Trials:
         if failed_again:
             kept = self._finished.items()
             self._finished = {t: result for t, result in kept if not result.get("outcome", "").startswith("failed")}
-        if cluster:
-            self._client = _connect(str(cluster))
-            weakref.finalize(self, self._client.close)
+        self._cluster = Cluster(str(cluster), self.file.with_suffix(".pickle")) if cluster else None
 
     def results(self, wanted: Iterable[Trial] | None = None) -> dict[Trial, dict]:
         """Returns the results of the trials that are finished, in the order asked for."""
@@ -116,7 +109,7 @@ class Trials:
         with tqdm(total=sum(map(expected, wanted)), **options) as bar:
             bar.update(bar.total - sum(map(expected, missing)))
             in_time = takewhile(lambda trial: time.monotonic() + expected(trial) <= deadline, missing)
-            for trial, result in (self._in_cluster if self._client else _one_by_one)(in_time, work, bar):
+            for trial, result in (self._cluster.run if self._cluster else run_here)(in_time, work, bar):
                 self.keep(trial, result)
                 bar.update(min(expected(trial), bar.total - bar.n))  # rounding may exceed the sum
         return self.results(wanted)
@@ -128,87 +121,6 @@ class Trials:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
-
-    def _in_cluster(self, trials: Iterator[Trial], work: Callable[[Trial], dict], bar: tqdm):
-        """Yields trials and their results as they come in; Dask begins a dead worker's trial again elsewhere."""
-        from distributed import wait
-
-        self._package, running = self._package or self._pack(work), {}
-        try:
-            while True:
-                workers = max(len(self._client.scheduler_info(n_workers=-1)["workers"]), 1)
-                # No more than can begin at once: a trial that waits could begin too late for the deadline.
-                for trial in islice(trials, max(workers - len(running), 0)):
-                    running[self._client.submit(_run_packed, *self._package, trial, pure=False)] = trial
-                if not running:
-                    return
-                bar.set_postfix_str(f"{len(running)} running, {workers} workers")
-                with suppress(TimeoutError), self._client.as_current():  # no longer: workers may have joined
-                    wait(list(running), timeout=1, return_when="FIRST_COMPLETED")
-                for future in [future for future in running if future.done()]:
-                    yield running.pop(future), future.result()
-        finally:
-            self._client.cancel(list(running))
-
-    def _pack(self, work: Callable[[Trial], dict]) -> tuple[str, str]:
-        """Returns a file that each worker reads the work from, once, since a network is large; and its digest."""
-        import cloudpickle
-
-        content, file = cloudpickle.dumps((helpers.ROOT, work)), self.file.with_suffix(".pickle")
-        file.write_bytes(content)
-        weakref.finalize(self, file.unlink, missing_ok=True)
-        return str(file), hashlib.sha256(content).hexdigest()
-
-
-def _one_by_one(trials: Iterator[Trial], work: Callable[[Trial], dict], bar: tqdm):
-    for trial in trials:
-        bar.set_postfix_str(str(trial))
-        yield trial, _outcome(work, trial)
-
-
-def _outcome(work: Callable[[Trial], dict], trial: Trial) -> dict:
-    try:
-        return work(trial)
-    except OSError:  # a full disk says nothing about the trial
-        raise
-    except Exception as error:  # too little memory, values that are not finite: that is a result, too
-        return {"outcome": f"failed: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"}
-
-
-def _run_packed(file: str, digest: str, trial: Trial) -> dict:
-    """Returns a trial's result, in a worker."""
-    return _outcome(_unpack(file, digest), trial)
-
-
-@lru_cache(maxsize=1)
-def _unpack(file: str, digest: str) -> Callable[[Trial], dict]:
-    helpers.ROOT, work = pickle.loads(Path(file).read_bytes())  # a relative path means the same file as in the driver
-    return work
-
-
-def read_cluster(cluster: str) -> str:
-    """Returns the value of `cluster`: "", a number of processes, or a scheduler's address; else a ValueError."""
-    if cluster and "://" not in cluster and not (cluster.isdigit() and int(cluster)):
-        raise ValueError(
-            f'Expected `cluster` to be "", a number of processes or an address (tcp://...). Received {cluster!r}.'
-        )
-    return cluster
-
-
-def _connect(cluster: str):
-    """Returns the connection to a cluster; one on this machine is started now, and ends with the connection."""
-    try:
-        from distributed import Client
-    except ImportError:
-        raise ValueError("`cluster` needs Dask, which is not installed: pip install -e .[cluster]") from None
-    if "://" not in read_cluster(cluster):
-        threads = {"TF_NUM_INTRAOP_THREADS": str(max((os.cpu_count() or 1) // int(cluster), 1))}
-        options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None, "env": threads}
-        return Client(n_workers=int(cluster), set_as_default=False, **options)
-    try:
-        return Client(cluster, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"There is no scheduler at {cluster}, which `cluster` names: {error}") from None
 
 
 def _whole_lines(file: Path) -> list[bytes]:
