@@ -105,7 +105,9 @@ def test_it_says_what_to_do_next(page):
     label, collect, harden, ask = texts(page.find(id="next").find_parent("section").find_all("li"))
     assert "In 1 of those listed" in label
     assert f"pets/<7>.png, labelled {CLASSES[0]}, predicted {CLASSES[1]} (99 %)" in label
-    assert collect.startswith(f"Add images of {CLASSES[0]}: only 50 %") and "noise" in harden and "20 points" in harden
+    assert (
+        collect.startswith(f"Add images of {CLASSES[0]}: only 50 %") and "noise" in harden and "20 points" in harden
+    )
     assert ask.startswith("To see whether more labels would pay off: make labels NAME=")
     assert "damaged (1, left out), animation (1, kept)" in page.find(id="next").find_parent("section").text
 

@@ -11,6 +11,7 @@ doi:10.2307/2530245). tests/test_verdict.py simulates both looks together.
 """
 
 from math import sqrt
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest, chi2, t
@@ -37,6 +38,13 @@ DF_FLOOR = 0.8
 Satterthwaite's are the pairs less one, and right; the rest is for the two looks."""
 
 
+class Between(NamedTuple):
+    """The variance between pairs, and how many degrees of freedom it was estimated with."""
+
+    variance: float
+    degrees_of_freedom: int
+
+
 def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
     """Returns the 95 % interval of an accuracy as two fractions in 0..1 (Wilson 1927, doi:10.2307/2276774).
 
@@ -48,25 +56,26 @@ def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def accuracy_over_pairs(correct: np.ndarray) -> tuple[float, float, float]:
+def accuracy_over_pairs(correct: np.ndarray, *, between: Between | None = None) -> tuple[float, float, float]:
     """Returns an arm's accuracy and the ends of its 95 % interval over images and seeds, fractions in 0..1.
 
-    `correct` is whether each test image was classified correctly, bool (pairs, images).
+    `correct` is whether each test image was classified correctly, bool (pairs, images); `between`: `mean_over_pairs`.
     """
     table = np.asarray(correct, "float64")
     if len(table) == 1:
         return float(table.mean()), *accuracy_interval(table.sum(), table.size)
-    mean, error, degrees_of_freedom = mean_over_pairs(table)
+    mean, error, degrees_of_freedom = mean_over_pairs(table, between=between)
     half_width = t.ppf(0.975, degrees_of_freedom) * error
     return mean, float(max(0.0, mean - half_width)), float(min(1.0, mean + half_width))
 
 
-def mean_over_pairs(table: np.ndarray) -> tuple[float, float, float]:
+def mean_over_pairs(table: np.ndarray, *, between: Between | None = None) -> tuple[float, float, float]:
     """Returns the mean of a table (pairs, images), its standard error over both, and the degrees of freedom of that.
 
     What an image is worth is at most about 1 (a difference of being right or not), or DISCORDANT_IMAGES means little.
+    `between` is the variance between pairs, where more than this table is known of it.
     """
-    variance, degrees_of_freedom = _variance_of_mean(_variance_components(table), *table.shape)
+    variance, degrees_of_freedom = _variance_of_mean(variance_components(table), *table.shape, between)
     return float(table.mean()), float(np.sqrt(variance)), float(degrees_of_freedom)
 
 
@@ -96,13 +105,16 @@ def compare(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     return {name: comparison[name] for name in ("difference", "low", "high", "detectable")} | counts
 
 
-def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01) -> dict:
+def compare_pairs(
+    first: np.ndarray, second: np.ndarray, *, margin: float = 0.01, between: Between | None = None
+) -> dict:
     """Returns how much more often the second arm is right, how sure that is, and what this study could have shown.
 
     Args:
         first: whether each test image was classified correctly, bool (pairs, images): a row for each split and seed.
         second: likewise, by the other arm, from the same splits and seeds; a ValueError for another shape.
         margin: the difference below which it does not matter, as a fraction, set before the results are known.
+        between: see `mean_over_pairs`.
 
     Returns:
         difference: second minus first, in -1..1; low, high: its 95 % interval over images and seeds; error: its
@@ -120,8 +132,8 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01
         )
     table = second.astype("float64") - first
     (pairs, images), difference = table.shape, float(table.mean())
-    components = _variance_components(table)
-    variance, degrees_of_freedom = _variance_of_mean(components, pairs, images)
+    components = variance_components(table)
+    variance, degrees_of_freedom = _variance_of_mean(components, pairs, images, between)
     error = float(np.sqrt(variance))
     half_width = t.ppf(0.975, degrees_of_freedom) * error
     low, high = max(-1.0, difference - half_width), min(1.0, difference + half_width)
@@ -144,7 +156,7 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, *, margin: float = 0.01
     }
 
 
-def _variance_components(table: np.ndarray) -> dict[str, float]:
+def variance_components(table: np.ndarray) -> dict[str, float]:
     """Returns the variances between images, between pairs, and of the rest, from the table's mean squares."""
     pairs, images = table.shape
     by_pair, by_image, mean = table.mean(axis=1), table.mean(axis=0), table.mean()
@@ -162,20 +174,20 @@ def _variance_components(table: np.ndarray) -> dict[str, float]:
     }
 
 
-def _variance_of_mean(components: dict, pairs: int, images: int) -> tuple[float, float]:
+def _variance_of_mean(components: dict, pairs: int, images: int, between: Between | None) -> tuple[float, float]:
     """Returns the variance of the mean of a table of this size, and its degrees of freedom."""
-    residual = components["rest"]
+    between, residual = between or Between(components["pairs"], pairs - 1), components["rest"]
     # The mean squares again, bounded below.
     of_images = max(pairs * components["images"] + residual, pairs * DISCORDANT_IMAGES / images)
-    of_pairs = max(images * components["pairs"] + residual, 0.0)
+    of_pairs = max(images * between.variance + residual, 0.0)
     # Var(mean) = var(images) / images + var(pairs) / pairs + residual / (pairs * images), times (pairs * images).
     total = max(of_images + of_pairs - residual, residual)
     # Satterthwaite: each mean square's variance is 2 * square**2 / its degrees of freedom, and these add up.
     spread = of_images**2 / max(images - 1, 1)
     if pairs > 1:
-        spread += of_pairs**2 / (pairs - 1)
+        spread += of_pairs**2 / between.degrees_of_freedom
         spread += residual**2 / ((images - 1) * (pairs - 1))
-    degrees_of_freedom = max(DF_CORRECTION * total**2 / spread, DF_FLOOR * (pairs - 1), 1.0)
+    degrees_of_freedom = max(DF_CORRECTION * total**2 / spread, DF_FLOOR * between.degrees_of_freedom, 1.0)
     return total / (pairs * images), degrees_of_freedom
 
 

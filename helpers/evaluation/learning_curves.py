@@ -9,7 +9,7 @@ trend in forecasting (Gardner and McKenzie 1985, doi:10.1287/mnsc.31.10.1237).
 import numpy as np
 from scipy.stats import norm, t
 
-from helpers.evaluation.intervals import mean_over_pairs
+from helpers.evaluation.intervals import Between, mean_over_pairs, variance_components
 
 LEVEL = 0.9
 """Of the intervals of what is extrapolated."""
@@ -20,6 +20,24 @@ images: the table is in helpers/study/README.md."""
 
 RULE_ERROR = 0.12
 """By how much a doubling may miss that: the standard deviation of the logarithm of the error."""
+
+
+def variance_between_pairs(labels: np.ndarray, tables: np.ndarray) -> list[Between]:
+    """Returns for each number of labels the variance between pairs, from all of them together.
+
+    Two or three pairs alone hardly tell how much pairs vary: by Student's t, an interval with one degree of freedom
+    is four times as wide as one with three. The share of the variance that lies between pairs is taken to fall as
+    1 / labels, since most of it comes from which images were drawn. tests/test_labels.py simulates what that costs.
+
+    Args:
+        labels: counts of training images (levels,).
+        tables: what each test image is worth, (levels, pairs, images): see `mean_over_pairs`.
+    """
+    tables = np.asarray(tables, "float64")
+    expected = tables.var(axis=(1, 2)) * max(labels) / np.asarray(labels)
+    found = sum(variance_components(table)["pairs"] for table in tables)
+    degrees_of_freedom = (len(tables) - 1) * (tables.shape[1] - 1)  # one of the levels' for the assumption
+    return [Between(found * one / max(expected.sum(), 1e-12), degrees_of_freedom) for one in expected]
 
 
 def extrapolate(labels: np.ndarray, correct: np.ndarray, *, factor: float = 2.0) -> dict[str, float]:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.evaluation.intervals import accuracy_over_pairs, compare_pairs
-from helpers.evaluation.learning_curves import extrapolate, find_crossing
+from helpers.evaluation.learning_curves import extrapolate, find_crossing, variance_between_pairs
 from helpers.study.experiment import Experiment, unpack
 from helpers.study.trials import Trial, Trials
 
@@ -139,9 +139,12 @@ class LabelCurve:
         """
         rows = []
         for arm, answers in correct.items():
-            for count, of_count in zip(self.labels, answers, strict=True):
-                accuracy, low, high = accuracy_over_pairs(of_count)
-                rows.append((arm, count, False, len(of_count), accuracy, low, high))
+            between = variance_between_pairs(self.labels, answers)
+            for count, of_count, variance in zip(self.labels[:-1], answers, between, strict=False):
+                rows.append((arm, count, False, len(of_count), *accuracy_over_pairs(of_count, between=variance)))
+            known = self.verdict["arms"][arm]  # of all of the final's pairs
+            told = (known[name] for name in ("pairs", "test_accuracy", "low", "high"))
+            rows.append((arm, self.labels[-1], False, *told))
             ahead = extrapolate(self.labels, answers)
             bounds = ahead["accuracy"], ahead["accuracy_low"], ahead["accuracy_high"]
             rows.append((arm, 2 * self.labels[-1], True, answers.shape[1], *bounds))
@@ -152,7 +155,9 @@ class LabelCurve:
         """Returns the answer, plain values: the key `labels` of verdict.json (see helpers/study/README.md)."""
         margin = self.verdict["margin"]
         tables = [correct[name] for name in _ARMS]
-        comparisons = [compare_pairs(*arms, margin=margin) for arms in zip(*tables, strict=True)]
+        between = variance_between_pairs(self.labels, tables[1].astype(int) - tables[0])
+        each = zip(*tables, between, strict=True)
+        comparisons = [compare_pairs(*arms, margin=margin, between=variance) for *arms, variance in each]
         comparisons[-1] = self.verdict["comparison"]  # of all of the final's pairs
         told = ("difference", "low", "high")
         answer = {
