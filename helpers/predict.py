@@ -65,23 +65,27 @@ def predict_folder(model: str | Path, folder: str | Path, *, output: str | Path)
     try:
         with FileLock(lock, timeout=0):
             try:
-                own = {stored_path(path) for path in (output, partial, lock)}
-                files = [file for file in list_files(folder) if file[1] != "stray file" and file[0] not in own]
-                if not files:
-                    raise ValueError(f"Expected images in {folder}. It holds no file.")
-                _predict_files(model, files, partial)
-                table = load_predictions(partial)
+                table = _predict_files(model, _list_images(folder, without=(output, partial, lock)), partial)
                 if (table["problem"] != "").all():
                     partial.unlink()
                     reason = f"None of {len(table):,} can be read, such as {table['path'][0]}: {table['problem'][0]}"
                     raise ValueError(f"Expected images in {folder}. {reason}")
                 os.replace(partial, output)
+                return table
             finally:
                 with suppress(OSError):  # on Windows, where an open file cannot go, the lock removes it
                     lock.unlink()
     except Timeout:
         raise OSError(f"Another process is writing {output}. Wait for it, or name another file.") from None
-    return table
+
+
+def _list_images(folder: Path, *, without: tuple[Path, ...]) -> list[tuple[str, str, str]]:
+    """Returns path, problem and reason of each file that is not hidden, as `list_files` does; ValueError for none."""
+    own = {stored_path(path) for path in without}
+    files = [file for file in list_files(folder) if file[1] != "stray file" and file[0] not in own]
+    if not files:
+        raise ValueError(f"Expected images in {folder}. It holds no file.")
+    return files
 
 
 def load_predictions(path: str | Path) -> pd.DataFrame:
@@ -92,8 +96,8 @@ def load_predictions(path: str | Path) -> pd.DataFrame:
     return table.assign(**numbers, unlike=ood)
 
 
-def _predict_files(model: Path, files: list[tuple[str, str, str]], partial: Path) -> None:
-    """Adds to a file of rows those that it lacks; `files` are path, problem and reason, as of `list_files`."""
+def _predict_files(model: Path, files: list[tuple[str, str, str]], partial: Path) -> pd.DataFrame:
+    """Returns the table of all `files` (`_list_images`), after adding to a file of rows those that it lacks."""
     classifier, done = _Classifier(model), _keep_whole_rows(partial)
     remaining = [file for file in files if file[0] not in done]
 
@@ -131,6 +135,7 @@ def _predict_files(model: Path, files: list[tuple[str, str, str]], partial: Path
         if isinstance(error, OSError):
             raise OSError(f"{partial} cannot be written: {error.strerror}. {kept}") from None
         raise KeyboardInterrupt(f"Interrupted. {kept}") from None
+    return load_predictions(partial)
 
 
 def _keep_whole_rows(partial: Path) -> set[str]:
