@@ -16,6 +16,8 @@ from PIL import Image
 import helpers
 from helpers.backbones import copy_weights
 from helpers.data import check_images, find_images, split_images
+from helpers.evaluation.intervals import compare_pairs
+from helpers.evaluation.learning_curves import variance_between_pairs
 from helpers.plots import plot_costs, plot_depth, plot_differences, plot_labels, plot_rates
 from helpers.study import Experiment, LabelCurve, Study, summarize
 from helpers.study import experiment as experiments
@@ -24,6 +26,7 @@ from helpers.study.experiment import _scores, unpack
 from helpers.study.plan import Plan, make_plan
 from helpers.study.study import candidate_cuts
 from helpers.study.trials import Trial
+from helpers.study.verdict import decide
 from helpers.training import compute_activations
 
 MEASURED = {"forward": 1e-3, "factor": 3.0, "build": 2.0, "head": 0.5, "images": 100, "everything": 400}
@@ -419,7 +422,7 @@ def test_the_verdict_says_what_the_tables_say(undisturbed):
     _, (_, final, verdict) = undisturbed
     arms = summarize(final)
     assert set(arms.index) == set(verdict["arms"])
-    assert verdict["verdict"] in ("fine-tune", "freeze", "no difference shown")
+    assert verdict["verdict"] == decide(verdict["comparison"])
     difference = arms.loc["fine-tuned", "test_accuracy"] - arms.loc["frozen", "test_accuracy"]
     assert verdict["comparison"]["difference"] == pytest.approx(difference)
     assert arms.loc["fine-tuned", "difference"] == pytest.approx(difference)
@@ -633,19 +636,26 @@ def test_each_pair_of_the_curve_is_another_one(undisturbed, make_curve):
 
 
 def test_the_answer_says_what_the_curves_say(undisturbed, make_curve):
-    curve, verdict = make_curve(), undisturbed[1][2]
+    curve, verdict = make_curve(pairs=2), undisturbed[1][2]
     correct = curve.run()
     table, answer = curve.table(correct), curve.answer(correct)
     assert table["labels"].tolist() == [9, 15, 30, 57, 114] * 2
     assert table["extrapolated"].tolist() == [False, False, False, False, True] * 2
     means = table.set_index(["arm", "labels"])["test_accuracy"]
     assert means["frozen", 30] == pytest.approx(correct["frozen"][2].mean())
-    assert means["fine-tuned", 114] == pytest.approx(answer["twice"]["fine-tuned"]["accuracy"])
+    for arm, ahead in answer["twice"].items():
+        assert means[arm, 114] == pytest.approx(ahead["accuracy"])
+        assert means[arm, 114] - means[arm, 57] == pytest.approx(ahead["gain"])
+        of_final = [verdict["arms"][arm][name] for name in ("pairs", "test_accuracy", "low", "high")]
+        assert table.query("arm == @arm and labels == 57").iloc[0, 3:].tolist() == pytest.approx(of_final)
     assert ((table["low"] <= table["test_accuracy"]) & (table["test_accuracy"] <= table["high"])).all()
     for level, difference in enumerate(answer["differences"]):
         expected = correct["fine-tuned"][level].mean() - correct["frozen"][level].mean()
         of_final = verdict["comparison"]["difference"]  # with all labels, of all its pairs
         assert difference["difference"] == pytest.approx(expected if level < 3 else of_final)
+    between = variance_between_pairs(curve.labels, correct["fine-tuned"].astype(int) - correct["frozen"])
+    pooled = compare_pairs(correct["frozen"][0], correct["fine-tuned"][0], between=between[0])
+    assert answer["differences"][0]["low"] == pooled["low"]
     assert "114 training images" in answer["explanation"] and answer["headline"].endswith(".")
     assert json.loads(json.dumps(answer)) == answer  # plain values
     figure = plot_labels(table)

@@ -132,6 +132,6 @@ def _interpret(mode: str, distances: dict[str, float]) -> PreprocessingCheck:
     message = (
         f"It cannot be told whether the preprocessing is the right one: {name} is at distance {here:.2f} from the "
         f"statistics that the network has stored, and no other fits (up to {FITS}). The images may be unlike those "
-        f"that it was trained on, or it expects another preprocessing than {', '.join(map(repr, PREPROCESSING))}."
+        f"that it was trained on, or it expects a preprocessing other than {', '.join(map(repr, PREPROCESSING))}."
     )
     return PreprocessingCheck(None, message, distances)

@@ -332,7 +332,7 @@ def explain(error: Exception, path: str, content: bytes = b"") -> tuple[str, str
             return "damaged", "it starts like an image, but the rest is not one"
         start = content[:512].lower()
         foreign = (reason for reason, magics in _FOREIGN.items() if any(magic in start for magic in magics))
-        return "not an image", next(foreign, f"it is none of {', '.join(reading.FORMATS)}")
+        return "not an image", next(foreign, f"it is in none of the formats {', '.join(reading.FORMATS)}")
     if "truncated" in message.lower() or "not enough" in message.lower() or isinstance(error, EOFError):
         return "truncated", f"the file is cut off: {message}"
     return "damaged", f"it cannot be decoded: {message}"

@@ -38,7 +38,7 @@ def split_images(
     check_shares(validation_fraction, test_fraction, images_per_class, seed)
     if shortages := find_shortages(images):
         label, reason = next(iter(shortages.items()))
-        more = f" The same is true of {len(shortages) - 1} other classes." if len(shortages) > 1 else ""
+        more = f" Other classes with too few: {len(shortages) - 1}." if len(shortages) > 1 else ""
         raise ValueError(f"The class {label!r} has {reason}.{more} Add images, or remove the class.")
     images = images.sort_values("path", ignore_index=True)
     table = _shuffle(images, seed)

@@ -34,15 +34,15 @@ DF_CORRECTION = 0.6
 6 % of the intervals would miss the truth in simulation."""
 
 DF_FLOOR = 0.8
-"""Of the pairs less one: so many degrees of freedom, at least. Where pairs vary much more than images do,
-Satterthwaite's are the pairs less one, and right; the rest is for the two looks."""
+"""Of those of the variance between pairs (the pairs less one): so many degrees of freedom, at least. Where pairs vary
+much more than images do, Satterthwaite's are these, and right; the rest is for the two looks."""
 
 
 class Between(NamedTuple):
     """The variance between pairs, and how many degrees of freedom it was estimated with."""
 
     variance: float
-    degrees_of_freedom: int
+    degrees_of_freedom: float
 
 
 def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
@@ -119,10 +119,10 @@ def compare_pairs(
     Returns:
         difference: second minus first, in -1..1; low, high: its 95 % interval over images and seeds; error: its
         standard error; detectable: the minimum difference that such a study would have shown with 80 % power; better:
-        the probability that the second arm is better (flat prior); variances: those of images, of pairs and of the
-        rest; pairs, images: counts; differences: one for each pair; shown: "second", "first" or "" (the interval's
-        position to 0); equivalent: whether the interval lies within the margin; clear: whether shown or equivalent
-        also hold by the first look's wider interval; margin.
+        the probability that the second arm is better (flat prior); variances: the table's own, of images, of pairs
+        and of the rest; pairs, images: counts; differences: one for each pair; shown: "second", "first" or "" (the
+        interval's position to 0); equivalent: whether the interval lies within the margin; clear: whether shown or
+        equivalent also hold by the first look's wider interval; margin.
     """
     first, second = np.asarray(first), np.asarray(second)
     if first.shape != second.shape or first.ndim != 2 or not len(first) or first.shape[1] < min(len(first), 2):

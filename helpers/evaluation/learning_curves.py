@@ -26,26 +26,31 @@ def variance_between_pairs(labels: np.ndarray, tables: np.ndarray) -> list[Betwe
     """Returns for each number of labels the variance between pairs, from all of them together.
 
     Two or three pairs alone hardly tell how much pairs vary: by Student's t, an interval with one degree of freedom
-    is four times as wide as one with three. The share of the variance that lies between pairs is taken to fall as
-    1 / labels, since most of it comes from which images were drawn. tests/test_labels.py simulates what that costs.
+    is more than three times as wide as one with 2.5. The share of the variance that lies between pairs is taken to
+    fall as 1 / labels, since most of it comes from which images were drawn. tests/test_labels.py simulates what that
+    costs.
 
     Args:
-        labels: counts of training images (levels,).
-        tables: what each test image is worth, (levels, pairs, images): see `mean_over_pairs`.
+        labels: counts of training images (levels,), of two levels or more.
+        tables: what each test image is worth, (levels, pairs, images), in two pairs or more: see `mean_over_pairs`.
     """
     tables = np.asarray(tables, "float64")
     expected = tables.var(axis=(1, 2)) * max(labels) / np.asarray(labels)
     found = sum(variance_components(table)["pairs"] for table in tables)
-    degrees_of_freedom = (len(tables) - 1) * (tables.shape[1] - 1)  # one of the levels' for the assumption
+    # Not those of all levels: the smaller sets are parts of the larger ones, and one is spent on the assumption.
+    degrees_of_freedom = (len(tables) + 1) / 2 * (tables.shape[1] - 1)
     return [Between(found * one / max(expected.sum(), 1e-12), degrees_of_freedom) for one in expected]
 
 
-def extrapolate(labels: np.ndarray, correct: np.ndarray, *, factor: float = 2.0) -> dict[str, float]:
+def extrapolate(
+    labels: np.ndarray, correct: np.ndarray, *, factor: float = 2.0, accuracy: float | None = None
+) -> dict[str, float]:
     """Returns the accuracy that is expected with `factor` times the labels, by a damped power law.
 
     Args:
         labels: counts of training images (levels,), ascending, of two levels or more.
         correct: whether each test image was classified correctly, bool (levels, pairs, images).
+        accuracy: with all labels, if it is known from more pairs than these.
 
     Returns:
         accuracy, in 0..1, with the ends of its 90 % interval, accuracy_low and accuracy_high; and the gain, which is
@@ -55,11 +60,13 @@ def extrapolate(labels: np.ndarray, correct: np.ndarray, *, factor: float = 2.0)
     wrong = 1.0 - np.asarray(correct, "float64")
     least = 0.5 / wrong.shape[2]  # an error of 0 has no logarithm
     now, errors = float(wrong[-1].mean()), np.maximum(wrong.mean(axis=(1, 2)), least)
+    now = now if accuracy is None else 1.0 - accuracy
     places = np.log2(labels) - np.log2(labels).mean()
     slope = places / (places**2).sum()  # of least squares: what each point's logarithm counts for the exponent
     weights = DAMPING * np.log2(factor) * slope
+    falls = min(float(np.exp(weights @ np.log(errors))), 1.0)  # worse with more labels: not expected to go on
+    expected = now * falls
     weights[-1] += 1  # continued from what all labels give
-    expected = min(float(np.exp(weights @ np.log(errors))), now)  # worse with more labels: not expected to go on
     # d expected / d errors: what each image adds to the expected error, so that images and pairs vary as they do
     scale = max(expected, least)
     table = np.tensordot(scale * weights / errors, wrong, axes=1)

@@ -74,7 +74,8 @@ def _label(labels: dict) -> list[str]:
 
 def _decide(verdict: dict) -> list[str]:
     comparison = verdict.get("comparison") or {}
-    if verdict["verdict"] != "no difference shown" or "detectable" not in comparison:
+    # Earlier versions had one name for these two.
+    if verdict["verdict"] != "no difference shown" or comparison.get("equivalent") or "detectable" not in comparison:
         return []
     return [
         f"To decide between frozen and fine-tuned, use more test images or a larger BUDGET: only a difference of "

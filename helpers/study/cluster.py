@@ -41,7 +41,7 @@ def _outcome(work: Callable, trial) -> dict:
 
 
 class Cluster:
-    """Worker processes on this machine, so many of them, or those of a Dask scheduler at an address.
+    """A number of worker processes on this machine, or those of a Dask scheduler at an address.
 
     Args:
         cluster: see `read_cluster`.
@@ -99,7 +99,9 @@ def _connect(cluster: str):
     try:
         from distributed import Client
     except ImportError:
-        raise ValueError("`cluster` needs Dask, which is not installed: pip install -e .[cluster]") from None
+        raise ValueError(
+            '`cluster` needs Dask. To install it: python -m pip install -c requirements.txt -e ".[cluster]"'
+        ) from None
     if "://" not in read_cluster(cluster):
         threads = {"TF_NUM_INTRAOP_THREADS": str(max((os.cpu_count() or 1) // int(cluster), 1))}
         options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None, "env": threads}

@@ -268,7 +268,7 @@ class Experiment:
     # ---- the arm that was chosen
 
     def retrain(self, trial: Trial, *, temperature: float = 1.0) -> keras.Model:
-        """Returns the chosen arm, trained on train and validation images together, by the same call as every arm.
+        """Returns the chosen arm, trained on train and validation images together, in the same way as every arm.
 
         A fine-tuned arm's temperature comes from trainings that had validation images to calibrate on.
         """

@@ -134,8 +134,9 @@ class LabelCurve:
     def table(self, correct: dict[str, np.ndarray]) -> pd.DataFrame:
         """Returns the curves: a row for each arm and count, from `run`.
 
-        The columns are arm, labels (training images), extrapolated (bool), pairs (count), test_accuracy, and low and
-        high: its 95 % interval, or, of the last row of an arm, which is extrapolated to twice the labels, 90 %.
+        The columns are arm, labels (training images), extrapolated (bool), pairs (count: with all labels, all of the
+        final's), test_accuracy, and low and high: its 95 % interval, or, of the last row of an arm, which is
+        extrapolated to twice the labels, 90 %.
         """
         rows = []
         for arm, answers in correct.items():
@@ -145,11 +146,14 @@ class LabelCurve:
             known = self.verdict["arms"][arm]  # of all of the final's pairs
             told = (known[name] for name in ("pairs", "test_accuracy", "low", "high"))
             rows.append((arm, self.labels[-1], False, *told))
-            ahead = extrapolate(self.labels, answers)
+            ahead = self._extrapolate(arm, answers)
             bounds = ahead["accuracy"], ahead["accuracy_low"], ahead["accuracy_high"]
             rows.append((arm, 2 * self.labels[-1], True, answers.shape[1], *bounds))
         columns = ["arm", "labels", "extrapolated", "pairs", "test_accuracy", "low", "high"]
         return pd.DataFrame(rows, columns=columns)
+
+    def _extrapolate(self, arm: str, correct: np.ndarray) -> dict[str, float]:
+        return extrapolate(self.labels, correct, accuracy=self.verdict["arms"][arm]["test_accuracy"])
 
     def answer(self, correct: dict[str, np.ndarray]) -> dict:
         """Returns the answer, plain values: the key `labels` of verdict.json (see helpers/study/README.md)."""
@@ -169,7 +173,7 @@ class LabelCurve:
             "verdict": self.verdict["headline"],
             "differences": [{name: comparison[name] for name in told} for comparison in comparisons],
             "pays_from": find_crossing(self.labels, comparisons, margin=margin),
-            "twice": {name: extrapolate(self.labels, correct[name]) for name in _ARMS},
+            "twice": {name: self._extrapolate(name, correct[name]) for name in _ARMS},
         }
         return answer | describe_labels(answer)
 

@@ -1,4 +1,4 @@
-"""The trials of a study: what has to be done and what is done, kept in a file as it comes (`cluster` does them).
+"""The trials of a study: what has to be done and what is done; each result is kept as it comes.
 
 Each trial is one training, whose result depends on nothing else. So it does not matter which worker does it, or after
 how many interruptions: the table is the same in the end.

@@ -242,5 +242,8 @@ def tensorboard_logs(folder: Path) -> list[keras.callbacks.Callback]:
     if os.environ.get("TENSORBOARD", "0") in ("", "0"):
         return []
     if importlib.util.find_spec("tensorboard") is None:  # TensorFlow would say so after the first epoch
-        raise ModuleNotFoundError("TENSORBOARD=1 needs the package tensorboard: pip install -e .[tensorboard].")
+        raise ModuleNotFoundError(
+            "TENSORBOARD=1 needs the package tensorboard. To install it: "
+            'python -m pip install -c requirements.txt -e ".[tensorboard]"'
+        )
     return [keras.callbacks.TensorBoard(folder, write_graph=False)]

@@ -88,10 +88,18 @@ def run_grid(experiment: Experiment, cuts: list[str], options: argparse.Namespac
     if options.splits == len(SEEDS):
         return table, seconds
     earlier = pd.read_csv(HERE / f"grid_{options.name}.csv").query("seed > @options.splits")
-    chosen = choose(pd.concat([table, earlier]))
-    again, _ = run([Trial("final", "grid", *chosen, seed) for seed in SEEDS[options.splits :]])
-    others = earlier[[tuple(row) != chosen for row in earlier[ARM].itertuples(index=False)]]
-    return pd.concat([table, again, others]), seconds * len(SEEDS) / options.splits
+    earlier = earlier.merge(table[ARM].drop_duplicates())
+    if len(table) + len(earlier) != len(table) * len(SEEDS) / options.splits:
+        raise SystemExit(f"grid_{options.name}.csv is of other arms: leave out --splits.")
+    table = pd.concat([table, earlier], ignore_index=True)
+    while True:  # what is trained again may make another arm the best one
+        chosen = choose(table)
+        of_chosen = [tuple(row) == chosen for row in table[ARM].itertuples(index=False)]
+        lacking = table.index[of_chosen & table["correct"].isna()]
+        if lacking.empty:
+            return table, seconds * len(SEEDS) / options.splits
+        again, _ = run([Trial("final", "grid", *chosen, int(seed)) for seed in table.loc[lacking, "seed"]])
+        table = pd.concat([table.drop(index=lacking), again], ignore_index=True)
 
 
 def choose(table: pd.DataFrame) -> tuple:
@@ -130,7 +138,8 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", default=["quick", "standard"])
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="of the grid's trainings, steps")
     parser.add_argument("--stages", type=int, default=4, help="of the grid, from which on it is fine-tuned")
-    parser.add_argument("--splits", type=int, default=len(SEEDS), help="of the grid, that are trained here")
+    splits = {"type": int, "choices": range(1, 1 + len(SEEDS)), "default": len(SEEDS)}
+    parser.add_argument("--splits", **splits, help="of the grid, that are trained here")
     parser.add_argument("--cluster", default="", help="worker processes, or a Dask scheduler's address")
     options = parser.parse_args()
     if options.name in PHOTOS and not os.environ.get("REAL_DATA_DIR"):
