@@ -80,10 +80,16 @@ def test_to_compare_networks_the_cut_is_that_of_all_heads_and_hopeless_ones_are_
     costs, fitted = {cut: number / 7 for number, cut in enumerate(features)}, []
     monkeypatch.setattr(probing, "load_features", lambda network, pixels: (features, 1.5))
     monkeypatch.setattr(probing, "cut_points", lambda network: costs)
-    monkeypatch.setattr(probing, "fit_head", lambda *x, **options: fitted.append(x) or fit_head(*x, **options))
+
+    def fit(joined, labels, *, cs, **options):
+        fitted.append((joined.tobytes(), len(cs)))
+        return fit_head(joined, labels, cs=cs, **options)
+
+    monkeypatch.setattr(probing, "fit_head", fit)
     heads = {cut: fit_head(x["train"], labels) for cut, x in features.items()}
     expected = choose_cut(probing._describe(None, heads))
     head, cut, seconds = probing.probe_all(None, {}, {"train": labels})
     assert cut == expected == f"cut{best}" and seconds == 1.5
     assert head.losses_[head.C_] == pytest.approx(heads[cut].losses_[heads[cut].C_], abs=2e-3)
-    assert len(fitted) == 8 - best + probing._WORSE
+    assert len({joined for joined, _ in fitted}) == 8 - best + probing._WORSE
+    assert [count for _, count in fitted[-probing._WORSE :]] == [1] * probing._WORSE, "their own C would not help"

@@ -7,7 +7,7 @@ from helpers._keras import keras
 from helpers.backbones.graphs import free_name
 from helpers.backbones.stages import cut_points, pool_features
 from helpers.training.activations import load_activations
-from helpers.training.heads import fit_head
+from helpers.training.heads import CS, fit_head
 
 # To compare networks: cuts in a row that are clearly worse than a later one (those before them are not tried), and
 # the solver's tolerance, which changes log-losses by less than 0.005 (three networks on 400 photos of flowers).
@@ -56,15 +56,21 @@ def probe_all(network: keras.Model, pixels: dict, labels: dict, *, class_weight:
     """Returns the head at the cut that `choose_cut` takes, this cut, and the seconds of the forward pass.
 
     Takes what `probe_depth` takes, but all parts that have labels are cross-validated together: to compare networks.
-    Heads are fitted from the end back until some in a row are clearly worse, and no more precisely than is needed.
+    Heads are fitted from the end back until some in a row are clearly worse, and no more precisely than is needed:
+    for one that is clearly worse with the best head's C, its own is not looked for.
     """
     features, seconds = load_features(network, pixels)
-    labelled, heads = np.concatenate(list(labels.values())), {}
+    labelled, heads, known = np.concatenate(list(labels.values())), {}, []
     for cut in reversed(features):
         joined = np.concatenate([features[cut][part] for part in labels])
-        heads[cut] = fit_head(joined, labelled, class_weight=class_weight, tolerance=ROUGHLY)
-        table = _describe(network, dict(reversed(heads.items())))
-        if len(heads) > _WORSE and (table["behind"] > 2 * table["error"]).iloc[:_WORSE].all():
+        for cs in (*known, CS):
+            heads[cut] = fit_head(joined, labelled, cs=cs, class_weight=class_weight, tolerance=ROUGHLY)
+            table = _describe(network, dict(reversed(heads.items())))
+            worse = table["behind"] > 2 * table["error"]
+            if worse.iloc[0]:
+                break
+        known = [(heads[table.loc[table["log_loss"].idxmin(), "cut"]].C_,)]
+        if len(heads) > _WORSE and worse.iloc[:_WORSE].all():
             break
     cut = choose_cut(table)
     return heads[cut], cut, seconds
