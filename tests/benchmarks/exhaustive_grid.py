@@ -94,7 +94,7 @@ def run_grid(experiment: Experiment, cuts: list[str], options: argparse.Namespac
     table = pd.concat([table, earlier], ignore_index=True)
     while True:  # what is trained again may make another arm the best one
         chosen = choose(table)
-        of_chosen = [tuple(row) == chosen for row in table[ARM].itertuples(index=False)]
+        of_chosen = np.array([tuple(row) == chosen for row in table[ARM].itertuples(index=False)])
         lacking = table.index[of_chosen & table["correct"].isna()]
         if lacking.empty:
             return table, seconds * len(SEEDS) / options.splits
