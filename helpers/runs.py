@@ -51,6 +51,8 @@ def _missing(record: RunFolder) -> list[str]:
     if failures := record.failures:
         return [f"{name} did not finish." for name in failures]
     if not (record.parameters or record.notebooks):
+        if (record.run / "networks.jsonl").exists():
+            return ["A comparison of networks: make compare."]
         return [] if record.notes else ["It is no run."]
     return ["No verdict yet: 04_freeze_or_fine_tune makes it."]
 

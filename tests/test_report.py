@@ -117,7 +117,7 @@ def test_it_says_what_to_do_next(page):
     [
         ({}, None),
         ({"verdict": "no difference shown"}, "BUDGET: only a difference of about 4.0 points or more would likely"),
-        ({"arms": {"frozen": {"test_accuracy": 0.7, "seconds": 1.0}}}, "Try another network"),
+        ({"chosen": "frozen", "arms": {"frozen": {"test_accuracy": 0.7, "seconds": 1.0}}}, "Try another network"),
     ],
 )
 def test_a_study_that_did_not_decide_and_a_poor_network_are_told(tmp_path, changes, words):

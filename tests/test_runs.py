@@ -38,8 +38,11 @@ def test_what_is_not_whole_has_a_note(tmp_path):
     nbformat.write(executed("How?", "", {}, ("1/0", [error]), exception=True), failed / "02_transfer_learning.ipynb")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
+    (tmp_path / "compared").mkdir()
+    (tmp_path / "compared" / "networks.jsonl").touch()
     found = rows(tmp_path)
     assert {name: row["note"] for name, row in found.items()} == {
+        "compared": "A comparison of networks: make compare.",
         "stopped": "The study is not complete: the race was interrupted.",
         "early": "No verdict yet: 04_freeze_or_fine_tune makes it.",
         "failed": "02_transfer_learning did not finish.",

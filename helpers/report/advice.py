@@ -78,7 +78,7 @@ def _decide(verdict: dict) -> list[str]:
     if verdict["verdict"] != "no difference shown" or comparison.get("equivalent") or "detectable" not in comparison:
         return []
     return [
-        f"To decide between frozen and fine-tuned, use more test images or a larger BUDGET: only a difference of "
+        f"For a clearer answer, use more test images or a larger BUDGET: only a difference of "
         f"about {100 * comparison['detectable']:.1f} points or more would likely have been shown."
     ]
 
@@ -101,7 +101,7 @@ def _harden(corruptions) -> list[str]:
 
 def _change_network(verdict: dict, parameters: dict) -> list[str]:
     arms = verdict.get("arms", {})
-    best = max((arms[name]["test_accuracy"] for name in ("frozen", "fine-tuned") if name in arms), default=1.0)
+    best = arms.get(verdict.get("chosen"), {}).get("test_accuracy", 1.0)
     pixels = arms.get("raw pixels", {}).get("test_accuracy", 0.0)
     if best >= GOOD and best > pixels + 0.02:
         return []

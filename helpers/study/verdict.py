@@ -52,8 +52,8 @@ def _headline(answer: dict, points: dict[str, float]) -> str:
         )
     if answer["chosen"] == "fine-tuned":
         return (
-            f"Not decided: fine-tuning looks {points['difference']:.1f} points more accurate, which may be chance "
-            f"({_interval(points)}){longer}."
+            f"Not decided, but fine-tuning is the better guess: it looks {points['difference']:.1f} points more "
+            f"accurate, which may be chance ({_interval(points)}){longer}."
         )
     if answer["verdict"] == "too small to matter":
         return f"Freeze: fine-tuning makes a difference too small to matter ({_interval(points)}){longer}."
