@@ -18,7 +18,7 @@ from helpers.backbones import copy_weights
 from helpers.data import check_images, find_images, split_images
 from helpers.evaluation.intervals import compare_pairs
 from helpers.evaluation.learning_curves import variance_between_pairs
-from helpers.plots import plot_costs, plot_depth, plot_differences, plot_labels, plot_rates
+from helpers.plots import plot_costs, plot_depth, plot_differences, plot_labels, plot_rates, plot_stages
 from helpers.study import Experiment, LabelCurve, Study, summarize
 from helpers.study import experiment as experiments
 from helpers.study import plan as planning
@@ -471,7 +471,9 @@ def test_after_the_given_minutes_it_ends_with_what_there_is(make_study, probe):
     assert "minutes given were over" in verdict["paragraph"]
     figures = [plot_rates(race), plot_depth(probe, race), plot_costs(summarize(final))]
     assert all(figure.description for figure in [*figures, plot_differences(verdict["comparison"])])
-    pixels = study.experiment.split(0)[0]
+    arm, pixels = study.chosen_arm(final, verdict), study.experiment.split(0)[0]
+    assert (arm.arm, arm.cut, arm.stage) == ("frozen", study.plan.frozen, "")
+    assert plot_stages(study.experiment.network, cut=arm.cut, learns_from=arm.stage).description
     assert compute_activations(study.retrain(final, verdict), pixels["test"]).shape == (len(pixels["test"]), 3)
 
 
@@ -541,7 +543,8 @@ def test_the_chosen_model_learns_from_all_images_and_not_from_what_was_done_befo
     study, (_, final, verdict) = undisturbed
     pixels, labels = study.experiment.split(0)
     chosen = verdict | {"chosen": "fine-tuned"}
-    fresh = Study.retrain(SimpleNamespace(experiment=make_experiment(folder), plan=study.plan), final, chosen)
+    untouched = SimpleNamespace(experiment=make_experiment(folder), chosen_arm=study.chosen_arm)
+    fresh = Study.retrain(untouched, final, chosen)
     for choice in ("frozen", "fine-tuned"):
         model = study.retrain(final, verdict | {"chosen": choice})
         assert (compute_activations(model, pixels["test"]).argmax(axis=1) == labels["test"]).mean() > 0.6

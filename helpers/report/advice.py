@@ -74,7 +74,7 @@ def _label(labels: dict) -> list[str]:
 
 def _decide(verdict: dict) -> list[str]:
     comparison = verdict.get("comparison") or {}
-    # Earlier versions had one name for these two.
+    # In files of earlier versions, that was also the name of a difference too small to matter.
     if verdict["verdict"] != "no difference shown" or comparison.get("equivalent") or "detectable" not in comparison:
         return []
     return [

@@ -141,7 +141,8 @@ class LabelCurve:
         rows = []
         for arm, answers in correct.items():
             between = variance_between_pairs(self.labels, answers)
-            for count, of_count, variance in zip(self.labels[:-1], answers, between, strict=False):
+            fewer = zip(self.labels[:-1], answers[:-1], between[:-1], strict=True)
+            for count, of_count, variance in fewer:
                 rows.append((arm, count, False, len(of_count), *accuracy_over_pairs(of_count, between=variance)))
             known = self.verdict["arms"][arm]  # of all of the final's pairs
             told = (known[name] for name in ("pairs", "test_accuracy", "low", "high"))

@@ -207,15 +207,19 @@ class Study:
         words = describe_verdict(answer)
         return answer | words | {"paragraph": f"{words['headline']} {words['explanation']}"}
 
+    def chosen_arm(self, final: pd.DataFrame, verdict: dict) -> Trial:
+        """Returns the arm that the verdict chose: of a study that was stopped before its final, the frozen one."""
+        rows = _of_chosen(final, verdict)
+        if rows.empty:
+            return Trial("chosen", "frozen", self.plan.frozen)
+        row = rows.iloc[0]
+        return Trial("chosen", row["arm"], row["cut"], row["stage"], row["learning_rate"], self.plan.steps)
+
     def retrain(self, final: pd.DataFrame, verdict: dict) -> keras.Model:
         """Returns the chosen arm, trained on train and validation images together: `Experiment.retrain`."""
-        rows = final[(final["arm"] == verdict["chosen"]) & final["correct"].notna()]
-        if rows.empty:  # the study was stopped before
-            return self.experiment.retrain(Trial("chosen", "frozen", self.plan.frozen))
-        row = rows.iloc[0]
-        trial = Trial("chosen", row["arm"], row["cut"], row["stage"], row["learning_rate"], self.plan.steps)
-        temperatures = rows["temperature"].dropna()
-        return self.experiment.retrain(trial, temperature=median(temperatures) if len(temperatures) else 1.0)
+        temperatures = _of_chosen(final, verdict)["temperature"].dropna()
+        temperature = median(temperatures) if len(temperatures) else 1.0
+        return self.experiment.retrain(self.chosen_arm(final, verdict), temperature=temperature)
 
 
 def candidate_cuts(probe: pd.DataFrame, cut: str = "auto") -> list[str]:
@@ -225,6 +229,10 @@ def candidate_cuts(probe: pd.DataFrame, cut: str = "auto") -> list[str]:
     if taken != end:
         return [taken, end]
     return [taken, *earlier.loc[[earlier["log_loss"].idxmin()], "cut"]] if len(earlier) else [taken]
+
+
+def _of_chosen(final: pd.DataFrame, verdict: dict) -> pd.DataFrame:
+    return final[(final["arm"] == verdict["chosen"]) & final["correct"].notna()]
 
 
 def _race_table(rows: list[dict]) -> pd.DataFrame:

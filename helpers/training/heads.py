@@ -91,7 +91,7 @@ def _solve(features, labels, c: float, weights: dict | None, tolerance: float, *
     head = LogisticRegression(C=c, warm_start=start is not None, max_iter=1000, tol=tolerance, class_weight=weights)
     if start is not None:
         head.coef_, head.intercept_ = start.coef_.copy(), start.intercept_.copy()
-    # `fit_head` has checked them: once more for each of dozens of short fits takes a tenth of their time.
+    # `fit_head` has checked them: to do so again takes long beside each of dozens of short fits.
     checked = config_context(assume_finite=True, skip_parameter_validation=True)
     with warnings.catch_warnings(), checked:
         warnings.simplefilter("ignore", ConvergenceWarning)  # only the largest C, which are not chosen

@@ -16,20 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+from exhaustive_grid import make_experiment
 from frozen_phase import load_network, load_table, real_data
 from sklearn.model_selection import StratifiedKFold
 
-from helpers.backbones import keras, load_backbone, truncate
+from helpers.backbones import keras, truncate
 from helpers.backbones.stages import first_stage
-from helpers.data import (
-    check_images,
-    encode_labels,
-    exclude_problems,
-    find_images,
-    load_pixels,
-    open_data,
-    split_images,
-)
+from helpers.data import encode_labels, load_pixels
 from helpers.training import (
     Recipe,
     attach_head,
@@ -66,8 +59,8 @@ CHOICES = {
 def load(name: str):
     """Returns the network, the images that are not test images, and their labels."""
     if name == DIGITS:
-        network = load_backbone("data/letters.keras")
-        images = split_images(exclude_problems(*check_images(find_images(open_data("digits")))))
+        experiment = make_experiment(name)
+        network, images = experiment.network, experiment.images
     else:
         folder, size = SETS[name]
         network, images = load_network(size), load_table(folder)
